@@ -1,0 +1,3 @@
+//! The `cryoscope` command.
+
+fn main() {}

@@ -1,0 +1,311 @@
+//! Guest physical memory, seen from the host.
+//!
+//! [`GuestMem`] is the one view through which everything above reads a guest: a live machine
+//! ([`MappedMem`]), a stored image, or a test's own pages ([`FakeMem`]). Readers never hold a
+//! reference into guest memory: every access copies, so a guest that runs on while it is read
+//! can give torn values but never undefined behaviour.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap,
+};
+
+/// A guest-physical address.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Gpa(pub u64);
+
+/// A guest kernel-virtual address.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Kva(pub u64);
+
+impl Kva {
+    /// This address moved up by `offset` bytes, wrapping like the guest's own arithmetic.
+    #[must_use]
+    pub fn offset(self, offset: u64) -> Self {
+        Kva(self.0.wrapping_add(offset))
+    }
+
+    /// Whether this is the null pointer.
+    #[must_use]
+    pub fn is_null(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl fmt::Debug for Gpa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "gpa {:#x}", self.0)
+    }
+}
+
+impl fmt::Display for Gpa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+impl fmt::Debug for Kva {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "kva {:#x}", self.0)
+    }
+}
+
+impl fmt::Display for Kva {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+/// A run of guest RAM, in guest-physical addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// First address.
+    pub start: Gpa,
+    /// Length in bytes, never zero.
+    pub len: u64,
+}
+
+/// A read of guest-physical memory that failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MemError {
+    /// The range is not (wholly) RAM.
+    #[error("no guest RAM at {at} ({len} bytes asked)")]
+    NotRam {
+        /// First address asked for.
+        at: Gpa,
+        /// Bytes asked for.
+        len: usize,
+    },
+    /// The host could not map or read the memory behind the guest.
+    #[error("cannot map guest RAM: {0}")]
+    Host(String),
+}
+
+/// A read-only view of a guest's physical memory.
+///
+/// Implementations copy on every read. A read either fills the whole buffer or fails.
+pub trait GuestMem: Send + Sync {
+    /// The RAM there is, ascending and without overlaps.
+    fn regions(&self) -> &[Region];
+
+    /// Fills `buf` from guest-physical `at`.
+    ///
+    /// # Errors
+    /// [`MemError::NotRam`] when any byte of the range is not RAM.
+    fn read(&self, at: Gpa, buf: &mut [u8]) -> Result<(), MemError>;
+
+    /// Makes later reads cheap: maps what the guest has already touched into this process.
+    /// A hint, called outside of freezes; the default does nothing.
+    fn prefault(&self) {}
+
+    /// Total RAM in bytes.
+    fn size(&self) -> u64 {
+        self.regions().iter().map(|r| r.len).sum()
+    }
+}
+
+/// Guest RAM that a file or memfd backs, mapped once and shared with the machine that runs on it.
+pub struct MappedMem {
+    mem: GuestMemoryMmap,
+    regions: Vec<Region>,
+    file: File,
+    /// Where each region starts in `file`.
+    offsets: Vec<u64>,
+}
+
+impl MappedMem {
+    /// Maps `file` read-only as guest RAM. `layout` gives each region with its offset in the file.
+    ///
+    /// # Errors
+    /// [`MemError::Host`] when the kernel refuses the mapping or the layout overlaps itself.
+    pub fn new(file: File, layout: &[(Region, u64)]) -> Result<Self, MemError> {
+        let host = |e: &dyn fmt::Display| MemError::Host(e.to_string());
+        let mut mapped = Vec::with_capacity(layout.len());
+        let (mut regions, mut offsets) = (Vec::new(), Vec::new());
+        for (region, offset) in layout {
+            let backing = file.try_clone().map_err(|e| host(&e))?;
+            let len = usize::try_from(region.len).map_err(|e| host(&e))?;
+            let map = MmapRegionBuilder::new(len)
+                .with_file_offset(FileOffset::new(backing, *offset))
+                .with_mmap_prot(libc::PROT_READ)
+                .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+                .build()
+                .map_err(|e| host(&e))?;
+            let guest = GuestRegionMmap::new(map, GuestAddress(region.start.0))
+                .ok_or_else(|| MemError::Host("a region ends beyond the address space".into()))?;
+            mapped.push(guest);
+            regions.push(*region);
+            offsets.push(*offset);
+        }
+        let mem = GuestMemoryMmap::from_regions(mapped).map_err(|e| host(&e))?;
+        Ok(MappedMem { mem, regions, file, offsets })
+    }
+
+    /// Populates the page tables for one extent of the file that holds data.
+    fn populate(&self, file_start: u64, file_end: u64) {
+        for (region, offset) in self.regions.iter().zip(&self.offsets) {
+            let start = file_start.max(*offset);
+            let end = file_end.min(offset + region.len);
+            if start >= end {
+                continue;
+            }
+            let gpa = GuestAddress(region.start.0 + (start - offset));
+            if let Ok(host) = self.mem.get_host_address(gpa) {
+                let len = (end - start) as usize;
+                // SAFETY: the range lies inside one region of `self.mem`, which stays mapped as
+                // long as `self` lives; populating for reads changes no memory contents, and a
+                // failure (an old kernel) only leaves the pages to be faulted in later.
+                #[allow(unsafe_code)]
+                unsafe {
+                    libc::madvise(host.cast(), len, libc::MADV_POPULATE_READ);
+                }
+            }
+        }
+    }
+}
+
+impl GuestMem for MappedMem {
+    fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    fn read(&self, at: Gpa, buf: &mut [u8]) -> Result<(), MemError> {
+        self.mem
+            .read_slice(buf, GuestAddress(at.0))
+            .map_err(|_| MemError::NotRam { at, len: buf.len() })
+    }
+
+    /// Only pages that hold data are populated: touching a hole of a memfd would allocate it.
+    fn prefault(&self) {
+        let fd = self.file.as_raw_fd();
+        let mut at: i64 = 0;
+        loop {
+            // SAFETY: lseek on a descriptor that `self.file` owns; no memory is passed. The file
+            // offset it moves is used by nobody (all access goes through the mapping).
+            #[allow(unsafe_code)]
+            let (data, hole) = unsafe {
+                let data = libc::lseek(fd, at, libc::SEEK_DATA);
+                (data, if data < 0 { -1 } else { libc::lseek(fd, data, libc::SEEK_HOLE) })
+            };
+            if data < 0 || hole <= data {
+                return;
+            }
+            self.populate(data as u64, hole as u64);
+            at = hole;
+        }
+    }
+}
+
+/// Memory made of single pages, for tests and small stored images: what is not there is not RAM.
+#[derive(Clone, Default)]
+pub struct FakeMem {
+    pages: BTreeMap<u64, Box<[u8; PAGE]>>,
+    regions: Vec<Region>,
+}
+
+const PAGE: usize = 4096;
+
+impl FakeMem {
+    /// Memory without any page.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Writes `bytes` at `at`, adding zeroed pages where there are none.
+    pub fn write(&mut self, at: Gpa, bytes: &[u8]) {
+        let mut gpa = at.0;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let within = (gpa % PAGE as u64) as usize;
+            let n = rest.len().min(PAGE - within);
+            let page = self.pages.entry(gpa - within as u64).or_insert_with(|| Box::new([0; PAGE]));
+            page[within..within + n].copy_from_slice(&rest[..n]);
+            rest = &rest[n..];
+            gpa += n as u64;
+        }
+        self.regions = runs(self.pages.keys().copied());
+    }
+}
+
+/// Merges ascending page addresses into regions.
+fn runs(pages: impl Iterator<Item = u64>) -> Vec<Region> {
+    let mut out: Vec<Region> = Vec::new();
+    for page in pages {
+        match out.last_mut() {
+            Some(last) if last.start.0 + last.len == page => last.len += PAGE as u64,
+            _ => out.push(Region { start: Gpa(page), len: PAGE as u64 }),
+        }
+    }
+    out
+}
+
+impl GuestMem for FakeMem {
+    fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    fn read(&self, at: Gpa, buf: &mut [u8]) -> Result<(), MemError> {
+        let len = buf.len();
+        let mut done = 0;
+        while done < len {
+            let gpa = at.0.checked_add(done as u64).ok_or(MemError::NotRam { at, len })?;
+            let within = (gpa % PAGE as u64) as usize;
+            let n = (len - done).min(PAGE - within);
+            let page =
+                self.pages.get(&(gpa - within as u64)).ok_or(MemError::NotRam { at, len })?;
+            buf[done..done + n].copy_from_slice(&page[within..within + n]);
+            done += n;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn fake_memory_reads_across_pages_and_refuses_holes() {
+        let mut mem = FakeMem::new();
+        mem.write(Gpa(0x1ffe), &[1, 2, 3, 4]);
+        let mut buf = [0; 4];
+        mem.read(Gpa(0x1ffe), &mut buf).unwrap();
+        assert_eq!(buf, [1, 2, 3, 4]);
+        assert_eq!(mem.regions(), [Region { start: Gpa(0x1000), len: 0x2000 }]);
+        let err = mem.read(Gpa(0x2ffe), &mut buf).unwrap_err();
+        assert_eq!(err.to_string(), "no guest RAM at 0x2ffe (4 bytes asked)");
+        assert!(mem.read(Gpa(u64::MAX - 1), &mut buf).is_err());
+    }
+
+    #[test]
+    fn mapped_memory_follows_the_file_and_its_layout() {
+        let fd = rustix::fs::memfd_create("mem-test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let file = File::from(fd);
+        file.set_len(0x4000).unwrap();
+        file.write_all_at(b"low", 0x1000).unwrap();
+        file.write_all_at(b"high", 0x2000).unwrap();
+        let low = Region { start: Gpa(0), len: 0x2000 };
+        let high = Region { start: Gpa(0x1_0000_0000), len: 0x2000 };
+        let writer = file.try_clone().unwrap();
+        let mem = MappedMem::new(file, &[(low, 0), (high, 0x2000)]).unwrap();
+        mem.prefault();
+        let mut buf = [0; 4];
+        mem.read(Gpa(0x1_0000_0000), &mut buf).unwrap();
+        assert_eq!(&buf, b"high");
+        mem.read(Gpa(0x1000), &mut buf[..3]).unwrap();
+        assert_eq!(&buf[..3], b"low");
+        writer.write_all_at(b"LOW", 0x1000).unwrap();
+        mem.read(Gpa(0x1000), &mut buf[..3]).unwrap();
+        assert_eq!(&buf[..3], b"LOW");
+        assert!(mem.read(Gpa(0x2000), &mut buf).is_err(), "the gap is not RAM");
+        assert!(mem.read(Gpa(0x1fff), &mut buf).is_err(), "a read may not leave its region");
+        assert_eq!(mem.size(), 0x4000);
+    }
+}

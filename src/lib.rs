@@ -16,12 +16,13 @@
 //!
 //! | module | may import | job |
 //! |---|---|---|
+//! | [`child`] | | child processes that end with us |
 //! | [`mem`] | | guest physical memory |
 //! | [`wire`] | | frames between host and guest |
 //! | [`btf`] | | BTF as a graph of types |
-//! | [`kernel`] | `btf` | kernel images: find, fetch, unpack, cache |
-//! | [`scheduler`] | `btf`, `kernel` | a scheduler spec becomes files to stage |
-//! | [`vm`] | `mem`, `wire`, `kernel`, `scheduler` | machines: topology, initramfs, channel, engines |
+//! | [`kernel`] | `btf`, `child` | kernel images: find, fetch, unpack, cache |
+//! | [`scheduler`] | `btf`, `kernel`, `child` | a scheduler spec becomes files to stage |
+//! | [`vm`] | `mem`, `wire`, `kernel`, `scheduler`, `child` | machines: topology, initramfs, channel, engines |
 //! | [`introspect`] | `mem`, `btf` | paging, symbols, typed reads, BPF maps, from RAM alone |
 //! | [`snapshot`] | `btf`; `introspect` and `mem` in `capture.rs` only | what was copied at a freeze, read by name |
 //! | [`freeze`] | `vm`, `snapshot`, `mem` | stop, copy, go on |
@@ -33,6 +34,7 @@
 //! `introspect` and `vm` never meet, so all introspection also runs on a stored image.
 
 pub mod btf;
+pub mod child;
 pub mod cli;
 pub mod freeze;
 pub mod introspect;

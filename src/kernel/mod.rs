@@ -1,1 +1,5 @@
-//! To be built.
+//! Kernel images: find, fetch, unpack, cache.
+
+pub mod cache;
+
+pub use cache::{CacheDir, CacheError, CacheLock};

@@ -19,6 +19,16 @@ use serde::{Deserialize, Serialize};
 pub const VERSION: u32 = 1;
 /// The largest payload in bytes, in either direction.
 pub const MAX_PAYLOAD: usize = 4 << 20;
+/// The virtio-serial port over which frames travel, unless the kernel command line names another
+/// with [`PORT_ARG`] or a serial line with [`TTY_ARG`].
+pub const PORT_NAME: &str = "cryoscope.frames";
+/// Kernel argument with the name of a virtio-serial port: `cryoscope.port=NAME`.
+pub const PORT_ARG: &str = "cryoscope.port";
+/// Kernel argument with a serial line to use instead of a virtio port: `cryoscope.tty=ttyS1`.
+pub const TTY_ARG: &str = "cryoscope.tty";
+/// Where groups are, relative to the root of the cgroup v2 hierarchy: group `hot` has the path
+/// `/lab/hot`.
+pub const LAB_CGROUP: &str = "lab";
 /// Bytes of header before each payload.
 pub const HEADER: usize = 16;
 const MAGIC: [u8; 4] = *b"CRYO";
@@ -42,7 +52,8 @@ pub enum Op {
     Detach,
     /// State of sched_ext and of the scheduler's loader; answered by [`Answer::Scheduler`].
     SchedulerState,
-    /// Make a cgroup v2 group below the laboratory's own; answered by [`Answer::Done`].
+    /// Make a cgroup v2 group below the laboratory's own ([`LAB_CGROUP`]); answered by
+    /// [`Answer::Done`].
     CgroupCreate {
         /// A single path component.
         name: String,
@@ -94,7 +105,8 @@ pub enum Op {
     },
     /// Start workers; answered by [`Answer::Workers`].
     Start(Work),
-    /// Run a program to its end; answered by [`Answer::Exec`].
+    /// Run a program to its end; answered by [`Answer::Exec`]. It leads a process group of its
+    /// own, of which nothing is left when the answer comes.
     Exec {
         /// Program and arguments. The agent's own applets (`cat`, `ls`, ..) serve where the
         /// program is not in the guest.
@@ -134,6 +146,8 @@ pub enum Attach {
         path: String,
         /// Initial values for variables of read-only (and other) sections.
         patches: Vec<Patch>,
+        /// How long loading and attaching may take.
+        timeout_ms: u64,
     },
     /// A program that loads its own scheduler and stays.
     Program {
@@ -141,7 +155,7 @@ pub enum Attach {
         argv: Vec<String>,
         /// Added to a minimal environment.
         env: Vec<(String, String)>,
-        /// How long sched_ext may take to become enabled.
+        /// How long it may take until sched_ext is enabled.
         timeout_ms: u64,
     },
 }
@@ -178,7 +192,7 @@ pub struct Work {
     pub kind: WorkKind,
     /// How many processes (for `pipe`: pairs count as two processes, so this must be even).
     pub count: u32,
-    /// In which group; none is the laboratory's root group.
+    /// In which group; without one, outside any (in the root of the hierarchy).
     pub cgroup: Option<String>,
     /// Scheduling policy; without one the worker joins SCHED_EXT when a scheduler is attached.
     pub policy: Option<Policy>,
@@ -354,6 +368,9 @@ pub struct Exec {
     pub stdout: String,
     /// Standard error.
     pub stderr: String,
+    /// Whether a stream was longer than the cap; its beginning was kept.
+    #[serde(default)]
+    pub truncated: bool,
 }
 
 /// Why a request was not carried out.
@@ -409,6 +426,11 @@ pub enum Event {
     /// The agent received a frame it cannot trust; it stops listening.
     ChannelDamaged {
         /// What was wrong.
+        reason: String,
+    },
+    /// The agent cannot go on, because of a fault of its own; it powers the machine off.
+    AgentFailed {
+        /// What went wrong.
         reason: String,
     },
     /// The last frame before the machine goes off.
@@ -616,7 +638,11 @@ mod tests {
     fn two_frames() -> Vec<u8> {
         let mut encoder = Encoder::default();
         let patch = Patch { section: ".rodata".into(), offset: 8, bytes: vec![0, 0xff, 0x1a] };
-        let op = Op::Attach(Attach::Object { path: "/s.bpf.o".into(), patches: vec![patch] });
+        let op = Op::Attach(Attach::Object {
+            path: "/s.bpf.o".into(),
+            patches: vec![patch],
+            timeout_ms: 60_000,
+        });
         let mut bytes = encoder.encode(&hello()).unwrap();
         bytes.extend(encoder.encode(&Request { id: 7, op }).unwrap());
         bytes

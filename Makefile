@@ -1,0 +1,48 @@
+# Everything starts here: `make demo` and `make test` do all the set-up they need and are
+# idempotent. What is missing comes through the machine's own package manager (tools/setup).
+
+CARGO ?= cargo
+
+.PHONY: help demo test setup build fmt clippy licences unit vm repeat bench clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+demo: setup ## set everything up, boot a real kernel, judge an example scheduler
+	@tools/say "building cryoscope"
+	$(CARGO) build --release --bins
+	@tools/say "running scripts/smoke.rhai against a real kernel"
+	target/release/cryoscope run scripts/smoke.rhai
+
+test: setup fmt clippy unit vm ## set everything up and pass every test
+	@tools/say "all tests have passed"
+
+setup: ## install what is missing through the package manager
+	@tools/setup
+
+fmt:
+	@tools/say "formatting"
+	$(CARGO) fmt --check
+
+clippy:
+	@tools/say "clippy, warnings denied"
+	$(CARGO) clippy --all-targets -- -D warnings
+
+unit: ## unit, golden, house-rule and licence tests: seconds
+	@tools/say "unit and golden tests, house rules, licences"
+	$(CARGO) test --lib --bins --test tidy --test licences
+
+vm: ## tests that boot real kernels
+	@tools/say "tests against real kernels"
+	$(CARGO) test --test '*'
+
+repeat: setup ## the smoke scripts ten times over kernels, boot paths and topologies (long)
+	$(CARGO) build --release --bins
+	tools/repeat
+
+bench: setup ## whole runs measured against a bare QEMU in the same run
+	$(CARGO) build --release --bins --benches
+	benches/runs
+
+clean:
+	$(CARGO) clean

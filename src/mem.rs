@@ -103,6 +103,12 @@ pub trait GuestMem: Send + Sync {
     /// A hint, called outside of freezes; the default does nothing.
     fn prefault(&self) {}
 
+    /// The parts of RAM that may hold something other than zeros, ascending. Searches read these
+    /// alone: a page that the guest never touched costs the host a page once it is looked at.
+    fn populated(&self) -> Vec<Region> {
+        self.regions().to_vec()
+    }
+
     /// Total RAM in bytes.
     fn size(&self) -> u64 {
         self.regions().iter().map(|r| r.len).sum()
@@ -146,24 +152,47 @@ impl MappedMem {
         Ok(MappedMem { mem, regions, file, offsets })
     }
 
-    /// Populates the page tables for one extent of the file that holds data.
-    fn populate(&self, file_start: u64, file_end: u64) {
-        for (region, offset) in self.regions.iter().zip(&self.offsets) {
+    /// The extents of the file that hold data; everything when the file system cannot tell.
+    fn extents(&self) -> Vec<(u64, u64)> {
+        let fd = self.file.as_raw_fd();
+        let mut out = Vec::new();
+        let mut at: i64 = 0;
+        loop {
+            // SAFETY: lseek on a descriptor that `self.file` owns; no memory is passed. The file
+            // offset it moves is used by nobody (all access goes through the mapping).
+            #[allow(unsafe_code)]
+            let (data, hole) = unsafe {
+                let data = libc::lseek(fd, at, libc::SEEK_DATA);
+                (data, if data < 0 { -1 } else { libc::lseek(fd, data, libc::SEEK_HOLE) })
+            };
+            if data < 0 || hole <= data {
+                return out;
+            }
+            out.push((data as u64, hole as u64));
+            at = hole;
+        }
+    }
+
+    /// What of an extent of the file is RAM, region by region.
+    fn within(&self, (file_start, file_end): (u64, u64)) -> impl Iterator<Item = Region> {
+        self.regions.iter().zip(&self.offsets).filter_map(move |(region, offset)| {
             let start = file_start.max(*offset);
             let end = file_end.min(offset + region.len);
-            if start >= end {
-                continue;
-            }
-            let gpa = GuestAddress(region.start.0 + (start - offset));
-            if let Ok(host) = self.mem.get_host_address(gpa) {
-                let len = (end - start) as usize;
-                // SAFETY: the range lies inside one region of `self.mem`, which stays mapped as
-                // long as `self` lives; populating for reads changes no memory contents, and a
-                // failure (an old kernel) only leaves the pages to be faulted in later.
-                #[allow(unsafe_code)]
-                unsafe {
-                    libc::madvise(host.cast(), len, libc::MADV_POPULATE_READ);
-                }
+            (start < end)
+                .then(|| Region { start: Gpa(region.start.0 + (start - offset)), len: end - start })
+        })
+    }
+
+    /// Populates the page tables of this process for a run of RAM.
+    fn populate(&self, run: Region) {
+        if let Ok(host) = self.mem.get_host_address(GuestAddress(run.start.0)) {
+            let len = run.len as usize;
+            // SAFETY: the range lies inside one region of `self.mem`, which stays mapped as
+            // long as `self` lives; populating for reads changes no memory contents, and a
+            // failure (an old kernel) only leaves the pages to be faulted in later.
+            #[allow(unsafe_code)]
+            unsafe {
+                libc::madvise(host.cast(), len, libc::MADV_POPULATE_READ);
             }
         }
     }
@@ -182,22 +211,16 @@ impl GuestMem for MappedMem {
 
     /// Only pages that hold data are populated: touching a hole of a memfd would allocate it.
     fn prefault(&self) {
-        let fd = self.file.as_raw_fd();
-        let mut at: i64 = 0;
-        loop {
-            // SAFETY: lseek on a descriptor that `self.file` owns; no memory is passed. The file
-            // offset it moves is used by nobody (all access goes through the mapping).
-            #[allow(unsafe_code)]
-            let (data, hole) = unsafe {
-                let data = libc::lseek(fd, at, libc::SEEK_DATA);
-                (data, if data < 0 { -1 } else { libc::lseek(fd, data, libc::SEEK_HOLE) })
-            };
-            if data < 0 || hole <= data {
-                return;
-            }
-            self.populate(data as u64, hole as u64);
-            at = hole;
+        for extent in self.extents() {
+            self.within(extent).for_each(|run| self.populate(run));
         }
+    }
+
+    fn populated(&self) -> Vec<Region> {
+        let mut out: Vec<Region> =
+            self.extents().into_iter().flat_map(|extent| self.within(extent)).collect();
+        out.sort_by_key(|run| run.start);
+        out
     }
 }
 
@@ -296,6 +319,8 @@ mod tests {
         let writer = file.try_clone().unwrap();
         let mem = MappedMem::new(file, &[(low, 0), (high, 0x2000)]).unwrap();
         mem.prefault();
+        let page = |gpa| Region { start: Gpa(gpa), len: 0x1000 };
+        assert_eq!(mem.populated(), [page(0x1000), page(0x1_0000_0000)]);
         let mut buf = [0; 4];
         mem.read(Gpa(0x1_0000_0000), &mut buf).unwrap();
         assert_eq!(&buf, b"high");

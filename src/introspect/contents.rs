@@ -1,0 +1,259 @@
+//! What a map holds, as bytes: the result of decoding a copy of it.
+//!
+//! Values are kept in one allocation per side, not in one per entry: a map of ten thousand
+//! entries is decoded into a handful of vectors.
+
+use std::collections::BTreeMap;
+
+/// The contents of one map at one instant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapContents {
+    /// Keys and values.
+    pub data: MapData,
+    /// Why the map as a whole may be half-changed; usually empty.
+    pub torn: Vec<String>,
+    /// Why single entries may be half-changed, by the entry's index.
+    pub torn_entries: BTreeMap<usize, Vec<String>>,
+    /// Why something is missing: a budget that ran out, memory that could not be read. What was
+    /// read until then is in `data`.
+    pub incomplete: Option<String>,
+}
+
+/// Keys and values by the shape of the map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MapData {
+    /// ARRAY and the section maps: the key is the index.
+    Array {
+        /// One value per index.
+        values: Values,
+    },
+    /// PERCPU_ARRAY: the key is the index.
+    PerCpuArray {
+        /// One value per index and CPU.
+        values: PerCpuValues,
+    },
+    /// HASH and LRU_HASH, in no order that means anything.
+    Hash {
+        /// One key per entry.
+        keys: Values,
+        /// One value per entry.
+        values: Values,
+    },
+    /// PERCPU_HASH and LRU_PERCPU_HASH.
+    PerCpuHash {
+        /// One key per entry.
+        keys: Values,
+        /// One value per entry and CPU.
+        values: PerCpuValues,
+    },
+    /// Nothing could be read, or maps of this kind are not decoded.
+    Unreadable {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl MapData {
+    /// How many entries there are; `None` when the map could not be read.
+    #[must_use]
+    pub fn len(&self) -> Option<usize> {
+        match self {
+            MapData::Array { values } => Some(values.len()),
+            MapData::PerCpuArray { values } => Some(values.len()),
+            MapData::Hash { keys, .. } | MapData::PerCpuHash { keys, .. } => Some(keys.len()),
+            MapData::Unreadable { .. } => None,
+        }
+    }
+
+    /// Whether the map was read and has no entries.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == Some(0)
+    }
+}
+
+/// Equally long byte strings in one allocation.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Values {
+    bytes: Vec<u8>,
+    /// From one to the next; at least `size` and at least 1.
+    stride: usize,
+    size: usize,
+    len: usize,
+}
+
+impl Values {
+    /// Takes `bytes` as values of `size` bytes that lie `stride` bytes apart (the kernel rounds
+    /// values of arrays up to eight bytes). As many as fit; the last may lack its padding.
+    #[must_use]
+    pub fn new(bytes: Vec<u8>, size: usize, stride: usize) -> Self {
+        let stride = stride.max(size).max(1);
+        let whole = bytes.len() / stride;
+        let len = if bytes.len() % stride >= size.max(1) { whole + 1 } else { whole };
+        Values { bytes, stride, size, len }
+    }
+
+    /// No values yet, of `size` bytes each, for [`Values::push`].
+    #[must_use]
+    pub fn empty(size: usize) -> Self {
+        Values { bytes: Vec::new(), stride: size.max(1), size, len: 0 }
+    }
+
+    /// Adds a value: `bytes` cut or filled up with zeros to the size of the others.
+    pub fn push(&mut self, bytes: &[u8]) {
+        let n = bytes.len().min(self.size);
+        self.bytes.resize(self.len * self.stride, 0);
+        self.bytes.extend_from_slice(&bytes[..n]);
+        self.len += 1;
+        self.bytes.resize(self.len * self.stride, 0);
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes of each.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The one at `index`.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<&[u8]> {
+        if index >= self.len {
+            return None;
+        }
+        let start = index.checked_mul(self.stride)?;
+        self.bytes.get(start..start.checked_add(self.size)?)
+    }
+
+    /// All of them, in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        (0..self.len).map(|i| self.get(i).unwrap_or(&[]))
+    }
+}
+
+impl std::fmt::Debug for Values {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Values({} of {} bytes)", self.len, self.size)
+    }
+}
+
+/// One value per row and CPU; a slot may be missing.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PerCpuValues {
+    values: Values,
+    present: Vec<bool>,
+    cpus: usize,
+    len: usize,
+}
+
+impl PerCpuValues {
+    /// No rows yet, for `cpus` CPUs and values of `size` bytes.
+    #[must_use]
+    pub fn empty(cpus: usize, size: usize) -> Self {
+        PerCpuValues { values: Values::empty(size), present: Vec::new(), cpus, len: 0 }
+    }
+
+    /// Adds a row: what each CPU has, in order. CPUs beyond the row's end have nothing.
+    pub fn push<'a>(&mut self, row: impl IntoIterator<Item = Option<&'a [u8]>>) {
+        let mut row = row.into_iter();
+        for _ in 0..self.cpus {
+            let slot = row.next().flatten();
+            self.present.push(slot.is_some());
+            self.values.push(slot.unwrap_or(&[]));
+        }
+        self.len += 1;
+    }
+
+    /// How many rows there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// How many CPUs each row has a slot for: CPU numbers are below this.
+    #[must_use]
+    pub fn cpus(&self) -> usize {
+        self.cpus
+    }
+
+    /// Bytes of each value.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.values.size()
+    }
+
+    /// What `cpu` has in row `index`; `None` also when that slot has no page behind it or the CPU
+    /// cannot exist in this machine.
+    #[must_use]
+    pub fn get(&self, index: usize, cpu: usize) -> Option<&[u8]> {
+        if index >= self.len || cpu >= self.cpus {
+            return None;
+        }
+        let slot = index * self.cpus + cpu;
+        if *self.present.get(slot)? { self.values.get(slot) } else { None }
+    }
+}
+
+impl std::fmt::Debug for PerCpuValues {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PerCpuValues({} rows, {} CPUs, {} bytes)", self.len, self.cpus, self.size())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_cut_from_their_padding() {
+        let v = Values::new(vec![1, 2, 3, 0, 4, 5, 6], 3, 4);
+        assert_eq!(v.iter().collect::<Vec<_>>(), [&[1, 2, 3], &[4, 5, 6]]);
+        assert_eq!(v.get(2), None);
+        assert_eq!(Values::new(vec![1, 2, 3, 0, 4, 5], 3, 4).len(), 1, "half a value is none");
+    }
+
+    #[test]
+    fn values_without_bytes_still_count() {
+        let mut v = Values::empty(0);
+        v.push(&[]);
+        v.push(&[]);
+        assert_eq!((v.len(), v.get(1)), (2, Some(&[][..])));
+    }
+
+    #[test]
+    fn pushed_values_have_one_size() {
+        let mut v = Values::empty(2);
+        v.push(&[1]);
+        v.push(&[1, 2, 3]);
+        assert_eq!(v.iter().collect::<Vec<_>>(), [&[1, 0], &[1, 2]]);
+    }
+
+    #[test]
+    fn a_per_cpu_slot_can_be_missing() {
+        let mut v = PerCpuValues::empty(3, 1);
+        v.push([Some(&[7][..]), None]);
+        v.push([None, Some(&[8][..]), Some(&[9][..])]);
+        assert_eq!((v.len(), v.cpus()), (2, 3));
+        assert_eq!(v.get(0, 0), Some(&[7][..]));
+        assert_eq!((v.get(0, 1), v.get(0, 2), v.get(1, 0)), (None, None, None));
+        assert_eq!(v.get(1, 2), Some(&[9][..]));
+        assert_eq!((v.get(2, 0), v.get(0, 3)), (None, None));
+    }
+}

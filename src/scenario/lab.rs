@@ -1,0 +1,304 @@
+//! What a script may do with a live machine, as a trait: the script layer is tested against a
+//! fake of it, and later machines (clones, remote ones) are further implementations.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::wire::{Exec as ExecOutcome, Policy, SchedulerState, WorkKind};
+
+use super::SchedulerExit;
+use super::verdict::{Check, ScriptPos};
+
+/// What comes of asking the laboratory for something.
+pub type LabResult<T> = Result<T, LabError>;
+
+/// Why the laboratory did not do what it was asked. Every variant's text is a whole message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LabError {
+    /// The author asked for something that makes no sense or is not there. A script may catch it.
+    #[error("{0}")]
+    Argument(String),
+    /// The machine cannot serve what was asked for; the scenario is skipped with this reason.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The machine, the engine or the set-up is at fault: nothing can be judged.
+    #[error("{0}")]
+    Machine(String),
+    /// The scheduler under test is at fault: it was rejected, or it left unasked.
+    #[error("{0}")]
+    Scheduler(String),
+    /// Something did not happen in its time; the text names what was waited for.
+    #[error("{0}")]
+    Timeout(String),
+    /// Somebody wants the run to end.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl LabError {
+    /// The judgement that follows when nothing catches this: a scheduler at fault is a Fail, all
+    /// else an Error. None follows from [`LabError::Unsupported`], for which the caller records a
+    /// skip, nor from [`LabError::Interrupted`], which whoever interrupted explains.
+    #[must_use]
+    pub fn check(&self, at: Option<ScriptPos>) -> Option<Check> {
+        let text = self.to_string();
+        match self {
+            LabError::Unsupported(_) | LabError::Interrupted => None,
+            LabError::Scheduler(_) => Some(Check::fail("scheduler", text).at(at)),
+            LabError::Argument(_) => Some(Check::error("script", text).at(at)),
+            LabError::Timeout(_) => Some(Check::error("deadline", text).at(at)),
+            LabError::Machine(_) => Some(Check::error("machine", text).at(at)),
+        }
+    }
+
+    /// Whether a script's `catch` may see this. Of the others the scenario is over.
+    #[must_use]
+    pub fn is_catchable(&self) -> bool {
+        matches!(self, LabError::Argument(_) | LabError::Timeout(_))
+    }
+}
+
+/// A stretch of the workload's time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Span {
+    /// This long.
+    Time(Duration),
+    /// This part (1.0 is all) of the scenario's `duration`.
+    Fraction(f64),
+}
+
+impl Span {
+    /// How long that is in a scenario of this duration.
+    #[must_use]
+    pub fn of(self, duration: Duration) -> Duration {
+        match self {
+            Span::Time(time) => time,
+            Span::Fraction(part) if part.is_finite() && part > 0.0 => {
+                Duration::try_from_secs_f64(duration.as_secs_f64() * part).unwrap_or(Duration::MAX)
+            }
+            Span::Fraction(_) => Duration::ZERO,
+        }
+    }
+}
+
+/// Settings of a new cgroup; `None` leaves the kernel's default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupOptions {
+    /// CPUs in the script's spelling: `all`, `0-3,8`, `llc:0`, ...
+    pub cpus: Option<String>,
+    /// NUMA nodes as a kernel list, `0` or `0-1`.
+    pub mems: Option<String>,
+    /// `cpu.weight`, 1 to 10,000.
+    pub weight: Option<u64>,
+    /// `cpu.max`, as the kernel spells it.
+    pub cpu_max: Option<String>,
+}
+
+/// Workers to start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkOptions {
+    /// What each does.
+    pub work: WorkKind,
+    /// How many processes; even for [`WorkKind::Pipe`].
+    pub count: u32,
+    /// Scheduling policy; without one a worker is scheduled by the scheduler under test.
+    pub policy: Option<Policy>,
+    /// Nice value, -20 to 19.
+    pub nice: Option<i32>,
+    /// CPUs to bind to, in the script's spelling.
+    pub affinity: Option<String>,
+    /// For [`WorkKind::Sleep`]: how long between wake-ups.
+    pub period: Option<Duration>,
+}
+
+impl WorkOptions {
+    /// One worker of this kind, everything else by default.
+    #[must_use]
+    pub fn new(work: WorkKind) -> Self {
+        WorkOptions {
+            work,
+            count: if work == WorkKind::Pipe { 2 } else { 1 },
+            policy: None,
+            nice: None,
+            affinity: None,
+            period: None,
+        }
+    }
+}
+
+/// What is known about a machine from its start.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LabFacts {
+    /// The running kernel's `uname -r`.
+    pub kernel_release: String,
+    /// The kernel as it was asked for.
+    pub kernel_spec: String,
+    /// The engine's name.
+    pub engine: String,
+    /// Guest RAM in bytes.
+    pub memory: u64,
+    /// The scheduler's name (`none` for the kernel's own).
+    pub scheduler: String,
+    /// The scenario's duration.
+    pub duration: Duration,
+}
+
+/// A live machine with a scheduler and a workload. Every method may be called from any thread;
+/// waiting ones return [`LabError::Interrupted`] when the run is to end, and
+/// [`LabError::Scheduler`] when the scheduler has left although it was meant to stay.
+pub trait LabOps: Send + Sync {
+    /// What is known from the start.
+    fn facts(&self) -> &LabFacts;
+
+    /// Milliseconds on the workload clock: since the scheduler was attached (without one: since
+    /// the agent was ready), the pauses taken out.
+    fn elapsed_ms(&self) -> u64;
+
+    /// Lets the workload run for this long of its own time.
+    ///
+    /// # Errors
+    /// Interrupted, the machine died, the scheduler left.
+    fn hold(&self, span: Span) -> LabResult<()>;
+
+    /// Begins the phase `name` and holds.
+    ///
+    /// # Errors
+    /// As [`LabOps::hold`].
+    fn step(&self, name: &str, span: Span) -> LabResult<()>;
+
+    /// Makes a cgroup.
+    ///
+    /// # Errors
+    /// The name exists or is no single path component; a setting that the kernel refuses.
+    fn new_cgroup(&self, name: &str, set: &GroupOptions) -> LabResult<()>;
+
+    /// The cgroups made so far, in order.
+    fn cgroups(&self) -> Vec<String>;
+
+    /// Changes a group's CPUs, given in the script's spelling.
+    ///
+    /// # Errors
+    /// No such group (with the nearest name), no such CPUs.
+    fn cgroup_set_cpus(&self, name: &str, cpus: &str) -> LabResult<()>;
+
+    /// Freezes or thaws a group; returns when the kernel says it is so.
+    ///
+    /// # Errors
+    /// No such group.
+    fn cgroup_freeze(&self, name: &str, frozen: bool) -> LabResult<()>;
+
+    /// The pids in a group.
+    ///
+    /// # Errors
+    /// No such group.
+    fn cgroup_procs(&self, name: &str) -> LabResult<Vec<u32>>;
+
+    /// A group's statistics: file (`cpu.stat`, ..) to its text.
+    ///
+    /// # Errors
+    /// No such group.
+    fn cgroup_stats(&self, name: &str) -> LabResult<BTreeMap<String, String>>;
+
+    /// Moves every process of one group to another.
+    ///
+    /// # Errors
+    /// No such group.
+    fn cgroup_move(&self, from: &str, to: &str) -> LabResult<()>;
+
+    /// Kills and reaps the workers of a group.
+    ///
+    /// # Errors
+    /// No such group.
+    fn cgroup_stop(&self, name: &str) -> LabResult<()>;
+
+    /// Kills what runs in a group and removes it.
+    ///
+    /// # Errors
+    /// No such group.
+    fn cgroup_remove(&self, name: &str) -> LabResult<()>;
+
+    /// Starts workers, in a group or outside of any; gives their pids.
+    ///
+    /// # Errors
+    /// No such group, no such CPUs, more workers than sensible.
+    fn start(&self, cgroup: Option<&str>, work: &WorkOptions) -> LabResult<Vec<u32>>;
+
+    /// Runs a program in the guest to its end, or kills it when its time is up.
+    ///
+    /// # Errors
+    /// No such program in the guest.
+    fn exec(&self, argv: &[String], timeout: Duration) -> LabResult<ExecOutcome>;
+
+    /// The kernel's log so far.
+    ///
+    /// # Errors
+    /// The machine died.
+    fn dmesg(&self) -> LabResult<String>;
+
+    /// The machine's console so far (the end of it, when there is much).
+    fn console(&self) -> String;
+
+    /// sched_ext as the guest's sysfs shows it.
+    ///
+    /// # Errors
+    /// The machine died.
+    fn scheduler_state(&self) -> LabResult<SchedulerState>;
+
+    /// Detaches the scheduler; the kernel's own takes over.
+    ///
+    /// # Errors
+    /// None is attached.
+    fn scheduler_detach(&self) -> LabResult<()>;
+
+    /// What the scheduler's loader said so far.
+    ///
+    /// # Errors
+    /// The machine died.
+    fn scheduler_log(&self) -> LabResult<String>;
+
+    /// How the scheduler left, when it left unasked.
+    fn scheduler_exit(&self) -> Option<SchedulerExit>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::verdict::Outcome;
+    use super::*;
+
+    #[test]
+    fn spans_are_taken_of_the_duration() {
+        let four = Duration::from_secs(4);
+        let cases = [
+            (Span::Time(Duration::from_millis(250)), Duration::from_millis(250)),
+            (Span::Fraction(0.5), Duration::from_secs(2)),
+            (Span::Fraction(1.5), Duration::from_secs(6)),
+            (Span::Fraction(0.0), Duration::ZERO),
+            (Span::Fraction(-1.0), Duration::ZERO),
+            (Span::Fraction(f64::NAN), Duration::ZERO),
+            (Span::Fraction(f64::INFINITY), Duration::ZERO),
+            (Span::Fraction(1e300), Duration::MAX),
+        ];
+        for (span, want) in cases {
+            assert_eq!(span.of(four), want, "{span:?}");
+        }
+    }
+
+    #[test]
+    fn what_nothing_catches_is_judged() {
+        let text = || "x".to_string();
+        let cases = [
+            (LabError::Argument(text()), Some(Outcome::Error), true),
+            (LabError::Timeout(text()), Some(Outcome::Error), true),
+            (LabError::Machine(text()), Some(Outcome::Error), false),
+            (LabError::Scheduler(text()), Some(Outcome::Fail), false),
+            (LabError::Interrupted, None, false),
+            (LabError::Unsupported(text()), None, false),
+        ];
+        for (error, outcome, catchable) in cases {
+            assert_eq!(error.check(None).map(|c| c.outcome), outcome, "{error:?}");
+            assert_eq!(error.is_catchable(), catchable, "{error:?}");
+        }
+    }
+}

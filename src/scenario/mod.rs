@@ -7,6 +7,8 @@
 pub mod cell;
 pub mod event;
 pub mod lab;
+pub mod process;
+pub mod runner;
 pub mod text;
 pub mod verdict;
 

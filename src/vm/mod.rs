@@ -1,1 +1,360 @@
-//! To be built.
+//! Machines: what one is made of ([`VmSpec`]), what it can be asked to do ([`Engine`]), and the
+//! engines that make it real.
+//!
+//! A machine has RAM that this process maps, a console that only prints, and one transport for
+//! frames (a virtio-serial port named [`crate::wire::PORT_NAME`]). It lives until it is dropped, stopped, or
+//! ends itself; nothing of it outlives this process, however that ends.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::mem::GuestMem;
+
+mod console;
+mod exit;
+pub mod topology;
+
+pub use console::Console;
+pub use exit::{ExitInfo, ExitKind, ExitWatch};
+use topology::Topology;
+
+/// A machine, as plain data.
+#[derive(Clone, Debug)]
+pub struct VmSpec {
+    /// The kernel and how it is entered.
+    pub boot: Boot,
+    /// The initial RAM file system, a newc archive, compressed or not.
+    pub initramfs: Arc<[u8]>,
+    /// Kernel arguments after the engine's own.
+    pub kargs: Vec<String>,
+    /// Its CPUs, caches and nodes.
+    pub topology: Topology,
+    /// RAM in bytes; a multiple of 2 MiB per node.
+    pub memory: u64,
+    /// How an emulator runs several CPUs.
+    pub tcg: TcgThreads,
+    /// How many bytes of console output are kept.
+    pub console_limit: usize,
+    /// The QEMU program, a path or a name looked up in `PATH`.
+    pub qemu: PathBuf,
+}
+
+impl VmSpec {
+    /// A machine of the usual kind: no further kernel arguments, [`TcgThreads::Single`], 1 MiB of
+    /// console, the QEMU that is in `PATH`.
+    #[must_use]
+    pub fn new(boot: Boot, initramfs: Arc<[u8]>, topology: Topology, memory: u64) -> Self {
+        VmSpec {
+            boot,
+            initramfs,
+            kargs: Vec::new(),
+            topology,
+            memory,
+            tcg: TcgThreads::default(),
+            console_limit: 1 << 20,
+            qemu: PathBuf::from("qemu-system-x86_64"),
+        }
+    }
+}
+
+/// A kernel and how it is entered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Boot {
+    /// An unpacked ELF `vmlinux`, entered through its PVH note: starts sooner, has no KASLR.
+    Elf(PathBuf),
+    /// A `bzImage` that unpacks itself in the guest: KASLR as on real machines.
+    BzImage(PathBuf),
+}
+
+/// How an emulator maps the guest's CPUs to the host's threads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TcgThreads {
+    /// All CPUs take turns on one thread. Slower with several CPUs, and the only mode in which
+    /// stock kernels never crash for reasons of the emulator's own.
+    #[default]
+    Single,
+    /// A thread for each CPU. Text patching by one CPU races with others' translated code: some
+    /// boots end in [`ExitKind::EngineFault`].
+    Multi,
+}
+
+/// Which engine to take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EngineChoice {
+    /// The best one that works on this machine.
+    #[default]
+    Auto,
+    /// QEMU with its emulator.
+    Qemu,
+}
+
+impl FromStr for EngineChoice {
+    type Err = String;
+
+    fn from_str(asked: &str) -> Result<Self, Self::Err> {
+        match asked {
+            "auto" => Ok(EngineChoice::Auto),
+            "qemu" => Ok(EngineChoice::Qemu),
+            _ => {
+                Err(format!("there is no engine {asked:?}; the engines are \"auto\" and \"qemu\""))
+            }
+        }
+    }
+}
+
+/// Something that an engine can or cannot do; a scenario names what it needs in `requires`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Capability {
+    /// Guest memory can be read while the guest runs.
+    Memory,
+    /// All CPUs can be stopped and continued.
+    Freeze,
+    /// CPU registers can be read while stopped.
+    Registers,
+    /// NUMA nodes are shown to the guest.
+    Nodes,
+    /// Last-level caches are shown to the guest.
+    Llcs,
+    /// CPUs run at the same time, each on a host thread of its own.
+    ParallelCpus,
+    /// Guest instructions run on the host's CPU, so durations mean something.
+    HardwareTime,
+}
+
+impl Capability {
+    /// All there are.
+    pub const ALL: [Capability; 7] = [
+        Capability::Memory,
+        Capability::Freeze,
+        Capability::Registers,
+        Capability::Nodes,
+        Capability::Llcs,
+        Capability::ParallelCpus,
+        Capability::HardwareTime,
+    ];
+
+    /// Its name in scripts.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Capability::Memory => "memory",
+            Capability::Freeze => "freeze",
+            Capability::Registers => "registers",
+            Capability::Nodes => "nodes",
+            Capability::Llcs => "llcs",
+            Capability::ParallelCpus => "parallel_cpus",
+            Capability::HardwareTime => "hardware_time",
+        }
+    }
+}
+
+impl FromStr for Capability {
+    type Err = String;
+
+    fn from_str(asked: &str) -> Result<Self, Self::Err> {
+        Capability::ALL.into_iter().find(|c| c.name() == asked).ok_or_else(|| {
+            let names = Capability::ALL.map(Capability::name).join(", ");
+            format!("there is no engine capability {asked:?}; there are {names}")
+        })
+    }
+}
+
+/// What an engine can do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities(std::collections::BTreeSet<Capability>);
+
+impl Capabilities {
+    /// Whether the engine can do this.
+    #[must_use]
+    pub fn has(&self, capability: Capability) -> bool {
+        self.0.contains(&capability)
+    }
+
+    /// All that it can do.
+    pub fn iter(&self) -> impl Iterator<Item = Capability> + '_ {
+        self.0.iter().copied()
+    }
+}
+
+impl FromIterator<Capability> for Capabilities {
+    fn from_iter<I: IntoIterator<Item = Capability>>(all: I) -> Self {
+        Capabilities(all.into_iter().collect())
+    }
+}
+
+/// A CPU's registers, by the architecture's own names in lower case (`rip`, `rsp`, `cr3`,
+/// `gs_base`, ..).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Registers {
+    /// Which CPU.
+    pub cpu: u32,
+    /// Whether it waits for an interrupt.
+    pub halted: bool,
+    /// Name to value.
+    pub values: BTreeMap<String, u64>,
+}
+
+/// A running machine. Dropping it ends the machine and everything that belongs to it.
+pub trait Engine: Send {
+    /// A short name for reports, as in `qemu-tcg`.
+    fn name(&self) -> &'static str;
+
+    /// What it can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Guest RAM, readable at any time, also after the machine has ended.
+    fn memory(&self) -> Arc<dyn GuestMem>;
+
+    /// Stops all CPUs; on return none executes. How long that took. Nothing to do when they are
+    /// stopped already.
+    ///
+    /// # Errors
+    /// [`VmError::Exited`] when the machine is gone, [`VmError::Timeout`] when the CPUs do not
+    /// stop in time (they are told to go on again).
+    fn pause(&mut self) -> Result<Duration, VmError>;
+
+    /// Lets the CPUs go on. How long that took.
+    ///
+    /// # Errors
+    /// As [`Engine::pause`].
+    fn resume(&mut self) -> Result<Duration, VmError>;
+
+    /// The registers of a CPU; consistent only while paused.
+    ///
+    /// # Errors
+    /// [`VmError::NoSuchCpu`], and as [`Engine::pause`].
+    fn registers(&mut self, cpu: u32) -> Result<Registers, VmError>;
+
+    /// The console.
+    fn console(&self) -> Console;
+
+    /// The transport for frames, a connected stream; `None` when it was taken before.
+    fn take_transport(&mut self) -> Option<OwnedFd>;
+
+    /// A handle that learns how the machine ends.
+    fn exit_watch(&self) -> ExitWatch;
+
+    /// How the machine ended, once it has.
+    fn exited(&self) -> Option<ExitInfo> {
+        self.exit_watch().get()
+    }
+
+    /// Ends the machine now, without asking the guest, and waits until nothing of it is left. A
+    /// machine that had ended before says how.
+    fn stop(&mut self) -> ExitInfo;
+}
+
+/// A machine that could not be made or no longer does what it is told.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// No QEMU.
+    #[error(
+        "QEMU is not there: {program:?} was not found; install it (on Debian: apt-get install \
+         qemu-system-x86)"
+    )]
+    QemuAbsent {
+        /// What was looked for.
+        program: PathBuf,
+    },
+    /// A QEMU that lacks what is needed.
+    #[error(
+        "{program:?} is QEMU {found}, at least {needed} is needed; upgrade it (on Debian 12 or \
+         later: apt-get install qemu-system-x86)"
+    )]
+    QemuTooOld {
+        /// The program.
+        program: PathBuf,
+        /// Its version.
+        found: String,
+        /// The oldest version that will do.
+        needed: String,
+    },
+    /// A program that is no working QEMU.
+    #[error("{program:?} does not work as QEMU: {reason}")]
+    QemuUnusable {
+        /// The program.
+        program: PathBuf,
+        /// What it did instead.
+        reason: String,
+    },
+    /// More CPUs than the engine takes.
+    #[error(
+        "topology {topology} has {cpus} CPUs, the {engine} engine takes at most {most}; ask for \
+         fewer LLCs, cores or threads"
+    )]
+    TooManyCpus {
+        /// The engine.
+        engine: &'static str,
+        /// What was asked.
+        topology: Topology,
+        /// CPUs in it.
+        cpus: u32,
+        /// The most it takes.
+        most: u32,
+    },
+    /// Too little RAM for this kernel and these CPUs.
+    #[error(
+        "memory {asked} is too small: this machine needs at least {least}; ask for {least} or more"
+    )]
+    MemoryTooSmall {
+        /// What was asked, as text.
+        asked: String,
+        /// What is needed, as text.
+        least: String,
+    },
+    /// More RAM than the host has.
+    #[error("memory {asked} is more than this host has ({host}); ask for less")]
+    MemoryTooLarge {
+        /// What was asked, as text.
+        asked: String,
+        /// What the host has, as text.
+        host: String,
+    },
+    /// The kernel image cannot be used.
+    #[error("kernel {path:?}: {reason}")]
+    Kernel {
+        /// The image.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The host refused something that a machine needs.
+    #[error("cannot {what}: {reason}")]
+    Host {
+        /// What was tried.
+        what: String,
+        /// The host's words.
+        reason: String,
+    },
+    /// The engine refused a command or did not understand it.
+    #[error("the engine refused {command}: {reason}")]
+    Refused {
+        /// The command.
+        command: String,
+        /// The engine's words.
+        reason: String,
+    },
+    /// Something did not happen in time.
+    #[error("waited {waited:?} for {what} in vain")]
+    Timeout {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        waited: Duration,
+    },
+    /// No such CPU.
+    #[error("there is no CPU {cpu}; this machine has CPUs 0 to {}", cpus - 1)]
+    NoSuchCpu {
+        /// What was asked.
+        cpu: u32,
+        /// How many there are.
+        cpus: u32,
+    },
+    /// The machine is gone.
+    #[error("{0}")]
+    Exited(Box<ExitInfo>),
+}

@@ -32,7 +32,7 @@ pub trait Sink {
     fn event(&mut self, event: &RunEvent, model: &RunModel);
 
     /// Time passes: a chance to draw.
-    fn tick(&mut self) {}
+    fn tick(&mut self, _model: &RunModel) {}
 }
 
 /// What came of a run.
@@ -129,7 +129,7 @@ impl Run<'_> {
                         summary.internal += usize::from(internal);
                         told.tell(&RunEvent::CellFinished(end));
                     }
-                    Err(mpsc::RecvTimeoutError::Timeout) => told.sink.tick(),
+                    Err(mpsc::RecvTimeoutError::Timeout) => told.sink.tick(&told.model),
                     Err(mpsc::RecvTimeoutError::Disconnected) => break,
                 }
             }

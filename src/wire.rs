@@ -123,15 +123,16 @@ pub enum Op {
     },
     /// The kernel's log so far; answered by [`Answer::Text`].
     Dmesg,
-    /// Open every map of the attached scheduler by id and keep the descriptors, so that the maps
-    /// outlive it; answered by [`Answer::Maps`]. For tests of the truth.
+    /// Open every map that came with the attached scheduler and keep the descriptors, so that the
+    /// maps outlive it; answered by [`Answer::Maps`]. For tests of the truth. Held maps are let
+    /// go by the next `HoldMaps`.
     HoldMaps,
     /// All keys and values of a held map as the bpf() syscall gives them, in pages; answered by
     /// [`Answer::MapPage`].
     DumpMap {
         /// The map's id.
         id: u32,
-        /// Entries to skip.
+        /// 0, or where the last page said that the next one starts.
         skip: u64,
     },
     /// Sync, power off. No answer but [`Event::PoweringOff`].
@@ -313,6 +314,8 @@ pub enum Answer {
         /// Key and value bytes; a per-CPU map's value is all possible CPUs' values, each rounded
         /// up to 8 bytes, as the syscall gives them.
         entries: Vec<(Hex, Hex)>,
+        /// Where the next page starts.
+        next: u64,
         /// Whether there are more.
         more: bool,
     },

@@ -14,8 +14,10 @@ use std::time::Duration;
 
 use crate::mem::GuestMem;
 
+mod closure;
 mod console;
 mod exit;
+pub mod initramfs;
 pub mod topology;
 
 pub use console::Console;

@@ -174,9 +174,8 @@ fn not_a_struct(
         "" => f.write_str("the value is ")?,
         _ => write!(f, "{} is ", quoted(walked))?,
     }
-    let a = if kind.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
     let (what, asked) = (quoted(component), quoted(requested));
-    write!(f, "{a} {kind}, ")?;
+    write!(f, "{}, ", with_article(kind))?;
     match kind {
         "pointer" => write!(
             f,
@@ -350,6 +349,12 @@ impl fmt::Display for Listed<'_> {
     }
 }
 
+/// A word of [`FieldKind`](super::FieldKind) with its article.
+pub(crate) fn with_article(kind: &str) -> String {
+    let vowel = kind.starts_with(['a', 'e', 'i', 'o']);
+    format!("{} {kind}", if vowel { "an" } else { "a" })
+}
+
 /// A name in quotes: names come from the guest and from scripts, so what would not print is
 /// escaped and what is endless is cut.
 pub(crate) fn quoted(name: &str) -> String {
@@ -363,6 +368,11 @@ fn cut(name: &str) -> String {
         out.push_str("..");
     }
     out
+}
+
+/// Text with what would disturb a terminal as escapes.
+pub(crate) fn escaped_text(text: &str) -> String {
+    text.chars().flat_map(escaped).collect()
 }
 
 /// What would disturb a terminal becomes its escape.

@@ -1,10 +1,285 @@
 //! What was copied at a freeze, read by name.
+//!
+//! ```text
+//! Snapshot ──map(name)──▶ Map ──at(i), get(key)──▶ Entry ──get(path)──▶ Field ──as_u64()──▶ value
+//!     └──global(name)───────────────────────────────────────────────────▲
+//! ```
+//!
+//! All of these are cheap handles on one [`Snapshot`]. Nothing is decoded before somebody looks:
+//! a map's bytes become rows at the first access (`contents.rs`), a field becomes a value on every
+//! read (`value.rs`), by the BTF types that came with the map. What cannot be answered is one
+//! variant of [`SnapshotError`].
 
+mod access;
+mod contents;
+mod dump;
+mod entry;
 mod error;
 mod error_text;
+mod key;
+mod map;
 mod nearest;
 mod reason;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+mod value;
 
+use std::fmt;
+use std::sync::Arc;
+
+use crate::btf::{SecVar, Shape};
+
+pub use access::{Field, Origin, Side};
+pub use contents::{CapturedMap, Contents, Decode, MapAttrs};
+pub use entry::{Entry, Reduce};
 pub use error::{ExcludedMap, SnapshotError, SnapshotResult};
+pub use key::KeyArg;
+pub use map::Map;
 pub use nearest::{nearest, nearest_first};
 pub use reason::MissingStatsReason;
+pub use value::{EnumValue, FieldKind, Scalar};
+
+/// How long the machine was stopped for a freeze, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Pause {
+    /// From the request to stop until the last vCPU runs again.
+    pub total_us: u64,
+    /// Until all vCPUs had stopped.
+    pub stop_us: u64,
+    /// Our copying.
+    pub copy_us: u64,
+    /// Until the vCPUs ran again.
+    pub resume_us: u64,
+}
+
+/// When and how a snapshot was taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Meta {
+    /// The author's name for it.
+    pub tag: String,
+    /// Workload time: since the scheduler was attached, pauses taken out.
+    pub elapsed_ms: u64,
+    /// How long the machine was stopped.
+    pub pause: Pause,
+    /// The step of the scenario that it falls in.
+    pub phase: Option<String>,
+}
+
+/// One instant of a machine.
+pub struct Snapshot {
+    meta: Meta,
+    contents: State,
+}
+
+enum State {
+    Captured(Vec<CapturedMap>),
+    /// The freeze did not complete, and why.
+    Placeholder(String),
+}
+
+impl Snapshot {
+    /// A snapshot of captured maps.
+    #[must_use]
+    pub fn new(meta: Meta, maps: Vec<CapturedMap>) -> Arc<Snapshot> {
+        Arc::new(Snapshot { meta, contents: State::Captured(maps) })
+    }
+
+    /// What stands for a snapshot whose freeze did not complete: it has a tag and a time, and
+    /// every accessor answers [`SnapshotError::PlaceholderSnapshot`].
+    #[must_use]
+    pub fn placeholder(meta: Meta, reason: impl Into<String>) -> Arc<Snapshot> {
+        Arc::new(Snapshot { meta, contents: State::Placeholder(reason.into()) })
+    }
+
+    /// The author's name for it.
+    #[must_use]
+    pub fn tag(&self) -> &str {
+        &self.meta.tag
+    }
+
+    /// Workload time in milliseconds.
+    #[must_use]
+    pub fn elapsed_ms(&self) -> u64 {
+        self.meta.elapsed_ms
+    }
+
+    /// How long the machine was stopped.
+    #[must_use]
+    pub fn pause(&self) -> Pause {
+        self.meta.pause
+    }
+
+    /// The step of the scenario that it falls in.
+    #[must_use]
+    pub fn phase(&self) -> Option<&str> {
+        self.meta.phase.as_deref()
+    }
+
+    /// Whether the freeze did not complete.
+    #[must_use]
+    pub fn is_placeholder(&self) -> bool {
+        self.placeholder_reason().is_some()
+    }
+
+    /// Why the freeze did not complete, if so.
+    #[must_use]
+    pub fn placeholder_reason(&self) -> Option<&str> {
+        match &self.contents {
+            State::Placeholder(reason) => Some(reason),
+            State::Captured(_) => None,
+        }
+    }
+
+    /// The captured maps, those whose contents could not be read among them.
+    ///
+    /// # Errors
+    /// [`SnapshotError::PlaceholderSnapshot`].
+    pub fn maps(self: &Arc<Self>) -> SnapshotResult<Vec<Map>> {
+        let len = self.all()?.len();
+        Ok((0..len).map(|index| Map::new(self.clone(), index)).collect())
+    }
+
+    /// The map of that name: its full name, or the one that the kernel cut at 15 characters, or
+    /// either followed by `#` and the kernel's id where one name stands for several maps.
+    ///
+    /// # Errors
+    /// [`SnapshotError::MapNotFound`]; [`SnapshotError::AmbiguousVar`] when several maps have the
+    /// name, with the spellings that tell them apart; [`SnapshotError::PlaceholderSnapshot`].
+    pub fn map(self: &Arc<Self>, name: &str) -> SnapshotResult<Map> {
+        let maps = self.maps()?;
+        let (wanted, id) = match name.rsplit_once('#') {
+            Some((wanted, id)) => (wanted, id.parse::<u32>().ok()),
+            None => (name, None),
+        };
+        let named = |wanted: &str, id: Option<u32>| -> Vec<&Map> {
+            let of_id = maps.iter().filter(|map| id.is_none_or(|id| map.attrs().id == id));
+            let full: Vec<&Map> = of_id.clone().filter(|map| map.name() == wanted).collect();
+            if full.is_empty() {
+                of_id.filter(|map| map.attrs().name == wanted).collect()
+            } else {
+                full
+            }
+        };
+        // A name may have a `#` in it.
+        let mut found = named(name, None);
+        if found.is_empty() && id.is_some() {
+            found = named(wanted, id);
+        }
+        match found[..] {
+            [map] => Ok(map.clone()),
+            [] => {
+                let names = maps.iter().map(|map| map.name().to_owned()).collect();
+                let available = nearest_first(name, names);
+                Err(SnapshotError::MapNotFound { requested: name.to_owned(), available })
+            }
+            _ => Err(SnapshotError::AmbiguousVar {
+                requested: name.to_owned(),
+                found_in: found.iter().map(|m| format!("{name}#{}", m.attrs().id)).collect(),
+            }),
+        }
+    }
+
+    /// The global variable of that name, in the `.bss`, `.data` or `.rodata` of the schedulers and
+    /// other BPF objects that were captured. A path below it may follow: `stats.nr[2]`.
+    ///
+    /// # Errors
+    /// [`SnapshotError::VarNotFound`]; [`SnapshotError::AmbiguousVar`] when several objects have
+    /// it; [`SnapshotError::PlaceholderSnapshot`]; those of [`Field::get`].
+    pub fn global(self: &Arc<Self>, name: &str) -> SnapshotResult<Field> {
+        let mut found = self.sections_with(name)?;
+        match (found.pop(), found.is_empty()) {
+            (Some(section), true) => section.at(0)?.get(name),
+            (Some(last), false) => {
+                found.push(last);
+                let alike = |map: &Map| found.iter().filter(|m| m.name() == map.name()).count() > 1;
+                let spelled = |map: &Map| match alike(map) {
+                    true => format!("{}#{}", map.name(), map.attrs().id),
+                    false => map.name().to_owned(),
+                };
+                let found_in = found.iter().map(spelled).collect();
+                Err(SnapshotError::AmbiguousVar { requested: name.to_owned(), found_in })
+            }
+            (None, _) => Err(self.var_not_found(name)?),
+        }
+    }
+
+    /// The global variable of that name in every object that has it.
+    ///
+    /// # Errors
+    /// As [`Snapshot::global`], other than that it is ambiguous.
+    pub fn globals(self: &Arc<Self>, name: &str) -> SnapshotResult<Vec<Field>> {
+        let found = self.sections_with(name)?;
+        if found.is_empty() {
+            return Err(self.var_not_found(name)?);
+        }
+        found.iter().map(|section| section.at(0)?.get(name)).collect()
+    }
+
+    /// The sections that have a variable.
+    fn sections_with(self: &Arc<Self>, name: &str) -> SnapshotResult<Vec<Map>> {
+        if name.is_empty() {
+            return Err(SnapshotError::EmptyPathComponent { requested: String::new() });
+        }
+        let has = |map: &Map| {
+            let section = self.section(map.index());
+            section.is_some_and(|shape| access::section_var(vars(&shape), name).is_some())
+        };
+        Ok(self.maps()?.into_iter().filter(has).collect())
+    }
+
+    fn var_not_found(self: &Arc<Self>, name: &str) -> SnapshotResult<SnapshotError> {
+        let mut names: Vec<String> = (0..self.all()?.len())
+            .filter_map(|index| self.section(index))
+            .flat_map(|shape| vars(&shape).iter().map(|v| v.name.clone()).collect::<Vec<_>>())
+            .filter(|name| !name.is_empty())
+            .collect();
+        names.sort();
+        names.dedup();
+        let var = name.split(['.', '[']).next().unwrap_or(name);
+        let available = nearest_first(var, names);
+        Ok(SnapshotError::VarNotFound { requested: name.to_owned(), available })
+    }
+
+    fn all(&self) -> SnapshotResult<&[CapturedMap]> {
+        match &self.contents {
+            State::Captured(maps) => Ok(maps),
+            State::Placeholder(_) => {
+                Err(SnapshotError::PlaceholderSnapshot { tag: Some(self.meta.tag.clone()) })
+            }
+        }
+    }
+
+    /// A map by its place. Handles exist only for maps that there are.
+    pub(crate) fn captured(&self, index: usize) -> &CapturedMap {
+        match &self.contents {
+            State::Captured(maps) => &maps[index],
+            State::Placeholder(_) => unreachable!("a placeholder hands out no maps"),
+        }
+    }
+
+    /// The section of variables that a map is, if it is one.
+    pub(crate) fn section(&self, index: usize) -> Option<Arc<Shape>> {
+        let attrs = &self.captured(index).attrs;
+        let shape = attrs.btf.as_ref()?.shape(attrs.value_type).ok()?;
+        matches!(&*shape, Shape::Datasec { .. }).then_some(shape)
+    }
+}
+
+fn vars(shape: &Shape) -> &[SecVar] {
+    match shape {
+        Shape::Datasec { vars, .. } => vars,
+        _ => &[],
+    }
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let maps = match &self.contents {
+            State::Captured(maps) => format!("{} maps", maps.len()),
+            State::Placeholder(reason) => format!("placeholder: {reason}"),
+        };
+        write!(f, "Snapshot({:?}, {maps})", self.meta.tag)
+    }
+}

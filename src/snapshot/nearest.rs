@@ -49,8 +49,13 @@ impl Asked {
         if name == self.0 {
             return 1000;
         }
-        let edits = strsim::normalized_damerau_levenshtein(&self.0, &name);
-        let mut likeness = (edits * 1000.0) as u32;
+        let (long, edits) =
+            (self.0.len().max(name.len()), strsim::damerau_levenshtein(&self.0, &name));
+        let mut likeness = (1000 - 1000 * edits.min(long) / long.max(1)) as u32;
+        // In a short name one slip is a large part.
+        if edits == 1 && long >= 2 {
+            likeness = likeness.max(ENOUGH);
+        }
         // A part of a name is a likely memory of it: `weight` for `hweight`, `bss` for `fifo.bss`.
         let (short, long) =
             if name.len() < self.0.len() { (&name, &self.0) } else { (&self.0, &name) };
@@ -87,11 +92,19 @@ mod tests {
             ("nr_dispatch", Some("nr_dispatched")),
             ("rn_dispatched", Some("nr_dispatched")),
             ("zebra", None),
+            ("x", None),
             ("", None),
         ];
         for (asked, want) in cases {
             assert_eq!(nearest(asked, names), want, "{asked}");
         }
+    }
+
+    #[test]
+    fn short_names_may_have_one_slip() {
+        assert_eq!(nearest("rn", ["id", "nr"]), Some("nr"));
+        assert_eq!(nearest("np", ["id", "pid"]), None);
+        assert_eq!(nearest("a", ["b"]), None);
     }
 
     #[test]

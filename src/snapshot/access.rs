@@ -1,0 +1,598 @@
+//! Fields: a typed place in what was captured, walked by paths and read as values.
+//!
+//! A field holds no bytes, only where they are, so it is cheap to hand around; every read looks at
+//! the captured bytes again. Types and offsets come from the guest: a type that says more than
+//! there are bytes is an error, never a read past the end.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::btf::{self, Btf, FieldError, Shape, TypeId};
+
+use super::entry::Entry;
+use super::error::{SnapshotError, SnapshotResult, join};
+use super::error_text::{quoted, with_article};
+use super::value::{self, FieldKind, Scalar};
+
+/// Elements of one array that are handed out at once. A value holds at most a few megabytes, so
+/// only a hostile type says more.
+const ELEMENTS: u64 = 1 << 20;
+
+/// The two sides of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The key.
+    Key,
+    /// The value.
+    Value,
+}
+
+impl Side {
+    /// As errors spell it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Side::Key => "key",
+            Side::Value => "value",
+        }
+    }
+}
+
+/// How the bytes of a field are to be read.
+#[derive(Clone)]
+enum Type {
+    /// By BTF: the place within the entry's bytes and the type there.
+    Btf { btf: Arc<Btf>, at: btf::Field },
+    /// The index that is the key of an array.
+    Index,
+    /// Only bytes.
+    Untyped,
+}
+
+/// A place in a key or a value, with its type.
+#[derive(Clone)]
+pub struct Field {
+    entry: Entry,
+    side: Side,
+    ty: Type,
+    /// From the key or value to here; empty for the whole.
+    path: Arc<str>,
+}
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The snapshot.
+    pub tag: String,
+    /// Workload time of the snapshot, in milliseconds.
+    pub elapsed_ms: u64,
+    /// The map, by its full name.
+    pub map: String,
+    /// The entry's key; empty where the map is a section of variables.
+    pub key: String,
+    /// The CPU, in a per-CPU map.
+    pub cpu: Option<usize>,
+    /// The path within the value; empty for the whole. A key is `key`.
+    pub path: String,
+}
+
+impl fmt::Display for Origin {
+    /// `task_ctx[1234].ctx.weight of snapshot "end" at 4.012 s`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.map)?;
+        if !self.key.is_empty() {
+            write!(f, "[{}]", self.key)?;
+        }
+        match (self.path.as_str(), self.key.is_empty()) {
+            ("", _) => {}
+            (path, true) => write!(f, " {path}")?,
+            (path, false) if path.starts_with('[') => f.write_str(path)?,
+            (path, false) => write!(f, ".{path}")?,
+        }
+        if let Some(cpu) = self.cpu {
+            write!(f, " on CPU {cpu}")?;
+        }
+        let (s, ms) = (self.elapsed_ms / 1000, self.elapsed_ms % 1000);
+        write!(f, " of snapshot {:?} at {s}.{ms:03} s", self.tag)
+    }
+}
+
+impl Field {
+    /// The whole key or value of an entry.
+    pub(crate) fn whole(entry: Entry, side: Side) -> Field {
+        let ty = {
+            let attrs = entry.map().attrs();
+            let id = match side {
+                Side::Key => attrs.key_type,
+                Side::Value => attrs.value_type,
+            };
+            match &attrs.btf {
+                _ if side == Side::Key && entry.map().is_indexed() => Type::Index,
+                Some(btf) if id != 0 => {
+                    let size = btf.size_of(id).unwrap_or_default();
+                    let at = btf::Field { offset: 0, bits: None, ty: id, size };
+                    Type::Btf { btf: btf.clone(), at }
+                }
+                _ => Type::Untyped,
+            }
+        };
+        Field { entry, side, ty, path: Arc::from("") }
+    }
+
+    /// The field at a path below this one: member names separated by dots, indices in brackets.
+    ///
+    /// # Errors
+    /// [`SnapshotError::EmptyPathComponent`], [`SnapshotError::FieldNotFound`],
+    /// [`SnapshotError::NotAStruct`] (also at a pointer, which is not followed yet) and
+    /// [`SnapshotError::IndexOutOfRange`] say where the walk stopped;
+    /// [`SnapshotError::NoRendered`] when there is no type to walk.
+    pub fn get(&self, path: &str) -> SnapshotResult<Field> {
+        if path.is_empty() {
+            return Err(SnapshotError::EmptyPathComponent { requested: self.path.to_string() });
+        }
+        let (btf, at) = match &self.ty {
+            Type::Btf { btf, at } => (btf, at),
+            Type::Index => {
+                let component = path.split(['.', '[']).find(|c| !c.is_empty()).unwrap_or(path);
+                return Err(SnapshotError::NotAStruct {
+                    requested: path.to_owned(),
+                    walked: String::new(),
+                    component: component.to_owned(),
+                    kind: FieldKind::Int.as_str().to_owned(),
+                });
+            }
+            Type::Untyped => return Err(self.no_rendered()),
+        };
+        let found = walk(btf, at.ty, path).map_err(|e| self.path_error(btf, at.ty, e))?;
+        let field = self.placed(path, found);
+        field.bytes()?;
+        Ok(field)
+    }
+
+    /// The field at a path below this one whose place within this one is known.
+    pub(crate) fn placed(&self, path: &str, within: btf::Field) -> Field {
+        let Type::Btf { btf, at } = &self.ty else { return self.clone() };
+        let offset = at.offset.saturating_add(within.offset);
+        Field {
+            ty: Type::Btf { btf: btf.clone(), at: btf::Field { offset, ..within } },
+            path: Arc::from(join(&self.path, path)),
+            ..self.clone()
+        }
+    }
+
+    /// What is here.
+    #[must_use]
+    pub fn kind(&self) -> FieldKind {
+        match &self.ty {
+            Type::Btf { btf, at } => FieldKind::of(btf, at.ty),
+            Type::Index => FieldKind::Int,
+            Type::Untyped => FieldKind::Bytes,
+        }
+    }
+
+    /// The type as C spells it; `bytes` without one.
+    #[must_use]
+    pub fn type_name(&self) -> String {
+        match &self.ty {
+            Type::Btf { btf, at } => btf.type_name(at.ty),
+            Type::Index => "u32".to_owned(),
+            Type::Untyped => "bytes".to_owned(),
+        }
+    }
+
+    /// Types and place, for those who walk on themselves.
+    pub(crate) fn typed(&self) -> Option<(&Arc<Btf>, btf::Field)> {
+        match &self.ty {
+            Type::Btf { btf, at } => Some((btf, *at)),
+            Type::Index | Type::Untyped => None,
+        }
+    }
+
+    /// The value itself, when this is a leaf: a number, a truth value, an enum or text.
+    ///
+    /// # Errors
+    /// What [`Field::scalar`] answers, other than that this is no leaf.
+    pub fn leaf(&self) -> SnapshotResult<Option<Scalar>> {
+        if self.kind().is_leaf() { self.scalar().map(Some) } else { Ok(None) }
+    }
+
+    /// The value of a leaf, or the address in a pointer.
+    ///
+    /// # Errors
+    /// [`SnapshotError::TypeMismatch`] when it holds no single value or cannot be decoded,
+    /// [`SnapshotError::NoRendered`] when it has no type, and why its bytes are not there.
+    pub fn scalar(&self) -> SnapshotResult<Scalar> {
+        match &self.ty {
+            Type::Btf { btf, at } => {
+                let bytes = self.bytes()?;
+                value::decode(btf, at.ty, at.bits, &bytes)
+                    .map_err(|actual| self.mismatch("a single value", actual))
+            }
+            Type::Index => Ok(Scalar::Int(i64::try_from(self.entry.row()).unwrap_or(i64::MAX))),
+            Type::Untyped => Err(self.no_rendered()),
+        }
+    }
+
+    /// The number here, without a sign; also the address in a pointer.
+    ///
+    /// # Errors
+    /// As [`Field::scalar`] and [`Scalar::as_u64`].
+    pub fn as_u64(&self) -> SnapshotResult<u64> {
+        self.scalar()?.as_u64(&self.path)
+    }
+
+    /// The number here, with its sign.
+    ///
+    /// # Errors
+    /// As [`Field::scalar`] and [`Scalar::as_i64`].
+    pub fn as_i64(&self) -> SnapshotResult<i64> {
+        self.scalar()?.as_i64(&self.path)
+    }
+
+    /// The number here, as a float.
+    ///
+    /// # Errors
+    /// As [`Field::scalar`] and [`Scalar::as_f64`].
+    pub fn as_f64(&self) -> SnapshotResult<f64> {
+        self.scalar()?.as_f64(&self.path)
+    }
+
+    /// False for 0 (and a null pointer), true for any other number.
+    ///
+    /// # Errors
+    /// As [`Field::scalar`] and [`Scalar::as_bool`].
+    pub fn as_bool(&self) -> SnapshotResult<bool> {
+        self.scalar()?.as_bool(&self.path)
+    }
+
+    /// The text here: an array of `char` up to its first zero, an array of any other one-byte
+    /// integers read the same way, or the name of an enum's value.
+    ///
+    /// # Errors
+    /// As [`Field::scalar`] and [`Scalar::as_str`]; bytes that are not UTF-8 are a
+    /// [`SnapshotError::TypeMismatch`].
+    pub fn as_str(&self) -> SnapshotResult<String> {
+        if self.is_byte_array() {
+            return value::text(&self.bytes()?).map_err(|actual| self.mismatch("text", actual));
+        }
+        self.scalar()?.as_str(&self.path)
+    }
+
+    fn is_byte_array(&self) -> bool {
+        let Some((btf, at)) = self.typed() else { return false };
+        match btf.shape(at.ty).as_deref() {
+            Ok(Shape::Array { elem, .. }) => {
+                matches!(btf.shape(*elem).as_deref(), Ok(Shape::Int { size: 1, bool: false, .. }))
+            }
+            _ => false,
+        }
+    }
+
+    /// The elements of an array.
+    ///
+    /// # Errors
+    /// [`SnapshotError::TypeMismatch`] when this is no array.
+    pub fn as_array(&self) -> SnapshotResult<Vec<Field>> {
+        let Some((btf, at)) = self.typed() else {
+            return Err(match self.ty {
+                Type::Untyped => self.no_rendered(),
+                _ => self.mismatch("an array", self.described()),
+            });
+        };
+        let shape = btf.shape(at.ty).ok();
+        let Some(Shape::Array { elem, len, elem_size }) = shape.as_deref() else {
+            return Err(self.mismatch("an array", self.described()));
+        };
+        let (len, elem_size) = (u64::from(*len), *elem_size);
+        if len > ELEMENTS || (elem_size == 0 && len > 0) {
+            return Err(self.mismatch("an array that can be listed", self.described()));
+        }
+        let bytes = self.bytes()?.len() as u64;
+        let fits = bytes.checked_div(elem_size).unwrap_or_default().min(len);
+        let element = |i: u64| {
+            let offset = i.saturating_mul(elem_size);
+            let within = btf::Field { offset, bits: None, ty: *elem, size: elem_size };
+            self.placed(&format!("[{i}]"), within)
+        };
+        Ok((0..fits).map(element).collect())
+    }
+
+    /// The bytes here, as they lay in memory. Of a bitfield, the bytes that hold its bits.
+    ///
+    /// # Errors
+    /// Why the bytes are not there.
+    pub fn raw(&self) -> SnapshotResult<Vec<u8>> {
+        self.bytes().map(Cow::into_owned)
+    }
+
+    /// The names that [`Field::get`] takes next, in the order of their declaration; those of
+    /// anonymous structs and unions are among them.
+    ///
+    /// # Errors
+    /// [`SnapshotError::TypeMismatch`] when this has no members.
+    pub fn members(&self) -> SnapshotResult<Vec<String>> {
+        match (&self.ty, self.kind()) {
+            (Type::Btf { btf, at }, FieldKind::Struct | FieldKind::Union) => {
+                Ok(member_names(btf, at.ty))
+            }
+            (Type::Untyped, _) => Err(self.no_rendered()),
+            _ => Err(self.mismatch("a struct", self.described())),
+        }
+    }
+
+    /// The bytes here.
+    pub(crate) fn bytes(&self) -> SnapshotResult<Cow<'_, [u8]>> {
+        let whole = self.entry.bytes(self.side)?;
+        let Type::Btf { btf, at } = &self.ty else { return Ok(whole) };
+        let range = usize::try_from(at.offset)
+            .ok()
+            .zip(usize::try_from(at.size).ok())
+            .and_then(|(start, len)| Some(start..start.checked_add(len)?));
+        let cut = range.and_then(|range| match &whole {
+            Cow::Borrowed(bytes) => bytes.get(range).map(Cow::Borrowed),
+            Cow::Owned(bytes) => bytes.get(range).map(|b| Cow::Owned(b.to_vec())),
+        });
+        cut.ok_or_else(|| SnapshotError::MapRenderIncomplete {
+            map: self.entry.map().name().to_owned(),
+            error: format!(
+                "{} takes {} bytes at offset {}, but a {} of the map has {} bytes",
+                btf.type_name(at.ty),
+                at.size,
+                at.offset,
+                self.side.as_str(),
+                whole.len()
+            ),
+        })
+    }
+
+    /// Where this came from.
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        let map = self.entry.map();
+        let snapshot = map.snapshot();
+        let path = match self.side {
+            Side::Key => join("key", &self.path).into_owned(),
+            Side::Value => self.path.to_string(),
+        };
+        Origin {
+            tag: snapshot.tag().to_owned(),
+            elapsed_ms: snapshot.elapsed_ms(),
+            map: map.name().to_owned(),
+            key: if map.is_section() { String::new() } else { self.entry.key_text() },
+            cpu: map.narrowed_to(),
+            path,
+        }
+    }
+
+    /// The path from the key or value to here.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// What is here, for messages: `5 (int)`, `a struct (struct task_ctx)`.
+    #[must_use]
+    pub fn described(&self) -> String {
+        let kind = self.kind();
+        if kind.is_leaf() {
+            return match self.scalar() {
+                Ok(scalar) => scalar.described(),
+                Err(SnapshotError::TypeMismatch { actual, .. }) => actual,
+                Err(_) => format!("{kind} ({})", self.type_name()),
+            };
+        }
+        match kind {
+            FieldKind::Pointer => match self.as_u64() {
+                Ok(at) => format!("{at:#x} (pointer, {})", self.type_name()),
+                Err(_) => format!("a pointer ({})", self.type_name()),
+            },
+            FieldKind::Bytes => "bytes without a type".to_owned(),
+            kind => format!("{} ({})", with_article(kind.as_str()), self.type_name()),
+        }
+    }
+
+    /// The error that something else is here.
+    #[must_use]
+    pub fn mismatch(&self, expected: &str, actual: String) -> SnapshotError {
+        SnapshotError::TypeMismatch {
+            expected: expected.to_owned(),
+            actual,
+            requested: self.path.to_string(),
+        }
+    }
+
+    fn no_rendered(&self) -> SnapshotError {
+        SnapshotError::NoRendered {
+            map: self.entry.map().name().to_owned(),
+            side: self.side.as_str().to_owned(),
+        }
+    }
+
+    /// A walk's error in the catalogue's words, with the path from the key or value on.
+    fn path_error(&self, btf: &Btf, root: TypeId, error: FieldError) -> SnapshotError {
+        let kind_at = |walked: &str| match walk(btf, root, walked) {
+            Ok(at) => FieldKind::of(btf, at.ty),
+            Err(_) => FieldKind::of(btf, root),
+        };
+        let failed = match error {
+            FieldError::EmptyComponent { path } => {
+                SnapshotError::EmptyPathComponent { requested: path }
+            }
+            FieldError::Syntax { path, component } => SnapshotError::TypeMismatch {
+                expected: "a member name, with indices as in \"name[3]\"".to_owned(),
+                actual: quoted(&component),
+                requested: path,
+            },
+            FieldError::NoSuchMember { path, walked, component, available, .. } => {
+                let available = super::nearest_first(&component, available);
+                SnapshotError::FieldNotFound { requested: path, walked, component, available }
+            }
+            FieldError::NotAStruct { path, walked, component, .. } => {
+                let kind = kind_at(&walked).as_str().to_owned();
+                SnapshotError::NotAStruct { requested: path, walked, component, kind }
+            }
+            FieldError::NotAnArray { path, walked, .. } => {
+                let at = walk(btf, root, &walked).map_or(root, |at| at.ty);
+                not_an_array(btf, at, path, walked)
+            }
+            FieldError::Index { walked, index, len, .. } => {
+                let at = join(&self.path, &walked).into_owned();
+                let map = self.entry.map().name();
+                return SnapshotError::IndexOutOfRange {
+                    map: if at.is_empty() { map.to_owned() } else { format!("{map}: {at}") },
+                    index: i64::try_from(index).unwrap_or(i64::MAX),
+                    len: len as usize,
+                };
+            }
+            FieldError::Btf(error) => SnapshotError::TypeMismatch {
+                expected: "a type that can be walked".to_owned(),
+                actual: format!("damaged BTF: {error}"),
+                requested: String::new(),
+            },
+        };
+        failed.below(&self.path)
+    }
+}
+
+impl fmt::Debug for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Field({}: {})", self.origin(), self.type_name())
+    }
+}
+
+/// An index into something that is no array: a struct lacks that member, a leaf has none.
+fn not_an_array(btf: &Btf, at: TypeId, requested: String, walked: String) -> SnapshotError {
+    let component = requested
+        .get(walked.len()..)
+        .and_then(|rest| rest.split_inclusive(']').next())
+        .unwrap_or("[..]")
+        .to_owned();
+    let kind = FieldKind::of(btf, at);
+    if matches!(kind, FieldKind::Struct | FieldKind::Union) {
+        let available = member_names(btf, at);
+        return SnapshotError::FieldNotFound { requested, walked, component, available };
+    }
+    SnapshotError::NotAStruct { requested, walked, component, kind: kind.as_str().to_owned() }
+}
+
+/// [`Btf::field`], which also enters a section of variables by their names.
+fn walk(btf: &Btf, root: TypeId, path: &str) -> Result<btf::Field, FieldError> {
+    let shape = btf.shape(root)?;
+    let Shape::Datasec { vars, .. } = &*shape else { return btf.field(root, path) };
+    if path.is_empty() {
+        return btf.field(root, path);
+    }
+    let Some((var, rest)) = section_var(vars, path) else {
+        let component = path.split(['.', '[']).next().unwrap_or_default();
+        if component.is_empty() {
+            return Err(FieldError::EmptyComponent { path: path.to_owned() });
+        }
+        return Err(FieldError::NoSuchMember {
+            path: path.to_owned(),
+            walked: String::new(),
+            component: component.to_owned(),
+            type_name: btf.type_name(root),
+            available: vars.iter().map(|v| v.name.clone()).collect(),
+        });
+    };
+    let prefix = |text: &str| join(&var.name, text).into_owned();
+    let at = match rest {
+        "" => btf.field(var.ty, ""),
+        "." => Err(FieldError::EmptyComponent { path: path.to_owned() }),
+        rest => btf.field(var.ty, rest.strip_prefix('.').unwrap_or(rest)),
+    };
+    at.map(|at| btf::Field { offset: at.offset.saturating_add(var.offset.into()), ..at })
+        .map_err(|e| below_var(e, path, prefix))
+}
+
+/// A walk's error below a variable, told from the section on.
+fn below_var(error: FieldError, path: &str, prefix: impl Fn(&str) -> String) -> FieldError {
+    use FieldError as E;
+    let path = path.to_owned();
+    match error {
+        E::EmptyComponent { .. } => E::EmptyComponent { path },
+        E::Syntax { component, .. } => E::Syntax { path, component },
+        E::NoSuchMember { walked, component, type_name, available, .. } => {
+            E::NoSuchMember { path, walked: prefix(&walked), component, type_name, available }
+        }
+        E::NotAStruct { walked, component, found_kind, type_name, .. } => {
+            E::NotAStruct { path, walked: prefix(&walked), component, found_kind, type_name }
+        }
+        E::NotAnArray { walked, found_kind, type_name, .. } => {
+            E::NotAnArray { path, walked: prefix(&walked), found_kind, type_name }
+        }
+        E::Index { walked, index, len, .. } => {
+            E::Index { path, walked: prefix(&walked), index, len }
+        }
+        E::Btf(e) => E::Btf(e),
+    }
+}
+
+/// The variable that a path begins with, and the rest of the path. Names of variables may have
+/// dots in them (a function's own statics do), so the longest one counts.
+pub(crate) fn section_var<'v, 'p>(
+    vars: &'v [btf::SecVar],
+    path: &'p str,
+) -> Option<(&'v btf::SecVar, &'p str)> {
+    vars.iter()
+        .filter(|var| !var.name.is_empty())
+        .filter_map(|var| Some((var, path.strip_prefix(var.name.as_str())?)))
+        .filter(|(_, rest)| rest.is_empty() || rest.starts_with(['.', '[']))
+        .min_by_key(|(_, rest)| rest.len())
+}
+
+/// The names by which the members of a struct, union or section are reached.
+pub(crate) fn member_names(btf: &Btf, ty: TypeId) -> Vec<String> {
+    let mut out = Vec::new();
+    for_each_member(btf, ty, &mut |name, _| out.push(name.to_owned()));
+    out
+}
+
+/// Visits the members of a struct, union or section, those of anonymous ones in their place.
+pub(crate) fn for_each_member(btf: &Btf, ty: TypeId, visit: &mut dyn FnMut(&str, btf::Field)) {
+    let Ok(shape) = btf.shape(ty) else { return };
+    if let Shape::Datasec { vars, .. } = &*shape {
+        for var in vars {
+            if let Ok(at) = btf.field(var.ty, "") {
+                visit(&var.name, btf::Field { offset: var.offset.into(), ..at });
+            }
+        }
+        return;
+    }
+    nested_members(btf, &shape, 0, 0, &mut Budget(1 << 14), visit);
+}
+
+/// Members that are still visited: types that contain the same anonymous ones many times over
+/// would make an exponential walk.
+struct Budget(usize);
+
+fn nested_members(
+    btf: &Btf,
+    shape: &Shape,
+    base_bits: u64,
+    depth: usize,
+    budget: &mut Budget,
+    visit: &mut dyn FnMut(&str, btf::Field),
+) {
+    let Shape::Struct(s) = shape else { return };
+    for member in &s.members {
+        if budget.0 == 0 || depth > btf::MAX_DEPTH {
+            return;
+        }
+        budget.0 -= 1;
+        let bit = base_bits.saturating_add(member.bit_offset.into());
+        if member.name.is_empty() {
+            if let Ok(inner) = btf.shape(member.ty) {
+                nested_members(btf, &inner, bit, depth + 1, budget, visit);
+            }
+            continue;
+        }
+        let bits = member.bitfield_len.map(|len| btf::BitRange { offset: (bit % 8) as u32, len });
+        let size = match bits {
+            Some(b) => u64::from((b.offset + b.len).div_ceil(8)),
+            None => btf.size_of(member.ty).unwrap_or_default(),
+        };
+        visit(&member.name, btf::Field { offset: bit / 8, bits, ty: member.ty, size });
+    }
+}

@@ -1,0 +1,107 @@
+//! Where a captured map's bytes come from, as the model sees it.
+//!
+//! The model does not know introspection: a capture of a live kernel, a stored snapshot and a
+//! test hand over the same [`Contents`].
+
+use std::sync::{Arc, LazyLock, OnceLock};
+
+use crate::btf::{Btf, TypeId};
+
+/// What is known of a map without looking into it.
+#[derive(Clone, Debug, Default)]
+pub struct MapAttrs {
+    /// The kernel's id.
+    pub id: u32,
+    /// Address of its `struct bpf_map`; 0 when it is not known.
+    pub kva: u64,
+    /// The name that the kernel has, cut at 15 characters.
+    pub name: String,
+    /// The name that its author gave it, where it could be told.
+    pub full_name: Option<String>,
+    /// The kind as the kernel names it, without `BPF_MAP_TYPE_`.
+    pub kind: String,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// How many entries it can hold.
+    pub max_entries: u32,
+    /// Flags it was created with.
+    pub flags: u32,
+    /// Types of its object.
+    pub btf: Option<Arc<Btf>>,
+    /// Type of a key in `btf`; 0 for none.
+    pub key_type: TypeId,
+    /// Type of a value in `btf`; 0 for none.
+    pub value_type: TypeId,
+}
+
+impl MapAttrs {
+    /// The full name where it is known, else the cut one.
+    #[must_use]
+    pub fn shown_name(&self) -> &str {
+        self.full_name.as_deref().unwrap_or(&self.name)
+    }
+}
+
+/// What a map held, as rows of bytes. Rows keep their number as long as the snapshot lives.
+pub trait Contents: Send + Sync {
+    /// How many rows were read.
+    fn rows(&self) -> usize;
+
+    /// The key of a row; `None` in the kinds whose key is the row's number.
+    fn key(&self, row: usize) -> Option<&[u8]>;
+
+    /// The value of a row; `None` in per-CPU kinds, and past the end.
+    fn value(&self, row: usize) -> Option<&[u8]>;
+
+    /// How many CPUs each row has a slot for; `None` in kinds without per-CPU values.
+    fn cpus(&self) -> Option<usize>;
+
+    /// What a CPU has in a row; `None` when no memory stands behind that slot.
+    fn cpu_value(&self, row: usize, cpu: usize) -> Option<&[u8]>;
+
+    /// Why the map as a whole may be half-changed; usually empty.
+    fn torn(&self) -> &[String];
+
+    /// Why this row may be half-changed; usually empty.
+    fn torn_row(&self, row: usize) -> &[String];
+
+    /// Why rows are missing: the kind cannot be decoded, a budget ran out, memory could not be
+    /// read.
+    fn incomplete(&self) -> Option<&str>;
+}
+
+/// Makes the contents at the first access.
+pub type Decode = Box<dyn FnOnce() -> Box<dyn Contents> + Send>;
+
+/// A captured map: its attributes, and its contents once somebody looks.
+pub struct CapturedMap {
+    /// What is known without looking.
+    pub attrs: MapAttrs,
+    contents: LazyLock<Box<dyn Contents>, Decode>,
+    /// Rows in the order in which entries are handed out; empty where that is the rows' own.
+    order: OnceLock<Vec<u32>>,
+}
+
+impl CapturedMap {
+    /// A map whose contents are decoded when they are first needed.
+    #[must_use]
+    pub fn new(attrs: MapAttrs, decode: Decode) -> Self {
+        CapturedMap { attrs, contents: LazyLock::new(decode), order: OnceLock::new() }
+    }
+
+    pub(crate) fn contents(&self) -> &dyn Contents {
+        &**LazyLock::force(&self.contents)
+    }
+
+    pub(crate) fn order(&self, sorted: impl FnOnce() -> Vec<u32>) -> &[u32] {
+        self.order.get_or_init(sorted)
+    }
+}
+
+impl std::fmt::Debug for CapturedMap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CapturedMap({} {})", self.attrs.kind, self.attrs.shown_name())
+    }
+}

@@ -1,0 +1,503 @@
+//! How captured values look to a reader: one line for a message, an aligned tree for `dump()`.
+//!
+//! Trees are built first (bounded in nodes, so that no type of a guest makes an endless one) and
+//! laid out afterwards, for a terminal of 80 columns.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::access::{Field, Side, for_each_member};
+use super::entry::Entry;
+use super::error::SnapshotError;
+use super::error_text::escaped_text;
+use super::map::Map;
+use super::value::{FieldKind, Scalar, hex};
+use super::{Pause, Snapshot};
+
+/// Columns of a line.
+const WIDTH: usize = 80;
+/// Columns up to which values of siblings are aligned.
+const ALIGNED: usize = 32;
+/// Characters that a struct may take to be shown in its line.
+const SHORT: usize = 56;
+/// Lines of one dump.
+const NODES: usize = 4000;
+/// Levels of one dump.
+const LEVELS: usize = 12;
+/// Elements of one array that are shown.
+const ELEMENTS: usize = 1024;
+/// Entries of one map that are shown when the map is asked for, and when the snapshot is.
+const ENTRIES: (usize, usize) = (64, 4);
+
+/// Text with a limit: what would exceed it is left out and remembered.
+struct Limited {
+    out: String,
+    left: usize,
+    full: bool,
+}
+
+impl Limited {
+    fn new(limit: usize) -> Limited {
+        Limited { out: String::new(), left: limit, full: false }
+    }
+
+    fn push(&mut self, text: &str) {
+        for c in text.chars() {
+            if self.left == 0 {
+                self.full = true;
+                return;
+            }
+            self.left -= 1;
+            self.out.push(c);
+        }
+    }
+}
+
+impl Field {
+    /// The value on one line of at most `max` characters: `5`, `"kworker"`, `{pid: 1, cpu: 0}`,
+    /// `[1, 2, 0 x 30]`, `0xffff888003c0`. A place that cannot be read says why.
+    #[must_use]
+    pub fn inline(&self, max: usize) -> String {
+        // Two characters are kept for the mark that something was cut.
+        let mut text = Limited::new(max.saturating_sub(2));
+        write_inline(self, &mut text, 0);
+        if text.full { text.out + ".." } else { text.out }
+    }
+
+    /// The value as an aligned tree.
+    #[must_use]
+    pub fn dump(&self) -> String {
+        let mut budget = NODES;
+        let label = if self.path().is_empty() { "value" } else { self.path() };
+        layout(&[node(label.to_owned(), self, &mut budget, 0)])
+    }
+
+    /// The whole value on one line, if it is short.
+    fn short(&self) -> Option<String> {
+        let mut text = Limited::new(SHORT);
+        write_inline(self, &mut text, 0);
+        (!text.full).then_some(text.out)
+    }
+
+    /// The members with their names.
+    fn each_member(&self) -> Vec<(String, Field)> {
+        let Some((btf, at)) = self.typed() else { return Vec::new() };
+        let mut out = Vec::new();
+        for_each_member(btf, at.ty, &mut |name, member| {
+            out.push((name.to_owned(), self.placed(name, member)));
+        });
+        out
+    }
+}
+
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Text prints as it is; as a part of something it is quoted.
+        match self.leaf() {
+            Ok(Some(Scalar::Str(text))) => f.write_str(&text),
+            _ => f.write_str(&self.inline(2000)),
+        }
+    }
+}
+
+fn write_inline(field: &Field, out: &mut Limited, depth: usize) {
+    if out.full || depth > LEVELS {
+        out.full = true;
+        return;
+    }
+    match field.kind() {
+        FieldKind::Struct | FieldKind::Union => {
+            out.push("{");
+            for (i, (name, member)) in field.each_member().iter().enumerate() {
+                out.push(if i == 0 { "" } else { ", " });
+                out.push(&escaped_text(name));
+                out.push(": ");
+                write_inline(member, out, depth + 1);
+                if out.full {
+                    return;
+                }
+            }
+            out.push("}");
+        }
+        FieldKind::Array => {
+            out.push("[");
+            write_elements(field, out, depth);
+            out.push("]");
+        }
+        _ => out.push(&leaf_text(field)),
+    }
+}
+
+fn write_elements(field: &Field, out: &mut Limited, depth: usize) {
+    let elements = match field.as_array() {
+        Ok(elements) => elements,
+        Err(error) => return out.push(&unreadable(&error)),
+    };
+    for (i, run) in runs(&elements).into_iter().enumerate() {
+        out.push(if i == 0 { "" } else { ", " });
+        let Some(element) = elements.get(run.first) else { return };
+        write_inline(element, out, depth + 1);
+        if run.len > 1 {
+            out.push(&format!(" x {}", run.len));
+        }
+        if out.full {
+            return;
+        }
+    }
+    if elements.len() > ELEMENTS {
+        out.push(&format!(", .. {} more", elements.len() - ELEMENTS));
+    }
+}
+
+/// Neighbours in an array that are shown as one.
+struct Run {
+    first: usize,
+    len: usize,
+}
+
+/// Groups equal neighbours; fewer than four stay single.
+fn runs(elements: &[Field]) -> Vec<Run> {
+    let shown = &elements[..elements.len().min(ELEMENTS)];
+    let mut out = Vec::new();
+    let mut at = 0;
+    while let Some(first) = shown.get(at) {
+        let bytes = first.bytes().ok();
+        let alike = |other: &Field| bytes.is_some() && other.bytes().ok() == bytes;
+        let len = 1 + shown[at + 1..].iter().take_while(|f| alike(f)).count();
+        if len >= 4 {
+            out.push(Run { first: at, len });
+        } else {
+            out.extend((at..at + len).map(|first| Run { first, len: 1 }));
+        }
+        at += len;
+    }
+    out
+}
+
+/// What holds a single value, as text.
+fn leaf_text(field: &Field) -> String {
+    match field.kind() {
+        FieldKind::Pointer => match field.as_u64() {
+            Ok(0) => "NULL".to_owned(),
+            Ok(at) => format!("{at:#x}"),
+            Err(error) => unreadable(&error),
+        },
+        FieldKind::Bytes => match field.bytes() {
+            Ok(bytes) => hex(&bytes, 256),
+            Err(error) => unreadable(&error),
+        },
+        _ => match field.scalar() {
+            Ok(Scalar::Str(text)) => format!("\"{}\"", escaped_text(&text)),
+            Ok(Scalar::Enum(e)) => match e.name() {
+                Some(name) if e.value() > i128::from(u32::MAX) => {
+                    format!("{} ({:#x})", escaped_text(name), e.value())
+                }
+                Some(name) => format!("{} ({})", escaped_text(name), e.value()),
+                None => e.value().to_string(),
+            },
+            Ok(scalar) => scalar.to_string(),
+            Err(SnapshotError::TypeMismatch { .. }) => match field.bytes() {
+                Ok(bytes) => hex(&bytes, 64),
+                Err(error) => unreadable(&error),
+            },
+            Err(error) => unreadable(&error),
+        },
+    }
+}
+
+fn unreadable(error: &SnapshotError) -> String {
+    match error {
+        // Too frequent for a whole sentence each.
+        SnapshotError::PerCpuSlot { unmapped: true, .. } => "<no memory>".to_owned(),
+        error => format!("<{error}>"),
+    }
+}
+
+/// A line, or a line with others below it.
+enum Node {
+    Leaf { label: String, text: String },
+    Branch { label: String, below: Vec<Node> },
+}
+
+fn node(label: String, field: &Field, budget: &mut usize, depth: usize) -> Node {
+    *budget = budget.saturating_sub(1);
+    if let Some(text) = field.short() {
+        return Node::Leaf { label, text };
+    }
+    let label_of_type = |label: &str| format!("{label} ({})", field.type_name());
+    match field.kind() {
+        _ if depth >= LEVELS => Node::Leaf { label, text: "..".to_owned() },
+        FieldKind::Struct | FieldKind::Union => {
+            let members = field.each_member();
+            Node::Branch {
+                label: label_of_type(&label),
+                below: nodes(members, budget, |(name, member), budget| {
+                    node(escaped_text(name), member, budget, depth + 1)
+                }),
+            }
+        }
+        FieldKind::Array => {
+            let elements = field.as_array().unwrap_or_default();
+            if elements.first().is_some_and(is_compound) {
+                let below = element_nodes(&elements, budget, depth);
+                return Node::Branch { label: label_of_type(&label), below };
+            }
+            Node::Leaf { label, text: field.inline(8000) }
+        }
+        _ => Node::Leaf { label, text: field.inline(2000) },
+    }
+}
+
+fn is_compound(field: &Field) -> bool {
+    matches!(field.kind(), FieldKind::Struct | FieldKind::Union | FieldKind::Array)
+}
+
+/// Nodes of as many things as the budget allows, and a line that says how many it did not.
+fn nodes<T>(
+    things: Vec<T>,
+    budget: &mut usize,
+    mut make: impl FnMut(&T, &mut usize) -> Node,
+) -> Vec<Node> {
+    let mut out = Vec::new();
+    for (i, thing) in things.iter().enumerate() {
+        if *budget == 0 {
+            out.push(more(things.len() - i));
+            break;
+        }
+        out.push(make(thing, budget));
+    }
+    out
+}
+
+fn more(n: usize) -> Node {
+    Node::Leaf { label: "..".to_owned(), text: format!("{} more", grouped(n as u64)) }
+}
+
+fn element_nodes(elements: &[Field], budget: &mut usize, depth: usize) -> Vec<Node> {
+    let mut below = nodes(runs(elements), budget, |run, budget| {
+        let label = match run.len {
+            1 => format!("[{}]", run.first),
+            len => format!("[{}..{}]", run.first, run.first + len - 1),
+        };
+        match elements.get(run.first) {
+            Some(element) if run.len > 1 && is_zero(element) => {
+                *budget = budget.saturating_sub(1);
+                Node::Leaf { label, text: "all zero".to_owned() }
+            }
+            Some(element) => node(label, element, budget, depth + 1),
+            None => Node::Leaf { label, text: String::new() },
+        }
+    });
+    if elements.len() > ELEMENTS {
+        below.push(more(elements.len() - ELEMENTS));
+    }
+    below
+}
+
+fn is_zero(field: &Field) -> bool {
+    field.bytes().is_ok_and(|bytes| bytes.iter().all(|&b| b == 0))
+}
+
+impl Entry {
+    /// The key and the value (of every CPU in a per-CPU map) as an aligned tree.
+    #[must_use]
+    pub fn dump(&self) -> String {
+        layout(&[entry_node(self, &mut { NODES })])
+    }
+}
+
+fn entry_node(entry: &Entry, budget: &mut usize) -> Node {
+    let torn = entry.torn();
+    let mut label = format!("[{}]", entry.key_text());
+    if !torn.is_empty() {
+        label.push_str(&format!(" (torn: {})", torn.join("; ")));
+    }
+    let map = entry.map();
+    let (Ok(cpus), None) = (map.cpus(), map.narrowed_to()) else {
+        return value_node(label, entry, budget);
+    };
+    let single: Option<Vec<String>> = (0..cpus)
+        .map(|cpu| {
+            let value = Field::whole(Entry::new(map.narrowed(cpu), entry.row()), Side::Value);
+            (!is_compound(&value)).then(|| leaf_text(&value))
+        })
+        .collect();
+    if let Some(values) = single {
+        *budget = budget.saturating_sub(1);
+        return Node::Leaf { label, text: format!("by CPU: {}", values.join(", ")) };
+    }
+    let below = nodes((0..cpus).collect(), budget, |&cpu, budget| {
+        value_node(format!("CPU {cpu}"), &Entry::new(map.narrowed(cpu), entry.row()), budget)
+    });
+    Node::Branch { label, below }
+}
+
+fn value_node(label: String, entry: &Entry, budget: &mut usize) -> Node {
+    match entry.value() {
+        Ok(value) => match node(label.clone(), &value, budget, 1) {
+            // An entry is known by its map: its type would only repeat.
+            Node::Branch { below, .. } => Node::Branch { label, below },
+            leaf => leaf,
+        },
+        Err(error) => Node::Leaf { label, text: unreadable(&error) },
+    }
+}
+
+impl Map {
+    /// The attributes and the entries as an aligned tree; of a large map the first entries.
+    #[must_use]
+    pub fn dump(&self) -> String {
+        layout(&[map_node(self, ENTRIES.0, &mut { NODES })])
+    }
+
+    /// One line: name, kind, number of entries, types.
+    #[must_use]
+    pub fn headline(&self) -> String {
+        let attrs = self.attrs();
+        let mut out = format!("{}: {}", escaped_text(self.name()), attrs.kind);
+        match self.len() {
+            Ok(1) => out.push_str(", 1 entry"),
+            Ok(len) => out.push_str(&format!(", {} entries", grouped(len as u64))),
+            Err(_) => out.push_str(", incomplete"),
+        }
+        if self.len().is_ok_and(|len| len != attrs.max_entries as usize) {
+            out.push_str(&format!(" of {}", grouped(attrs.max_entries.into())));
+        }
+        let name = |id| attrs.btf.as_ref().filter(|_| id != 0).map(|btf| btf.type_name(id));
+        match (self.is_section(), name(attrs.key_type), name(attrs.value_type)) {
+            (true, ..) => {}
+            (_, Some(key), Some(value)) => out.push_str(&format!(", {key} -> {value}")),
+            _ => out.push_str(&format!(", {} -> {} bytes", attrs.key_size, attrs.value_size)),
+        }
+        if let Some(cpu) = self.narrowed_to() {
+            out.push_str(&format!(", CPU {cpu}"));
+        }
+        out
+    }
+}
+
+fn map_node(map: &Map, limit: usize, budget: &mut usize) -> Node {
+    *budget = budget.saturating_sub(1);
+    let mut below = Vec::new();
+    for reason in map.torn() {
+        below.push(Node::Leaf { label: "torn".to_owned(), text: reason });
+    }
+    if let Some(why) = map.incomplete() {
+        below.push(Node::Leaf { label: "incomplete".to_owned(), text: why.to_owned() });
+    }
+    let entries: Vec<Entry> = map.known_entries().take(limit).collect();
+    if let (true, [only]) = (map.is_section(), entries.as_slice()) {
+        let vars = only.value().map(|value| value.each_member()).unwrap_or_default();
+        below.extend(nodes(vars, budget, |(name, var), budget| {
+            node(escaped_text(name), var, budget, 1)
+        }));
+    } else {
+        below.extend(nodes(entries, budget, entry_node));
+        if let Some(rest) = map.known_entries().len().checked_sub(limit).filter(|&n| n > 0) {
+            below.push(more(rest));
+        }
+    }
+    Node::Branch { label: map.headline(), below }
+}
+
+impl Snapshot {
+    /// One line: tag, time and phase.
+    #[must_use]
+    pub fn headline(&self) -> String {
+        let (s, ms) = (self.elapsed_ms() / 1000, self.elapsed_ms() % 1000);
+        let mut out = format!("snapshot \"{}\" at {s}.{ms:03} s", escaped_text(self.tag()));
+        if let Some(phase) = self.phase() {
+            out.push_str(&format!(", phase \"{}\"", escaped_text(phase)));
+        }
+        out
+    }
+
+    /// Everything that was captured, of large maps the first entries, as an aligned tree.
+    #[must_use]
+    pub fn dump(self: &Arc<Self>) -> String {
+        if let Some(reason) = self.placeholder_reason() {
+            let (s, ms) = (self.elapsed_ms() / 1000, self.elapsed_ms() % 1000);
+            let (tag, reason) = (escaped_text(self.tag()), escaped_text(reason));
+            return format!(
+                "snapshot \"{tag}\" at {s}.{ms:03} s is empty: its freeze did not complete: {reason}\n"
+            );
+        }
+        let mut budget = NODES;
+        let mut below = vec![self.pause_node()];
+        below.extend(nodes(self.maps().unwrap_or_default(), &mut budget, |map, budget| {
+            map_node(map, ENTRIES.1, budget)
+        }));
+        layout(&[Node::Branch { label: self.headline(), below }])
+    }
+
+    fn pause_node(&self) -> Node {
+        let Pause { total_us, stop_us, copy_us, resume_us } = self.pause();
+        let text = format!(
+            "for {} us (engine's stop {}, copy {}, engine's resume {})",
+            grouped(total_us),
+            grouped(stop_us),
+            grouped(copy_us),
+            grouped(resume_us)
+        );
+        Node::Leaf { label: "stopped".to_owned(), text }
+    }
+}
+
+/// `10,000`.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// Lines with their indentation, values of siblings below each other.
+fn layout(nodes: &[Node]) -> String {
+    let mut out = String::new();
+    put(nodes, 0, &mut out);
+    out
+}
+
+fn put(nodes: &[Node], indent: usize, out: &mut String) {
+    let widths = nodes.iter().filter_map(|node| match node {
+        Node::Leaf { label, .. } => Some(label.chars().count()),
+        Node::Branch { .. } => None,
+    });
+    let column = widths.filter(|&w| w <= ALIGNED).max().unwrap_or_default();
+    for node in nodes {
+        match node {
+            Node::Leaf { label, text } => {
+                let head = format!("{:indent$}{label:column$}  ", "");
+                wrap(&head, text, out);
+            }
+            Node::Branch { label, below } => {
+                out.push_str(&format!("{:indent$}{label}\n", ""));
+                put(below, indent + 2, out);
+            }
+        }
+    }
+}
+
+/// A value after its label, broken after commas where it would leave the terminal.
+fn wrap(head: &str, text: &str, out: &mut String) {
+    let hang = head.chars().count().min(WIDTH / 2);
+    out.push_str(head);
+    let mut at = head.chars().count();
+    for (i, piece) in text.split_inclusive(", ").enumerate() {
+        let len = piece.trim_end().chars().count();
+        if i > 0 && at + len > WIDTH {
+            out.truncate(out.trim_end().len());
+            out.push_str(&format!("\n{:hang$}", ""));
+            at = hang;
+        }
+        out.push_str(piece);
+        at += piece.chars().count();
+    }
+    out.truncate(out.trim_end_matches(' ').len());
+    out.push('\n');
+}

@@ -4,8 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
+use crate::vm::topology::Topology;
 pub use crate::wire::{Exec as ExecOutcome, Policy, SchedulerState, WorkKind};
 
 use super::SchedulerExit;
@@ -129,12 +128,14 @@ impl WorkOptions {
 }
 
 /// What is known about a machine from its start.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LabFacts {
     /// The running kernel's `uname -r`.
     pub kernel_release: String,
     /// The kernel as it was asked for.
     pub kernel_spec: String,
+    /// The shape of the machine.
+    pub topology: Topology,
     /// The engine's name.
     pub engine: String,
     /// Guest RAM in bytes.

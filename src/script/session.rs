@@ -1,0 +1,215 @@
+//! What the engine's functions share while one script runs: what is to happen, what has happened,
+//! and which line of the author is responsible.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rhai::{EvalAltResult, NativeCallContext, Position};
+
+use crate::scenario::ScenarioDecl;
+use crate::scenario::cell::{Cancel, Why};
+use crate::scenario::lab::{LabError, LabOps, LabResult};
+use crate::scenario::verdict::{Check, Recorder, ScriptPos};
+
+use super::End;
+use super::fault::{Fault, Native, terminate};
+use super::source::{Source, Sources};
+
+/// Boots the machine that a declaration asks for.
+pub type Boot = Arc<dyn Fn(&ScenarioDecl) -> LabResult<Arc<dyn LabOps>> + Send + Sync>;
+
+/// What a script is run for.
+pub(crate) enum Mode {
+    /// To learn what it declares; nothing boots.
+    Collect,
+    /// To run one of its scenarios, or all of it when it is plain.
+    Run {
+        /// The scenario's place; 0 for a plain script.
+        index: usize,
+        /// Its name, to notice a script that changed meanwhile.
+        name: String,
+        /// How its machine is booted.
+        boot: Boot,
+    },
+}
+
+/// One run of one script.
+pub(crate) struct Session {
+    pub(crate) mode: Mode,
+    /// The script, as the user named it.
+    pub(crate) file: PathBuf,
+    /// All texts read so far.
+    pub(crate) sources: Sources,
+    pub(crate) recorder: Recorder,
+    pub(crate) cancel: Cancel,
+    state: Mutex<State>,
+}
+
+/// What happened so far.
+#[derive(Default)]
+pub(crate) struct State {
+    /// The scenarios met so far.
+    pub(crate) declared: Vec<ScenarioDecl>,
+    /// Whether the script was found to be a plain one.
+    pub(crate) plain: bool,
+    /// Whether the script's own text calls `scenario`.
+    pub(crate) has_scenarios: bool,
+    /// Whether the one scenario that was asked for has run.
+    pub(crate) ran: bool,
+    /// Machines that a plain script has booted.
+    pub(crate) booted: usize,
+    /// How the run ends, once that is known; then the script is being terminated.
+    pub(crate) end: Option<End>,
+    /// `expect(..)`s that no matcher has used yet.
+    pending: BTreeMap<u64, (String, Option<ScriptPos>)>,
+    next: u64,
+}
+
+/// The author's call that led into a module of cryoscope's own; it rides in the engine's tag.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    pub(crate) source: String,
+    pub(crate) pos: Position,
+}
+
+impl Session {
+    pub(crate) fn new(mode: Mode, file: PathBuf, recorder: Recorder, cancel: Cancel) -> Arc<Self> {
+        let sources = Sources::default();
+        let state = Mutex::default();
+        Arc::new(Session { mode, file, sources, recorder, cancel, state })
+    }
+
+    /// The name of the script itself among the sources.
+    pub(crate) fn main(&self) -> String {
+        self.file.display().to_string()
+    }
+
+    pub(crate) fn collecting(&self) -> bool {
+        matches!(self.mode, Mode::Collect)
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The author's call that is responsible for this native call, and the script it stands in.
+    fn caller(&self, ctx: &NativeCallContext<'_>) -> (Option<Source>, Position) {
+        let tag = ctx.tag().and_then(|tag| tag.read_lock::<Caller>());
+        match tag {
+            Some(caller) => (self.sources.get(&caller.source), caller.pos),
+            None => {
+                let main = self.main();
+                (self.sources.get(ctx.call_source().unwrap_or(&main)), ctx.call_position())
+            }
+        }
+    }
+
+    /// The author's line that is responsible for this native call.
+    pub(crate) fn place(&self, ctx: &NativeCallContext<'_>) -> Option<ScriptPos> {
+        let (source, pos) = self.caller(ctx);
+        source?.place(pos)
+    }
+
+    /// The author's line where `key` is given in this native call, or the call itself.
+    pub(crate) fn place_of_key(&self, ctx: &NativeCallContext<'_>, key: &str) -> Option<ScriptPos> {
+        let (source, pos) = self.caller(ctx);
+        let source = source?;
+        source.place(source.key(pos, key).unwrap_or(pos))
+    }
+
+    /// The words of this native call's first argument, as the script has them.
+    pub(crate) fn words(&self, ctx: &NativeCallContext<'_>) -> Option<String> {
+        let main = self.main();
+        let source = self.sources.get(ctx.call_source().unwrap_or(&main))?;
+        source.first_argument(ctx.call_position())
+    }
+
+    /// Records a check made by this native call.
+    pub(crate) fn record(&self, ctx: &NativeCallContext<'_>, check: Check) {
+        let at = check.at.clone().or_else(|| self.place(ctx));
+        self.recorder.record(check.at(at));
+    }
+
+    /// Ends the run: nothing in the script can catch what this returns.
+    pub(crate) fn end(&self, end: End) -> Box<EvalAltResult> {
+        self.lock().end.get_or_insert(end);
+        terminate()
+    }
+
+    /// What the laboratory answered, as a script meets it: what it may catch is thrown; with
+    /// everything else the scenario is over, and recorded.
+    pub(crate) fn lab<T>(&self, ctx: &NativeCallContext<'_>, answer: LabResult<T>) -> Native<T> {
+        answer.map_err(|error| match Fault::try_from(&error) {
+            Ok(fault) => fault.thrown(),
+            Err(()) => self.over(error, self.place(ctx)),
+        })
+    }
+
+    /// The scenario is over because of `error`.
+    pub(crate) fn over(&self, error: LabError, at: Option<ScriptPos>) -> Box<EvalAltResult> {
+        match &error {
+            LabError::Unsupported(reason) => {
+                self.recorder.skip(reason, at);
+                self.end(End::Stopped)
+            }
+            LabError::Interrupted => self.cancelled(at),
+            _ => {
+                if let Some(check) = error.check(at) {
+                    self.recorder.record(check);
+                }
+                self.end(End::Lab(error))
+            }
+        }
+    }
+
+    /// The scenario is over because somebody, or the clock, wants it to be.
+    pub(crate) fn cancelled(&self, at: Option<ScriptPos>) -> Box<EvalAltResult> {
+        let ended = self.lock().end.is_some();
+        if !ended {
+            self.recorder.record(self.why_cancelled().at(at));
+        }
+        self.end(End::Cancelled)
+    }
+
+    fn why_cancelled(&self) -> Check {
+        match self.cancel.why() {
+            Some(Why::Deadline(limit)) => {
+                let limit = crate::script::explain::seconds(limit);
+                let text = format!("the scenario did not end within its {limit}");
+                Check::error("deadline", text)
+            }
+            _ => Check::error("interrupted", "interrupted"),
+        }
+    }
+
+    /// Remembers an `expect(..)` until a matcher uses it.
+    pub(crate) fn expect(&self, label: &str, at: Option<ScriptPos>) -> u64 {
+        let mut state = self.lock();
+        let id = state.next;
+        state.next += 1;
+        // A script that makes expectations without ever using them must not fill the memory.
+        if state.pending.len() < MAX_PENDING {
+            state.pending.insert(id, (label.to_string(), at));
+        }
+        id
+    }
+
+    /// A matcher has used the expectation.
+    pub(crate) fn matched(&self, id: u64) {
+        self.lock().pending.remove(&id);
+    }
+
+    /// Records every `expect(..)` that no matcher has used.
+    pub(crate) fn judge_pending(&self) {
+        let pending = std::mem::take(&mut self.lock().pending);
+        for (label, at) in pending.into_values() {
+            let text = "expect(..) without a matcher judges nothing; say what is expected, as in \
+                        expect(x).eq(1)";
+            self.recorder.record(Check::fail(label, text).at(at));
+        }
+    }
+}
+
+/// More unused `expect(..)`s than this are not remembered one by one.
+const MAX_PENDING: usize = 1000;

@@ -1,0 +1,169 @@
+//! The kernel's log, from `/dev/kmsg` (`Documentation/ABI/testing/dev-kmsg`).
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+
+use crate::text::clean;
+
+/// The most of the log that is kept in memory, its end.
+const KEPT: usize = 512 << 10;
+
+/// A place in the kernel's log, from which its lines can be read.
+#[derive(Debug)]
+pub(crate) struct Mark(OwnedFd);
+
+impl Mark {
+    fn open() -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        Ok(rustix::fs::open("/dev/kmsg", flags, Mode::empty())?)
+    }
+
+    /// The oldest line that the kernel still has.
+    pub(crate) fn start() -> io::Result<Self> {
+        Self::open().map(Mark)
+    }
+
+    /// After the newest line.
+    pub(crate) fn end() -> io::Result<Self> {
+        let fd = Self::open()?;
+        rustix::fs::seek(&fd, SeekFrom::End(0))?;
+        Ok(Mark(fd))
+    }
+
+    /// Every line since, as `dmesg` shows them. The mark moves behind them.
+    pub(crate) fn read(&self) -> String {
+        let (mut text, mut record) = (String::new(), [0; 8192]);
+        loop {
+            match rustix::io::read(&self.0, &mut record) {
+                Ok(0) => break,
+                Ok(n) => {
+                    if let Some(line) = format_record(&record[..n]) {
+                        text.push_str(&line);
+                    }
+                    if text.len() > 2 * KEPT {
+                        cut(&mut text);
+                    }
+                }
+                // Records were overwritten before they were read; reading goes on at the oldest.
+                Err(Errno::PIPE) => text.push_str("[kernel messages were lost here]\n"),
+                Err(Errno::INTR) => {}
+                Err(_) => break,
+            }
+        }
+        cut(&mut text);
+        text
+    }
+}
+
+/// Keeps the end of a log, whole lines.
+fn cut(text: &mut String) {
+    let Some(mut from) = text.len().checked_sub(KEPT) else { return };
+    while !text.is_char_boundary(from) {
+        from += 1;
+    }
+    let line = text[from..].find('\n').map_or(text.len(), |at| from + at + 1);
+    text.drain(..line);
+}
+
+/// `6,339,5140900,-;message\n KEY=value\n` as `[    5.140900] message\n`.
+fn format_record(record: &[u8]) -> Option<String> {
+    let record = clean(record);
+    let (head, body) = record.split_once(';')?;
+    let micros: u64 = head.split(',').nth(2)?.parse().ok()?;
+    let message = body.lines().next().unwrap_or("");
+    // Line breaks inside a message are written as \x0a.
+    let message = message.replace("\\x0a", "\n");
+    Some(format!("[{:5}.{:06}] {message}\n", micros / 1_000_000, micros % 1_000_000))
+}
+
+/// Leaves a line in the kernel's log, and so on the console.
+pub(crate) fn say(message: &str) {
+    if let Ok(file) = File::options().write(true).open("/dev/kmsg") {
+        let _ = io::Write::write_all(&mut &file, format!("cryoscope-agent: {message}").as_bytes());
+    }
+}
+
+/// What the kernel's log says of the end of a scheduler.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct SchedulerEnd {
+    /// "runnable task stall: spin[31] failed to run for 30.0s", or empty when nothing is said.
+    pub(crate) reason: String,
+    /// Whether it left because its loader closed or was told to.
+    pub(crate) unregistered: bool,
+    /// The lines, from the first that names sched_ext.
+    pub(crate) lines: String,
+}
+
+/// Finds the last end of a scheduler in log lines. The kernel writes `sched_ext: BPF scheduler
+/// "NAME" disabled (REASON)`, after errors also `sched_ext: NAME: MESSAGE` and a backtrace
+/// (kernel: `scx_root_disable`, before 7.1 `scx_disable_workfn`, in `kernel/sched/ext.c`).
+pub(crate) fn scheduler_end(log: &str) -> SchedulerEnd {
+    let bare = |line: &str| line.split_once("] ").map_or(line, |(_, m)| m).to_owned();
+    let lines: Vec<&str> = log.lines().collect();
+    let said = |line: &&str| bare(line).starts_with("sched_ext: ");
+    let first = lines.iter().position(said).unwrap_or(lines.len());
+    let mut end = SchedulerEnd { lines: lines[first..].join("\n"), ..SchedulerEnd::default() };
+    let disabled = lines
+        .iter()
+        .rposition(|l| l.contains("sched_ext: BPF scheduler \"") && l.contains("\" disabled ("));
+    let Some(at) = disabled else { return end };
+    let line = bare(lines[at]);
+    let Some((name, why)) = line
+        .strip_prefix("sched_ext: BPF scheduler \"")
+        .and_then(|rest| rest.rsplit_once("\" disabled ("))
+    else {
+        return end;
+    };
+    let why = why.strip_suffix(')').unwrap_or(why);
+    end.unregistered = why.starts_with("unregistered from user space");
+    end.reason = why.to_owned();
+    let prefix = format!("sched_ext: {name}: ");
+    let message =
+        lines[at + 1..].iter().find_map(|l| bare(l).strip_prefix(&prefix).map(String::from));
+    if let Some(message) = message {
+        end.reason = format!("{why}: {message}");
+    }
+    end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_become_lines() {
+        let record = b"6,339,5140900,-;NET: Registered PF_INET6\n SUBSYSTEM=net\n";
+        assert_eq!(format_record(record).unwrap(), "[    5.140900] NET: Registered PF_INET6\n");
+        assert_eq!(format_record(b"6,1,x,-;m"), None);
+        assert_eq!(format_record(b"no record"), None);
+    }
+
+    #[test]
+    fn a_long_log_keeps_its_end() {
+        let mut text = "ä line\n".repeat(200_000);
+        cut(&mut text);
+        assert!(text.len() <= KEPT && text.len() > KEPT - 10 && text.starts_with("ä"));
+    }
+
+    #[test]
+    fn the_reason_of_an_end_is_found() {
+        let log = "[    1.0] random\n\
+            [    2.0] sched_ext: BPF scheduler \"fifo\" enabled\n\
+            [    9.1] sched_ext: BPF scheduler \"fifo\" disabled (runnable task stall)\n\
+            [    9.1] sched_ext: fifo: spin[31] failed to run for 4.1s\n\
+            [    9.1]    scx_watchdog_workfn+0x1/0x2\n";
+        let end = scheduler_end(log);
+        assert_eq!(end.reason, "runnable task stall: spin[31] failed to run for 4.1s");
+        assert!(!end.unregistered);
+        assert!(end.lines.starts_with("[    2.0] sched_ext: BPF") && end.lines.ends_with("0x2"));
+        let left = scheduler_end(
+            "[1.0] sched_ext: BPF scheduler \"x\" disabled (unregistered from user space)",
+        );
+        assert!(left.unregistered);
+        assert_eq!(scheduler_end("[1.0] nothing of it\n"), SchedulerEnd::default());
+    }
+}

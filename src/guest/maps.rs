@@ -1,0 +1,195 @@
+//! BPF maps through the bpf() syscall: held open beyond their scheduler's life and read entry by
+//! entry. This is the reference against which what the host reads from RAM is compared.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use cryoscope::wire::{Answer, HeldMap, Hex, Refusal, RefusalKind};
+use libbpf_rs::libbpf_sys;
+
+use crate::refuse;
+use crate::sys::reason;
+use crate::text::parse_list;
+
+const MAX_MAPS: usize = 4096;
+const MAX_KEYS: usize = 1 << 20;
+/// Raw bytes of keys and values in one page; twice that as text, well within a frame.
+const PAGE: usize = 1 << 20;
+
+/// Maps that are kept open.
+#[derive(Default)]
+pub(crate) struct Held {
+    maps: Vec<(HeldMap, OwnedFd)>,
+    /// Keys of the map that is being dumped, so that every page continues the same walk.
+    walk: Option<(u32, Vec<Vec<u8>>)>,
+}
+
+/// Ids of all maps there are now.
+pub(crate) fn all_ids() -> BTreeSet<u32> {
+    let (mut ids, mut id) = (BTreeSet::new(), 0);
+    while ids.len() < MAX_MAPS {
+        let mut next = 0;
+        // SAFETY: `next` outlives the call, which writes one u32 there.
+        #[allow(unsafe_code)]
+        let result = unsafe { libbpf_sys::bpf_map_get_next_id(id, &raw mut next) };
+        if result != 0 || !ids.insert(next) {
+            break;
+        }
+        id = next;
+    }
+    ids
+}
+
+fn open(id: u32) -> io::Result<(HeldMap, OwnedFd)> {
+    // SAFETY: takes a number; a descriptor that it gives is new and owned by nobody else.
+    #[allow(unsafe_code)]
+    let fd = unsafe {
+        let fd = libbpf_sys::bpf_map_get_fd_by_id(id);
+        if fd < 0 {
+            return Err(io::Error::from_raw_os_error(-fd));
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    // SAFETY: all zeroes is a valid `bpf_map_info`, and `len` says how large it is.
+    #[allow(unsafe_code)]
+    let info = unsafe {
+        let mut info: libbpf_sys::bpf_map_info = mem::zeroed();
+        let mut len = mem::size_of_val(&info) as u32;
+        let at = (&raw mut info).cast();
+        let result = libbpf_sys::bpf_obj_get_info_by_fd(fd.as_raw_fd(), at, &raw mut len);
+        if result != 0 {
+            return Err(io::Error::from_raw_os_error(-result));
+        }
+        info
+    };
+    let name: Vec<u8> = info.name.iter().map(|c| *c as u8).take_while(|c| *c != 0).collect();
+    let held = HeldMap {
+        id,
+        name: String::from_utf8_lossy(&name).into_owned(),
+        kind: info.type_,
+        key_size: info.key_size,
+        value_size: info.value_size,
+        max_entries: info.max_entries,
+        flags: info.map_flags,
+    };
+    Ok((held, fd))
+}
+
+impl Held {
+    /// Opens every map that is not in `before`, and keeps it.
+    pub(crate) fn hold(&mut self, before: &BTreeSet<u32>) -> Result<Answer, Refusal> {
+        self.walk = None;
+        self.maps.clear();
+        for id in all_ids().difference(before) {
+            match open(*id) {
+                Ok(held) => self.maps.push(held),
+                // It has gone meanwhile.
+                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(e) => {
+                    let message = format!("cannot open map {id}: {}", reason(&e));
+                    return Err(refuse(RefusalKind::Kernel, message));
+                }
+            }
+        }
+        Ok(Answer::Maps(self.maps.iter().map(|(info, _)| info.clone()).collect()))
+    }
+
+    /// One page of the entries of a held map, `skip` entries in.
+    pub(crate) fn page(&mut self, id: u32, skip: u64) -> Result<Answer, Refusal> {
+        let Some((info, fd)) = self.maps.iter().find(|(info, _)| info.id == id) else {
+            let known: Vec<u32> = self.maps.iter().map(|(info, _)| info.id).collect();
+            let message = format!("map {id} is not held; held are: {known:?}");
+            return Err(refuse(RefusalKind::NotFound, message));
+        };
+        let what = format!("map {id} (\"{}\", kind {})", info.name, info.kind);
+        let failed = |doing: &str, e: &io::Error| {
+            refuse(RefusalKind::Kernel, format!("{what}: cannot {doing}: {}", reason(e)))
+        };
+        let size = value_size(info).map_err(|e| failed("size its values", &e))?;
+        if skip == 0 || self.walk.as_ref().is_none_or(|(walked, _)| *walked != id) {
+            let keys = keys(info, fd).map_err(|e| failed("list its keys", &e))?;
+            self.walk = Some((id, keys));
+        }
+        let keys = self.walk.as_ref().map(|(_, keys)| &keys[..]).unwrap_or_default();
+        let (mut entries, mut bytes, mut at) = (Vec::new(), 0, skip as usize);
+        while let Some(key) = keys.get(at) {
+            if bytes + key.len() + size > PAGE && !entries.is_empty() {
+                break;
+            }
+            at += 1;
+            match lookup(fd, key, size) {
+                Ok(value) => {
+                    bytes += key.len() + value.len();
+                    entries.push((Hex(key.clone()), Hex(value)));
+                }
+                // Deleted meanwhile. It still counts as skipped.
+                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(e) => return Err(failed("read an entry", &e)),
+            }
+        }
+        Ok(Answer::MapPage { entries, next: at as u64, more: at < keys.len() })
+    }
+}
+
+fn keys(info: &HeldMap, fd: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
+    let mut keys: Vec<Vec<u8>> = Vec::new();
+    // The kernel copies `key_size` bytes to and fro; hash maps refuse a size of zero.
+    let mut next = vec![0; info.key_size.max(4) as usize];
+    loop {
+        let last = keys.last().map_or(std::ptr::null(), |k| k.as_ptr());
+        // SAFETY: both buffers hold the map's `key_size` bytes; a null key asks for the first.
+        #[allow(unsafe_code)]
+        let result = unsafe {
+            libbpf_sys::bpf_map_get_next_key(fd.as_raw_fd(), last.cast(), next.as_mut_ptr().cast())
+        };
+        match -result {
+            0 => keys.push(next[..info.key_size as usize].to_vec()),
+            libc::ENOENT => return Ok(keys),
+            errno => return Err(io::Error::from_raw_os_error(errno)),
+        }
+        if keys.len() > MAX_KEYS {
+            return Err(io::Error::other(format!("it has more than {MAX_KEYS} entries")));
+        }
+    }
+}
+
+fn lookup(fd: &OwnedFd, key: &[u8], size: usize) -> io::Result<Vec<u8>> {
+    let mut value = vec![0; size];
+    // SAFETY: `key` holds the map's `key_size` bytes and `value` as many as the kernel writes for
+    // this kind of map (see `value_size`).
+    #[allow(unsafe_code)]
+    let result = unsafe {
+        let at = value.as_mut_ptr().cast();
+        libbpf_sys::bpf_map_lookup_elem(fd.as_raw_fd(), key.as_ptr().cast(), at)
+    };
+    if result == 0 { Ok(value) } else { Err(io::Error::from_raw_os_error(-result)) }
+}
+
+/// Bytes that one lookup writes (kernel: `bpf_map_value_size` in `kernel/bpf/syscall.c`): kinds
+/// with a value per CPU give one for each *possible* CPU, rounded up to 8 bytes; kinds that hold
+/// descriptors give ids.
+fn value_size(info: &HeldMap) -> io::Result<usize> {
+    use libbpf_sys as b;
+    let one = info.value_size as usize;
+    let size = match info.kind {
+        b::BPF_MAP_TYPE_PERCPU_HASH
+        | b::BPF_MAP_TYPE_LRU_PERCPU_HASH
+        | b::BPF_MAP_TYPE_PERCPU_ARRAY
+        | b::BPF_MAP_TYPE_PERCPU_CGROUP_STORAGE => {
+            let list = fs::read_to_string("/sys/devices/system/cpu/possible")?;
+            let cpus = parse_list(&list).map_or(0, |l| l.len());
+            if cpus == 0 {
+                return Err(io::Error::other("how many CPUs are possible is unknown"));
+            }
+            one.next_multiple_of(8) * cpus
+        }
+        _ => one.max(4),
+    };
+    if size > 3 * PAGE / 2 {
+        return Err(io::Error::other(format!("a value has {size} bytes, too many for a frame")));
+    }
+    Ok(size)
+}

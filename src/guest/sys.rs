@@ -1,0 +1,223 @@
+//! System calls that neither `std` nor `rustix` wraps, each behind a safe function.
+
+use std::ffi::CString;
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use cryoscope::wire::Policy;
+use rustix::process::Pid;
+
+/// `SCHED_EXT` of the kernel's `include/uapi/linux/sched.h`, which libc does not define yet.
+const SCHED_EXT: i32 = 7;
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Puts a process under a scheduling policy. With `reset_on_fork`, its children start as
+/// ordinary SCHED_OTHER processes.
+pub(crate) fn set_policy(pid: Option<Pid>, policy: Policy, reset_on_fork: bool) -> io::Result<()> {
+    let (number, priority) = match policy {
+        Policy::Normal => (libc::SCHED_OTHER, 0),
+        Policy::Batch => (libc::SCHED_BATCH, 0),
+        Policy::Idle => (libc::SCHED_IDLE, 0),
+        Policy::Fifo(p) => (libc::SCHED_FIFO, p),
+        Policy::Rr(p) => (libc::SCHED_RR, p),
+        Policy::Ext => (SCHED_EXT, 0),
+    };
+    let number = if reset_on_fork { number | libc::SCHED_RESET_ON_FORK } else { number };
+    let param = libc::sched_param { sched_priority: i32::try_from(priority).unwrap_or(i32::MAX) };
+    // SAFETY: `param` outlives the call, which only reads it.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::sched_setscheduler(Pid::as_raw(pid), number, &raw const param) };
+    check(result).map(drop)
+}
+
+/// Blocks SIGCHLD and gives a non-blocking descriptor that is readable when a child has ended.
+pub(crate) fn child_signals() -> io::Result<OwnedFd> {
+    // SAFETY: the set is initialized by `sigemptyset` before it is used, and no call keeps it.
+    #[allow(unsafe_code)]
+    unsafe {
+        let mut set: libc::sigset_t = mem::zeroed();
+        check(libc::sigemptyset(&raw mut set))?;
+        check(libc::sigaddset(&raw mut set, libc::SIGCHLD))?;
+        check(libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()))?;
+        let fd = check(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// Turns the loopback interface on.
+pub(crate) fn loopback_up() -> io::Result<()> {
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?;
+    // SAFETY: all zeroes is a valid `ifreq`; both ioctls read and write that one structure, whose
+    // name is NUL-terminated and whose flags are the member that they use.
+    #[allow(unsafe_code)]
+    unsafe {
+        let mut request: libc::ifreq = mem::zeroed();
+        request.ifr_name[0] = b'l' as libc::c_char;
+        request.ifr_name[1] = b'o' as libc::c_char;
+        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request))?;
+        request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
+        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request))?;
+    }
+    Ok(())
+}
+
+/// What a child process is to become.
+pub(crate) struct Image {
+    /// The file to execute.
+    pub(crate) path: CString,
+    /// Its arguments, the name included.
+    pub(crate) argv: Vec<CString>,
+    /// Its environment, `NAME=value`.
+    pub(crate) envp: Vec<CString>,
+}
+
+/// What a child process starts with.
+pub(crate) struct Start<'a> {
+    /// Standard input, output and error.
+    pub(crate) stdio: [BorrowedFd<'a>; 3],
+    /// The pipe on which it says that it could not start, as descriptor [`REPORT`].
+    pub(crate) report: BorrowedFd<'a>,
+    /// Whether the program knows of the report and keeps it, or it closes when it starts.
+    pub(crate) keep_report: bool,
+    /// An open `cgroup.procs` file of the group that it enters before anything else.
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
+}
+
+/// The descriptor of the report pipe in a child.
+pub(crate) const REPORT: RawFd = 3;
+
+/// Forks; the child enters its cgroup and a process group of its own, and executes `image`. Its
+/// failure to do so arrives on the report pipe. The parent never waits: a child that gets no CPU
+/// (a stalled scheduler, a starved group) must not stop the agent.
+pub(crate) fn spawn(image: &Image, start: &Start<'_>) -> io::Result<Pid> {
+    let pointers = |list: &[CString]| {
+        let mut all: Vec<*const libc::c_char> = list.iter().map(|s| s.as_ptr()).collect();
+        all.push(std::ptr::null());
+        all
+    };
+    let (argv, envp) = (pointers(&image.argv), pointers(&image.envp));
+    // SAFETY: the agent has one thread, so the child may run any code. It ends in `execve` or
+    // `_exit` and never returns into the caller.
+    #[allow(unsafe_code)]
+    let pid = check(unsafe { libc::fork() })?;
+    if let Some(pid) = Pid::from_raw(pid) {
+        return Ok(pid);
+    }
+    let error = become_image(image, start, &argv, &envp);
+    let text = format!("cannot run {}: {}", image.path.to_string_lossy(), reason(&error));
+    // SAFETY: descriptor REPORT or the original is open; a failure to report changes nothing.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::write(start.report.as_raw_fd(), text.as_ptr().cast(), text.len());
+        libc::write(REPORT, text.as_ptr().cast(), text.len());
+        libc::_exit(127)
+    }
+}
+
+/// The child's side of [`spawn`]; returns only what went wrong.
+fn become_image(
+    image: &Image,
+    start: &Start<'_>,
+    argv: &[*const libc::c_char],
+    envp: &[*const libc::c_char],
+) -> io::Error {
+    let steps = || -> io::Result<()> {
+        if let Some(procs) = start.cgroup {
+            rustix::io::write(procs, b"0")?;
+        }
+        // SAFETY: plain calls on descriptors that are open; the signal set is initialized before
+        // use; `argv` and `envp` are NULL-terminated arrays of strings that outlive the call.
+        #[allow(unsafe_code)]
+        unsafe {
+            check(libc::setpgid(0, 0))?;
+            for (target, fd) in (0..).zip(start.stdio) {
+                check(libc::dup2(fd.as_raw_fd(), target))?;
+            }
+            if start.report.as_raw_fd() != REPORT {
+                check(libc::dup2(start.report.as_raw_fd(), REPORT))?;
+            }
+            let flags = if start.keep_report { 0 } else { libc::FD_CLOEXEC };
+            check(libc::fcntl(REPORT, libc::F_SETFD, flags))?;
+            let first = REPORT as libc::c_uint + 1;
+            libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0);
+            let mut set: libc::sigset_t = mem::zeroed();
+            libc::sigemptyset(&raw mut set);
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+            check(libc::execve(image.path.as_ptr(), argv.as_ptr(), envp.as_ptr()))?;
+        }
+        Ok(())
+    };
+    steps().err().unwrap_or_else(|| io::Error::other("execve returned"))
+}
+
+/// The report pipe of this process, which [`spawn`] started with `keep_report`.
+pub(crate) fn take_report() -> OwnedFd {
+    // SAFETY: `spawn` put the pipe there, and nothing else in this process owns the number. Not
+    // inherited by what this process might start.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::fcntl(REPORT, libc::F_SETFD, libc::FD_CLOEXEC);
+        OwnedFd::from_raw_fd(REPORT)
+    }
+}
+
+/// Sends a signal to every process but this one.
+pub(crate) fn kill_everything() {
+    // SAFETY: a plain system call; the kernel exempts PID 1, which is the caller.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::kill(-1, libc::SIGKILL);
+    }
+}
+
+fn termination_signals() -> libc::sigset_t {
+    // SAFETY: `sigemptyset` initializes the set before anything else uses it.
+    #[allow(unsafe_code)]
+    unsafe {
+        let mut set: libc::sigset_t = mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGTERM);
+        libc::sigaddset(&raw mut set, libc::SIGINT);
+        set
+    }
+}
+
+/// Keeps SIGTERM and SIGINT until [`wait_for_termination`] takes them.
+pub(crate) fn block_termination() {
+    let set = termination_signals();
+    // SAFETY: the set is initialized and only read.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+    }
+}
+
+/// Waits for SIGTERM or SIGINT.
+pub(crate) fn wait_for_termination() {
+    let set = termination_signals();
+    let mut signal = 0;
+    // SAFETY: the set is initialized, and `signal` outlives the call that writes it.
+    #[allow(unsafe_code)]
+    unsafe {
+        while libc::sigwait(&raw const set, &raw mut signal) == libc::EINTR {}
+    }
+}
+
+/// An error as the kernel means it, without Rust's "(os error 22)".
+pub(crate) fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error ") {
+        Some(at) => text[..at].to_owned(),
+        None => text,
+    }
+}

@@ -1,0 +1,241 @@
+//! Copying a map while the machine is stopped: bytes now, meaning later.
+
+use std::time::{Duration, Instant};
+
+use super::htab::RawHtab;
+use super::layout::ArrayLayout;
+use super::percpu::RawPerCpu;
+use super::{BpfState, MapInfo, kind};
+use crate::introspect::kernel::Kernel;
+
+/// What a capture may cost: bytes copied and time spent.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    total: u64,
+    left: u64,
+    time: Duration,
+    start: Instant,
+    /// What ran out first.
+    exceeded: Option<String>,
+}
+
+impl Budget {
+    /// At most `bytes`, for at most `time` from now on.
+    #[must_use]
+    pub fn new(bytes: u64, time: Duration) -> Self {
+        Budget { total: bytes, left: bytes, time, start: Instant::now(), exceeded: None }
+    }
+
+    /// Bytes that are left.
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        self.left
+    }
+
+    /// What ran out, if anything did.
+    #[must_use]
+    pub fn exceeded(&self) -> Option<&str> {
+        self.exceeded.as_deref()
+    }
+
+    /// Takes `bytes` off, or says why not.
+    pub(super) fn take(&mut self, bytes: u64) -> Result<(), String> {
+        self.check_time()?;
+        match self.left.checked_sub(bytes) {
+            Some(left) => {
+                self.left = left;
+                Ok(())
+            }
+            None => Err(self.fail(format!("the capture's budget of {} bytes", self.total))),
+        }
+    }
+
+    /// How many of `count` things of `size` bytes each are covered; takes them off.
+    pub(super) fn take_some(&mut self, count: u64, size: u64) -> Result<u64, String> {
+        self.check_time()?;
+        let fits = self.left.checked_div(size).map_or(count, |fits| fits.min(count));
+        self.left -= fits * size;
+        if fits < count {
+            self.fail(format!("the capture's budget of {} bytes", self.total));
+        }
+        Ok(fits)
+    }
+
+    /// Whether there is time left.
+    pub(super) fn check_time(&mut self) -> Result<(), String> {
+        if self.start.elapsed() > self.time {
+            return Err(self.fail(format!("the capture's budget of {:?}", self.time)));
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, what: String) -> String {
+        self.exceeded.get_or_insert_with(|| what.clone());
+        format!("{what} ran out")
+    }
+}
+
+/// The bytes of a map, as they were when it was copied.
+pub struct RawMap {
+    pub(super) data: RawData,
+    /// What showed at once that the map may be half-changed.
+    pub(super) torn: Vec<String>,
+    /// Why bytes are missing.
+    pub(super) incomplete: Option<String>,
+}
+
+/// Bytes by the shape of the map.
+pub(super) enum RawData {
+    Array { bytes: Vec<u8>, stride: usize, value_size: usize },
+    PerCpuArray(RawPerCpu),
+    Htab(Box<RawHtab>),
+    Unreadable(String),
+}
+
+impl RawMap {
+    pub(super) fn new(data: RawData) -> Self {
+        RawMap { data, torn: Vec::new(), incomplete: None }
+    }
+
+    pub(super) fn unreadable(reason: impl Into<String>) -> Self {
+        RawMap::new(RawData::Unreadable(reason.into()))
+    }
+
+    /// How many bytes were copied.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match &self.data {
+            RawData::Array { bytes, .. } => bytes.len(),
+            RawData::PerCpuArray(raw) => raw.bytes(),
+            RawData::Htab(raw) => raw.bytes(),
+            RawData::Unreadable(_) => 0,
+        }
+    }
+}
+
+impl Kernel {
+    /// Copies what `map` holds, within `budget`. Meant for a stopped machine; of one that runs
+    /// the copy may be torn anywhere. Nothing is decoded: see [`RawMap::decode`].
+    #[must_use]
+    pub fn copy_map(&self, map: &MapInfo, budget: &mut Budget) -> RawMap {
+        let state = match self.bpf() {
+            Ok(state) => state,
+            Err(e) => return RawMap::unreadable(e.to_string()),
+        };
+        let mut raw = match map.kind.number {
+            kind::ARRAY => match &state.layouts.array {
+                Ok(layout) => self.copy_array(layout, map, budget),
+                Err(e) => RawMap::unreadable(e.to_string()),
+            },
+            kind::PERCPU_ARRAY => match &state.layouts.array {
+                Ok(layout) => self.copy_percpu_array(layout, map, budget),
+                Err(e) => RawMap::unreadable(e.to_string()),
+            },
+            kind::HASH | kind::LRU_HASH | kind::PERCPU_HASH | kind::LRU_PERCPU_HASH => {
+                match &state.layouts.htab {
+                    Ok(layout) => self.copy_htab(layout, map, self.elem_count(state, map), budget),
+                    Err(e) => RawMap::unreadable(e.to_string()),
+                }
+            }
+            _ => {
+                let kind = &map.kind;
+                RawMap::unreadable(format!("maps of kind {kind} cannot be decoded yet"))
+            }
+        };
+        raw.torn.splice(0..0, map.torn.iter().cloned());
+        raw
+    }
+
+    /// How many elements the map itself counts, where it does.
+    fn elem_count(&self, state: &BpfState, map: &MapInfo) -> Option<u64> {
+        let member = state.layouts.map.elem_count?;
+        let counter = self.read_u64(map.kva.offset(member.offset as u64)).ok()?;
+        if counter == 0 {
+            return None;
+        }
+        let mut sum = 0i64;
+        for offset in (0..self.nr_cpu_ids()).filter_map(|cpu| self.per_cpu_offset(cpu)) {
+            let at = crate::mem::Kva(counter.wrapping_add(offset));
+            sum = sum.wrapping_add(self.read_u64(at).ok()? as i64);
+        }
+        u64::try_from(sum).ok()
+    }
+
+    /// The stride of an array's values; the kernel rounds them up to eight bytes.
+    fn array_stride(&self, layout: &ArrayLayout, map: &MapInfo) -> Result<u64, String> {
+        let at = map.kva.offset(layout.elem_size.offset as u64);
+        let stride = u64::from(self.read_u32(at).map_err(|e| e.to_string())?);
+        if stride != u64::from(map.value_size).next_multiple_of(8) || stride == 0 {
+            let size = map.value_size;
+            return Err(format!("its values of {size} bytes lie {stride} bytes apart"));
+        }
+        Ok(stride)
+    }
+
+    /// ARRAY: the values follow the `bpf_array` (a mappable one is placed so that they begin on a
+    /// page, which makes no difference here).
+    fn copy_array(&self, layout: &ArrayLayout, map: &MapInfo, budget: &mut Budget) -> RawMap {
+        let stride = match self.array_stride(layout, map) {
+            Ok(stride) => stride,
+            Err(e) => return RawMap::unreadable(e),
+        };
+        let wanted = u64::from(map.max_entries);
+        let len = match budget.take_some(wanted, stride) {
+            Ok(0) if wanted > 0 => {
+                let need = stride * wanted;
+                let left = budget.left();
+                return RawMap::unreadable(format!(
+                    "it takes {need} bytes, and {left} are left of the capture's budget"
+                ));
+            }
+            Ok(len) => len,
+            Err(e) => return RawMap::unreadable(e),
+        };
+        let mut bytes = vec![0; (len * stride) as usize];
+        let start = map.kva.offset(layout.values as u64);
+        let holes = self.space.read_what_is_there(start, &mut bytes);
+        let mut raw = RawMap { incomplete: None, ..RawMap::unreadable("") };
+        if len < wanted {
+            raw.incomplete =
+                Some(format!("{len} of {wanted} entries fitted into the capture's budget"));
+        }
+        if let Some(hole) = holes.first() {
+            bytes.truncate(hole.offset);
+            let there = hole.offset as u64 / stride;
+            raw.incomplete = Some(format!("of entry {there} on: {}", hole.cause));
+        }
+        let value_size = map.value_size as usize;
+        raw.data = RawData::Array { bytes, stride: stride as usize, value_size };
+        raw
+    }
+
+    /// PERCPU_ARRAY: per-CPU pointers to the values follow the `bpf_array`.
+    fn copy_percpu_array(
+        &self,
+        layout: &ArrayLayout,
+        map: &MapInfo,
+        budget: &mut Budget,
+    ) -> RawMap {
+        if let Err(e) = self.array_stride(layout, map) {
+            return RawMap::unreadable(e);
+        }
+        let wanted = u64::from(map.max_entries);
+        let len = match budget.take_some(wanted, 8) {
+            Ok(len) => len,
+            Err(e) => return RawMap::unreadable(e),
+        };
+        let mut pointers = vec![0; len as usize * 8];
+        let start = map.kva.offset(layout.values as u64);
+        let there = self.space.read_prefix(start, &mut pointers) / 8;
+        let rows = pointers[..there * 8].as_chunks().0;
+        let rows = rows.iter().map(|b| u64::from_le_bytes(*b)).collect();
+        let mut raw = RawMap::unreadable("");
+        if (there as u64) < wanted {
+            raw.incomplete = Some(format!("{there} of {wanted} entries could be read"));
+        }
+        let copied = RawPerCpu::copy(self, rows, map.value_size as usize, budget);
+        raw.incomplete = copied.incomplete().map(str::to_owned).or(raw.incomplete);
+        raw.data = RawData::PerCpuArray(copied);
+        raw
+    }
+}

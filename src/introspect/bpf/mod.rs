@@ -1,0 +1,250 @@
+//! The BPF maps of a guest kernel: which there are, what they are called, what they hold.
+//!
+//! ```text
+//! map_idr ──maps()──▶ MapInfo ──copy_map() while stopped──▶ RawMap ──decode() after resume──▶ MapContents
+//! ```
+
+mod btfs;
+mod copy;
+mod decode;
+mod htab;
+mod layout;
+mod names;
+mod percpu;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+pub use copy::{Budget, RawMap};
+
+use super::error::IntrospectError;
+use super::kernel::Kernel;
+use crate::btf::{Btf, Shape, TypeId};
+use crate::mem::Kva;
+use btfs::BtfCache;
+use layout::Layouts;
+use names::NameCache;
+
+/// Maps that are listed at most.
+pub const MAX_MAPS: usize = 16 << 10;
+
+/// What kernels call the kinds of map that are decoded here; the numbers are user-space ABI
+/// (`enum bpf_map_type`, include/uapi/linux/bpf.h).
+pub(crate) mod kind {
+    pub(crate) const HASH: u32 = 1;
+    pub(crate) const ARRAY: u32 = 2;
+    pub(crate) const PERCPU_HASH: u32 = 5;
+    pub(crate) const PERCPU_ARRAY: u32 = 6;
+    pub(crate) const LRU_HASH: u32 = 9;
+    pub(crate) const LRU_PERCPU_HASH: u32 = 10;
+    pub(crate) const STRUCT_OPS: u32 = 26;
+}
+
+/// A kind of map.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct MapKind {
+    /// Its number in `enum bpf_map_type`.
+    pub number: u32,
+    /// Its name in the guest kernel's own words, in lower case: `percpu_hash`.
+    pub name: String,
+}
+
+impl std::fmt::Display for MapKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+/// A map and its attributes.
+#[derive(Clone, Debug)]
+pub struct MapInfo {
+    /// Its id, as in `bpftool map`.
+    pub id: u32,
+    /// Where its `struct bpf_map` lies.
+    pub kva: Kva,
+    /// What kind of map it is.
+    pub kind: MapKind,
+    /// Its name as the kernel has it: cut to 15 characters.
+    pub name: String,
+    /// Its whole name (`"fifo.bss"`, `"task_ctx_storage"`), where it could be found out.
+    pub full_name: Option<String>,
+    /// The section of its object that it holds (`".bss"`), if it holds one.
+    pub section: Option<String>,
+    /// Bytes of a key; 0 for kinds without keys.
+    pub key_size: u32,
+    /// Bytes of a value; on one CPU, for per-CPU kinds.
+    pub value_size: u32,
+    /// How many entries it can have.
+    pub max_entries: u32,
+    /// Flags it was created with (`BPF_F_*`).
+    pub map_flags: u32,
+    /// A further attribute of some kinds.
+    pub map_extra: u64,
+    /// Whether user space may no longer write it.
+    pub frozen: bool,
+    /// Where its key and value types are defined.
+    pub btf: Option<Arc<Btf>>,
+    /// Why [`MapInfo::btf`] is missing although the map has one.
+    pub btf_error: Option<String>,
+    /// Type of the keys in [`MapInfo::btf`]; 0 if unknown.
+    pub key_type: TypeId,
+    /// Type of the values in [`MapInfo::btf`]; 0 if unknown.
+    pub value_type: TypeId,
+    /// Where the map's `struct btf` lies: maps of one loaded object share it. Null if none.
+    pub btf_kva: Kva,
+    /// Why its attributes may be half-changed; usually empty.
+    pub torn: Vec<String>,
+}
+
+/// The maps there are.
+#[derive(Clone, Debug)]
+pub struct MapList {
+    /// Ascending by id.
+    pub maps: Vec<MapInfo>,
+    /// Why the list may be incomplete or half-changed.
+    pub torn: Option<String>,
+}
+
+/// What is kept from one reading of the maps to the next. All of it is checked before it is used
+/// again.
+pub(crate) struct BpfState {
+    pub(super) layouts: Layouts,
+    kinds: Vec<(u32, String)>,
+    caches: Mutex<Caches>,
+}
+
+#[derive(Default)]
+struct Caches {
+    btfs: BtfCache,
+    names: NameCache,
+}
+
+impl BpfState {
+    fn new(btf: &Btf) -> Result<Self, IntrospectError> {
+        let layouts = Layouts::new(btf)?;
+        Ok(BpfState { layouts, kinds: kind_names(btf), caches: Mutex::default() })
+    }
+
+    fn kind(&self, number: u32) -> MapKind {
+        let known = self.kinds.iter().find(|(n, _)| *n == number);
+        let name = known.map_or_else(|| format!("type {number}"), |(_, name)| name.clone());
+        MapKind { number, name }
+    }
+}
+
+/// The kernel's names for the kinds of map. Where it has two, the shorter one: the other says
+/// that it is deprecated.
+fn kind_names(btf: &Btf) -> Vec<(u32, String)> {
+    const PREFIX: &str = "BPF_MAP_TYPE_";
+    let Some(shape) = btf.find_c("enum bpf_map_type").and_then(|id| btf.shape(id).ok()) else {
+        return Vec::new();
+    };
+    let Shape::Enum(kinds) = &*shape else { return Vec::new() };
+    let mut out: Vec<(u32, String)> = Vec::new();
+    for (name, value) in &kinds.variants {
+        let (Some(name), Ok(value)) = (name.strip_prefix(PREFIX), u32::try_from(*value)) else {
+            continue;
+        };
+        let name = name.to_ascii_lowercase();
+        match out.iter_mut().find(|(n, _)| *n == value) {
+            Some((_, known)) if known.len() > name.len() => *known = name,
+            Some(_) => {}
+            None => out.push((value, name)),
+        }
+    }
+    out
+}
+
+impl Kernel {
+    pub(super) fn bpf(&self) -> Result<&BpfState, IntrospectError> {
+        let state = self.bpf.get_or_init(|| BpfState::new(self.btf()));
+        state.as_ref().map_err(Clone::clone)
+    }
+
+    /// The BPF maps there are. What takes long (types of objects not seen before, names) is kept
+    /// for the next call, so a call before the machine stops makes the one after it cheap.
+    ///
+    /// # Errors
+    /// The kernel has no BPF, or its list of maps cannot be read at all.
+    pub fn maps(&self) -> Result<MapList, IntrospectError> {
+        let state = self.bpf()?;
+        let idr = self.symbols().address("map_idr")?;
+        let walk = self.idr(idr, MAX_MAPS)?;
+        let mut torn = walk.error.map(|e| e.to_string());
+        if self.idr_lock_held(state) && torn.is_none() {
+            torn = Some("map_idr_lock is held: a map is being added or removed".into());
+        }
+        let mut caches = state.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut maps = Vec::with_capacity(walk.items.len());
+        for (id, kva) in walk.items {
+            match self.map(state, &mut caches.btfs, id, kva) {
+                Ok(map) => maps.push(map),
+                Err(e) => torn = torn.or_else(|| Some(format!("map {id}: {e}"))),
+            }
+        }
+        caches.btfs.forget_all_but(|kva| maps.iter().any(|m| m.btf_kva == kva));
+        let Caches { btfs, names } = &mut *caches;
+        names.complete(self, state, btfs, &mut maps);
+        Ok(MapList { maps, torn })
+    }
+
+    fn idr_lock_held(&self, state: &BpfState) -> bool {
+        let lock = self.symbols().address("map_idr_lock").ok().zip(state.layouts.idr_lock);
+        let Some((at, word)) = lock else { return false };
+        let mut raw = vec![0; word.offset + word.size];
+        self.read(at, &mut raw).is_ok() && word.read(&raw).is_some_and(|n| n != 0)
+    }
+
+    /// Reads one `struct bpf_map`.
+    fn map(
+        &self,
+        state: &BpfState,
+        btfs: &mut BtfCache,
+        id: u64,
+        kva: Kva,
+    ) -> Result<MapInfo, IntrospectError> {
+        let layout = &state.layouts.map;
+        let mut raw = vec![0; layout.size];
+        self.read(kva, &mut raw)?;
+        let number = |at: layout::At| at.read(&raw).unwrap_or(0);
+        let small = |at: layout::At| number(at) as u32;
+        let maybe = |at: Option<layout::At>| at.map_or(0, number);
+        let name = raw.get(layout.name.offset..layout.name.offset + layout.name.size);
+        let name = name.unwrap_or_default();
+        let name = &name[..name.iter().position(|b| *b == 0).unwrap_or(name.len())];
+        let btf_kva = Kva(number(layout.btf));
+        let mut torn = Vec::new();
+        if number(layout.id) != id {
+            torn.push(format!("it calls itself map {}: it is being removed", number(layout.id)));
+        } else if layout.refcnt.is_some_and(|at| number(at) == 0) {
+            torn.push("nothing refers to it any more: it is being removed".into());
+        }
+        let kernel_type = maybe(layout.kernel_value_type) as TypeId;
+        let (btf, btf_error) = match btfs.get(self, &state.layouts.btf, btf_kva) {
+            _ if kernel_type != 0 => (Some(self.btf().clone()), None),
+            Ok(btf) => (btf, None),
+            Err(e) => (None, Some(e)),
+        };
+        let own = |at| if kernel_type == 0 && btf.is_some() { small(at) } else { 0 };
+        let (key_type, value_type) = (own(layout.key_type), own(layout.value_type));
+        Ok(MapInfo {
+            id: id as u32,
+            kva,
+            kind: state.kind(small(layout.kind)),
+            name: String::from_utf8_lossy(name).into_owned(),
+            full_name: None,
+            section: None,
+            key_size: small(layout.key_size),
+            value_size: small(layout.value_size),
+            max_entries: small(layout.max_entries),
+            map_flags: small(layout.map_flags),
+            map_extra: maybe(layout.map_extra),
+            frozen: maybe(layout.frozen) & 0xff != 0,
+            btf,
+            btf_error,
+            key_type,
+            value_type: if kernel_type != 0 { kernel_type } else { value_type },
+            btf_kva,
+            torn,
+        })
+    }
+}

@@ -1,0 +1,236 @@
+//! Kernel symbols: names to sets of addresses, and back.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::OnceLock;
+
+use super::error::IntrospectError;
+use crate::mem::Kva;
+
+/// The symbols of a kernel image (not those of modules or BPF programs).
+///
+/// A name can stand for several addresses: static functions of different files share names.
+pub struct Symbols {
+    /// All names, one after the other.
+    text: String,
+    /// Where each name ends in `text`; each begins where the one before it ends.
+    ends: Vec<u32>,
+    /// The letter that `nm` would show.
+    kinds: Vec<u8>,
+    addresses: Vec<u64>,
+    /// Open addressing over the hashes of names: the first symbol of each name, plus one.
+    slots: Vec<u32>,
+    /// Random, so that no guest can choose names that all collide.
+    hasher: RandomState,
+    /// The sets of names that come up more than once, ascending by their first symbol.
+    repeated: Vec<(u32, Vec<u64>)>,
+    by_address: OnceLock<Vec<u32>>,
+}
+
+/// One symbol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Symbol<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its address.
+    pub address: Kva,
+    /// The letter that `/proc/kallsyms` shows for it.
+    pub kind: char,
+}
+
+impl Symbols {
+    /// Takes names (`ends` says where each one ends in `text`) with their addresses and letters;
+    /// the three vectors are equally long.
+    pub(crate) fn new(text: String, ends: Vec<u32>, kinds: Vec<u8>, addresses: Vec<u64>) -> Self {
+        let slots = vec![0; (ends.len() * 2).next_power_of_two().max(8)];
+        let mut all = Symbols {
+            text,
+            ends,
+            kinds,
+            addresses,
+            slots,
+            hasher: RandomState::new(),
+            repeated: Vec::new(),
+            by_address: OnceLock::new(),
+        };
+        all.index();
+        all
+    }
+
+    fn index(&mut self) {
+        let mut again: Vec<(u32, u64)> = Vec::new();
+        for i in 0..self.ends.len() {
+            let slot = self.slot(self.name(i));
+            match self.slots[slot] {
+                0 => self.slots[slot] = i as u32 + 1,
+                first => again.push((first - 1, self.addresses[i])),
+            }
+        }
+        again.sort_unstable();
+        for (first, address) in again {
+            let known = self.addresses[first as usize];
+            match self.repeated.last_mut() {
+                Some((name, set)) if *name == first => set.push(address),
+                _ => self.repeated.push((first, vec![known, address])),
+            }
+        }
+        for (_, set) in &mut self.repeated {
+            set.sort_unstable();
+            set.dedup();
+        }
+    }
+
+    /// The slot where `name` is, or the free one where it belongs.
+    fn slot(&self, name: &str) -> usize {
+        let mask = self.slots.len() - 1;
+        let mut slot = self.hasher.hash_one(name) as usize & mask;
+        // Half of the slots are free, so this ends.
+        loop {
+            match self.slots[slot] {
+                0 => return slot,
+                i if self.name(i as usize - 1) == name => return slot,
+                _ => slot = (slot + 1) & mask,
+            }
+        }
+    }
+
+    fn name(&self, i: usize) -> &str {
+        let start = if i == 0 { 0 } else { self.ends[i - 1] as usize };
+        &self.text[start..self.ends[i] as usize]
+    }
+
+    /// The addresses that `name` stands for, ascending; empty when there is no such symbol.
+    #[must_use]
+    pub fn lookup(&self, name: &str) -> &[u64] {
+        let Some(first) = self.slots[self.slot(name)].checked_sub(1) else { return &[] };
+        match self.repeated.binary_search_by_key(&first, |(i, _)| *i) {
+            Ok(at) => &self.repeated[at].1,
+            Err(_) => std::slice::from_ref(&self.addresses[first as usize]),
+        }
+    }
+
+    /// The address of a symbol whose name is expected to be unique: the first one of `name`.
+    ///
+    /// # Errors
+    /// [`IntrospectError::NoSymbol`], with the nearest name there is.
+    pub fn address(&self, name: &str) -> Result<Kva, IntrospectError> {
+        match self.lookup(name) {
+            [first, ..] => Ok(Kva(*first)),
+            [] => Err(IntrospectError::NoSymbol {
+                name: name.to_owned(),
+                hint: self.nearest(name).map_or(String::new(), |n| format!("; nearest: '{n}'")),
+            }),
+        }
+    }
+
+    /// The name most like `name`, if one is alike.
+    fn nearest(&self, name: &str) -> Option<&str> {
+        (0..self.ends.len())
+            .map(|i| self.name(i))
+            .filter(|n| n.len().abs_diff(name.len()) <= 2)
+            .map(|n| (strsim::damerau_levenshtein(n, name), n))
+            .filter(|(distance, _)| *distance <= 1 + name.len() / 6)
+            .min()
+            .map(|(_, n)| n)
+    }
+
+    /// The symbol at or before `at`, and how far `at` lies behind it. `None` outside of the
+    /// kernel image.
+    #[must_use]
+    pub fn find_addr(&self, at: Kva) -> Option<(&str, u64)> {
+        let by_address = self.by_address.get_or_init(|| {
+            let mut order: Vec<u32> = (0..self.addresses.len() as u32).collect();
+            // Nearly sorted already: the kernel keeps them by address.
+            order.sort_by_key(|i| self.addresses[*i as usize]);
+            order
+        });
+        let last = *by_address.last()?;
+        // Below the kernel's half of the address space are only per-CPU offsets.
+        if at.0 >> 63 == 0 || at.0 > self.addresses[last as usize] {
+            return None;
+        }
+        let address = |i: &u32| self.addresses[*i as usize];
+        let after = by_address.partition_point(|i| address(i) <= at.0);
+        let found = address(by_address.get(after.checked_sub(1)?)?);
+        // Of several names for one address the kernel, too, gives the first.
+        let first = by_address.partition_point(|i| address(i) < found);
+        Some((self.name(by_address[first] as usize), at.0 - found))
+    }
+
+    /// How many symbols there are, repeated names included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// All symbols, in the kernel's order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Symbol<'_>> {
+        (0..self.ends.len()).map(|i| Symbol {
+            name: self.name(i),
+            address: Kva(self.addresses[i]),
+            kind: char::from(self.kinds[i]),
+        })
+    }
+}
+
+impl std::fmt::Debug for Symbols {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Symbols({})", self.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn symbols(all: &[(&str, u64)]) -> Symbols {
+        let mut text = String::new();
+        let mut ends = Vec::new();
+        for (name, _) in all {
+            text.push_str(name);
+            ends.push(text.len() as u32);
+        }
+        let addresses = all.iter().map(|(_, a)| *a).collect();
+        Symbols::new(text, ends, vec![b'T'; all.len()], addresses)
+    }
+
+    #[test]
+    fn a_name_has_a_set_of_addresses() {
+        let base = 0xffff_ffff_8100_0000;
+        let s = symbols(&[
+            ("cpu_info", 0x2000),
+            ("_text", base),
+            ("_stext", base),
+            ("init", base + 0x30),
+            ("run", base + 0x20),
+            ("init", base + 0x10),
+            ("init", base + 0x10),
+            ("_end", base + 0x100),
+        ]);
+        assert_eq!(s.lookup("init"), [base + 0x10, base + 0x30]);
+        assert_eq!(s.lookup("run"), [base + 0x20]);
+        assert_eq!(s.lookup("ini"), [0; 0]);
+        assert_eq!(s.find_addr(Kva(base + 8)), Some(("_text", 8)));
+        assert_eq!(s.find_addr(Kva(base + 0x2f)), Some(("run", 0xf)));
+        assert_eq!(s.find_addr(Kva(base + 0x100)), Some(("_end", 0)));
+        assert_eq!(s.find_addr(Kva(base + 0x101)), None);
+        assert_eq!(s.find_addr(Kva(0x2010)), None);
+        assert_eq!(s.len(), 8);
+    }
+
+    #[test]
+    fn a_missing_symbol_comes_with_the_nearest_name() {
+        let s = symbols(&[("map_idr", 1 << 63), ("prog_idr", 1 << 63)]);
+        let e = s.address("map_idrr").unwrap_err();
+        assert_eq!(e.to_string(), "the guest kernel has no symbol 'map_idrr'; nearest: 'map_idr'");
+        let e = s.address("scx_root").unwrap_err();
+        assert_eq!(e.to_string(), "the guest kernel has no symbol 'scx_root'");
+        assert!(symbols(&[]).address("x").is_err());
+        assert_eq!(symbols(&[]).find_addr(Kva(u64::MAX)), None);
+    }
+}

@@ -4,7 +4,8 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::cache::CacheDir;
+use super::cache::{CacheDir, CacheLock};
+use super::debian::{Available, Debian, Tools, is_cloud, is_released};
 use super::error::KernelError;
 use super::progress::Progress;
 use super::spec::{Series, Spec};
@@ -15,13 +16,42 @@ use super::{Facts, KernelImage, version};
 pub struct Kernels<'a> {
     store: Store<'a>,
     progress: &'a dyn Progress,
+    tools: Tools,
+    refresh: bool,
+}
+
+/// A fetched kernel in the cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cached {
+    /// A spec that names exactly this one.
+    pub spec: String,
+    /// As `uname -r` prints it.
+    pub release: String,
+    /// The package that it came in, and that package's version.
+    pub package: (String, String),
+    /// Whether it was built with sched_ext.
+    pub has_sched_ext: bool,
+    /// Bytes that it takes in the cache.
+    pub size: u64,
 }
 
 impl<'a> Kernels<'a> {
     /// Kernels out of that cache.
     #[must_use]
     pub fn new(cache: &'a CacheDir, progress: &'a dyn Progress) -> Self {
-        Kernels { store: Store { cache }, progress }
+        Kernels { store: Store { cache }, progress, tools: Tools::default(), refresh: false }
+    }
+
+    /// Uses other programs than those on the search path.
+    #[must_use]
+    pub fn with_tools(self, tools: Tools) -> Self {
+        Kernels { tools, ..self }
+    }
+
+    /// Asks the archive for something newer than what the cache has.
+    #[must_use]
+    pub fn refreshed(self, refresh: bool) -> Self {
+        Kernels { refresh, ..self }
     }
 
     /// Finds a kernel that can be introspected.
@@ -47,19 +77,79 @@ impl<'a> Kernels<'a> {
         }
     }
 
-    /// The newest cached Debian kernel of a series; of any that has sched_ext without one.
+    /// Every fetched kernel, newest first.
+    ///
+    /// # Errors
+    /// [`KernelError::Cache`].
+    pub fn cached(&self) -> Result<Vec<Cached>, KernelError> {
+        let mut cached = self.store.packages()?;
+        cached.sort_by(|(a, _), (b, _)| version::compare(&b.version, &a.version));
+        let of = |(package, image): (Package, Image)| Cached {
+            spec: format!("debian:{}", image.facts.release),
+            release: image.facts.release,
+            package: (package.name, package.version),
+            has_sched_ext: image.facts.has_sched_ext,
+            size: image.facts.size + package.vmlinuz.1,
+        };
+        Ok(cached.into_iter().map(of).collect())
+    }
+
+    /// The newest kernel of each series that Debian has now, newest first.
+    ///
+    /// # Errors
+    /// [`KernelError`] when the archive cannot be asked.
+    pub fn available(&self) -> Result<Vec<Available>, KernelError> {
+        let _lock = self.lock()?;
+        self.archive("debian").available(self.refresh)
+    }
+
+    fn archive<'b>(&'b self, spec: &'b str) -> Debian<'b> {
+        Debian { store: self.store, progress: self.progress, tools: &self.tools, spec }
+    }
+
+    /// Fetches run one after the other, across processes.
+    fn lock(&self) -> Result<CacheLock, KernelError> {
+        let waiting = || self.progress.step("waiting for another fetch to end");
+        Ok(self.store.cache.lock("apt", waiting)?)
+    }
+
+    /// The newest Debian kernel of a series, or, without one, of those with sched_ext: of the
+    /// cached ones if there is any, else fetched.
     fn debian(&self, spec: &str, series: Option<&Series>) -> Result<KernelImage, KernelError> {
+        let cached = || match self.refresh {
+            true => Ok(None),
+            false => self.newest_cached(series),
+        };
+        let found = match cached()? {
+            Some(found) => found,
+            None => {
+                let _lock = self.lock()?;
+                // Another process may have fetched it meanwhile.
+                match cached()? {
+                    Some(found) => found,
+                    None => self.archive(spec).fetch(series, self.refresh)?,
+                }
+            }
+        };
+        Ok(self.from_package(spec, &found.0, found.1))
+    }
+
+    /// `auto` takes candidates for a release only where there is nothing else.
+    fn newest_cached(
+        &self,
+        series: Option<&Series>,
+    ) -> Result<Option<(Package, Image)>, KernelError> {
         let mut cached = self.store.packages()?;
         cached.retain(|(package, image)| match series {
             Some(series) => series.matches(&package.version, &image.facts.release),
             None => image.facts.has_sched_ext,
         });
-        cached.sort_by(|(a, _), (b, _)| version::compare(&a.version, &b.version));
-        let (package, image) = cached.pop().ok_or_else(|| KernelError::UnknownSeries {
-            series: series.map_or("auto", Series::as_str).to_owned(),
-            available: Vec::new(),
-        })?;
-        Ok(self.from_package(spec, &package, image))
+        let released = |version: &str| series.is_some() || is_released(version);
+        Ok(cached.into_iter().max_by(|(a, _), (b, _)| {
+            let order = released(&a.version).cmp(&released(&b.version));
+            let order = order.then_with(|| is_cloud(&a.name).cmp(&is_cloud(&b.name)));
+            order.then_with(|| version::compare(&a.version, &b.version))
+        }))
     }
 
     fn from_package(&self, spec: &str, package: &Package, image: Image) -> KernelImage {
@@ -144,7 +234,7 @@ impl<'a> Kernels<'a> {
         self.host_below(spec, Path::new("/"), &release)
     }
 
-    fn host_below(
+    pub(super) fn host_below(
         &self,
         spec: &str,
         root: &Path,

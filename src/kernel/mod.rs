@@ -16,6 +16,7 @@
 
 mod bzimage;
 pub mod cache;
+mod debian;
 mod error;
 mod find;
 #[cfg(test)]
@@ -24,6 +25,8 @@ mod image;
 pub mod progress;
 mod spec;
 mod store;
+#[cfg(test)]
+mod tests;
 mod version;
 
 use std::fs::File;
@@ -32,8 +35,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use cache::{CacheDir, CacheError, CacheLock};
+pub use debian::{Available, Tools};
 pub use error::KernelError;
-pub use find::Kernels;
+pub use find::{Cached, Kernels};
 pub use image::{Facts, ImageError};
 pub use progress::Progress;
 pub use spec::{Series, Spec};

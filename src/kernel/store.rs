@@ -97,7 +97,6 @@ impl Store<'_> {
     }
 
     /// Stores a package's bzImage and configuration, unpacks it, and describes all of it.
-    #[expect(dead_code, reason = "fetching lands next")]
     pub(super) fn add_package(
         &self,
         (name, version, deb): (&str, &str, &str),

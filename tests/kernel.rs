@@ -1,0 +1,93 @@
+//! Real kernels, through this machine's own apt. The cache is the one that the program uses, so
+//! that nothing is fetched twice.
+
+use std::fs;
+use std::path::PathBuf;
+
+use cryoscope::kernel::progress::Printed;
+use cryoscope::kernel::{CacheDir, KernelImage, Kernels, Spec, Tools};
+
+fn cache() -> CacheDir {
+    let env = std::env::var_os;
+    CacheDir::locate(env("XDG_CACHE_HOME"), env("HOME")).expect("a place for the cache")
+}
+
+/// Programs that are not there: whoever asks one of them fails.
+fn nothing_fetches() -> Tools {
+    let gone = |name: &str| PathBuf::from("/nowhere").join(name);
+    Tools {
+        apt_get: gone("apt-get"),
+        apt_cache: gone("apt-cache"),
+        apt_config: gone("apt-config"),
+        dpkg_deb: gone("dpkg-deb"),
+    }
+}
+
+fn check(spec: &str, image: &KernelImage) {
+    let Ok(Spec::Debian(series)) = Spec::parse(spec) else { panic!("{spec} is a Debian spec") };
+    let series = series.as_str();
+    assert!(image.release.starts_with(&format!("{series}.")), "{}", image.release);
+    assert!(image.release.ends_with("-cloud-amd64"), "{}", image.release);
+    assert!(image.facts.has_pvh && !image.facts.has_symtab, "a stock kernel");
+
+    let btf = image.btf_bytes().expect("BTF");
+    assert!(btf.starts_with(&[0x9f, 0xeb]) && btf.len() > 1 << 20, "{} bytes", btf.len());
+    let elf = fs::read(image.elf()).expect("the ELF is there");
+    assert!(elf.starts_with(b"\x7fELF") && elf.len() as u64 == image.facts.size);
+    let bzimage = fs::read(image.bzimage().expect("a bzImage")).expect("the bzImage is there");
+    assert_eq!(&bzimage[0x202..0x206], b"HdrS");
+
+    let config = image.config.as_ref().expect("a configuration");
+    let config = fs::read_to_string(config).expect("it can be read");
+    assert!(config.contains("\nCONFIG_DEBUG_INFO_BTF=y\n"));
+    let says = config.contains("\nCONFIG_SCHED_CLASS_EXT=y\n");
+    assert_eq!(image.has_sched_ext(), says, "BTF and configuration agree");
+}
+
+#[test]
+fn debian_kernels_are_fetched_and_then_need_no_network() {
+    let cache = cache();
+    let progress = Printed::to_stderr();
+    for (spec, sched_ext) in [("debian:7.2", true), ("debian:7.3", true), ("debian:6.12", false)] {
+        let fetched = Kernels::new(&cache, &progress).resolve(spec);
+        let fetched = fetched.unwrap_or_else(|error| panic!("{spec}: {error}"));
+        check(spec, &fetched);
+        assert_eq!(fetched.has_sched_ext(), sched_ext, "{spec}");
+        assert_eq!(fetched.require_sched_ext().is_ok(), sched_ext, "{spec}");
+
+        let offline = Kernels::new(&cache, &progress).with_tools(nothing_fetches());
+        assert_eq!(offline.resolve(spec).expect("from the cache alone"), fetched);
+    }
+    // What was fetched is also found by path, with its configuration's absence as the difference.
+    let offline = Kernels::new(&cache, &progress).with_tools(nothing_fetches());
+    let auto = offline.resolve("auto").expect("one with sched_ext is cached");
+    assert!(auto.has_sched_ext());
+    let path = auto.bzimage().expect("a bzImage").to_str().expect("UTF-8");
+    let by_path = offline.resolve(path).expect("the same image");
+    assert_eq!((by_path.release, by_path.vmlinux), (auto.release, auto.vmlinux));
+}
+
+#[test]
+fn a_real_image_that_was_cut_is_refused_wherever_it_was_cut() {
+    let cache = cache();
+    let progress = Printed::to_stderr();
+    let image = Kernels::new(&cache, &progress).resolve("debian:6.12").expect("fetched");
+    let dir = tempfile::tempdir().expect("a directory");
+    let elsewhere = CacheDir::at(dir.path().join("cache"));
+    let kernels = Kernels::new(&elsewhere, &progress).with_tools(nothing_fetches());
+    for (whole, name) in
+        [(image.bzimage().expect("a bzImage"), "vmlinuz"), (image.elf(), "vmlinux")]
+    {
+        let bytes = fs::read(whole).expect("it is there");
+        for part in [10, 50, 90] {
+            let cut = dir.path().join(format!("{name}-{part}"));
+            fs::write(&cut, &bytes[..bytes.len() / 100 * part]).expect("written");
+            let error = kernels.resolve(cut.to_str().expect("UTF-8")).expect_err("it is cut");
+            let text = error.to_string();
+            let begin = format!("bad kernel image {}: truncated: its ", cut.display());
+            assert!(text.starts_with(&begin), "{text}");
+            assert!(text.ends_with("; copy or build it again"), "{text}");
+        }
+    }
+    assert!(elsewhere.list("kernels").expect("listed").is_empty(), "nothing is left");
+}

@@ -1,1 +1,3 @@
-//! To be built.
+//! Subcommands.
+
+pub mod kernel;

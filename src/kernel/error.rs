@@ -156,7 +156,8 @@ impl KernelError {
     /// then the exit code is that of bad usage.
     #[must_use]
     pub fn is_bad_usage(&self) -> bool {
-        matches!(self, KernelError::BadSpec { .. } | KernelError::UnknownSeries { .. })
+        use KernelError as E;
+        matches!(self, E::BadSpec { .. } | E::NoSuchFile { .. } | E::UnknownSeries { .. })
     }
 }
 

@@ -131,7 +131,7 @@ impl<'a> Kernels<'a> {
                 }
             }
         };
-        Ok(self.from_package(spec, &found.0, found.1))
+        Ok(self.of_package(spec, &found.0, found.1))
     }
 
     /// `auto` takes candidates for a release only where there is nothing else.
@@ -152,7 +152,7 @@ impl<'a> Kernels<'a> {
         }))
     }
 
-    fn from_package(&self, spec: &str, package: &Package, image: Image) -> KernelImage {
+    fn of_package(&self, spec: &str, package: &Package, image: Image) -> KernelImage {
         KernelImage {
             spec: spec.to_owned(),
             release: image.facts.release.clone(),

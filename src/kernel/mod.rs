@@ -67,6 +67,29 @@ pub struct KernelImage {
 }
 
 impl KernelImage {
+    /// A stock kernel at those paths, where there need not be any files.
+    #[cfg(test)]
+    pub(crate) fn for_test(vmlinuz: &str, vmlinux: &str) -> Self {
+        let facts = Facts {
+            release: "7.2.13+made".to_owned(),
+            size: 62_093_508,
+            btf: Some(25_348_640..30_348_640),
+            has_sched_ext: true,
+            has_pvh: true,
+            has_symtab: false,
+        };
+        KernelImage {
+            spec: "debian:7.2".to_owned(),
+            release: facts.release.clone(),
+            vmlinuz: Some(vmlinuz.into()),
+            vmlinux: vmlinux.into(),
+            config: None,
+            package: Some("linux-binary-7.2.13+made 7.2.13-1".to_owned()),
+            facts,
+            digest: None,
+        }
+    }
+
     /// The unpacked ELF.
     #[must_use]
     pub fn elf(&self) -> &Path {

@@ -39,15 +39,16 @@ fn split_where(text: &str, stop: impl Fn(char) -> bool) -> (&str, &str) {
 
 /// A tilde sorts before everything, even the end; letters before other characters.
 fn by_text(a: &str, b: &str) -> Ordering {
-    let weight = |byte: Option<u8>| match byte {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let weight = |byte: Option<&u8>| match byte {
         Some(b'~') => -1,
         None => 0,
-        Some(byte) if byte.is_ascii_alphabetic() => i32::from(byte),
-        Some(byte) => i32::from(byte) + 256,
+        Some(byte) if byte.is_ascii_alphabetic() => i32::from(*byte),
+        Some(byte) => i32::from(*byte) + 256,
     };
     let len = a.len().max(b.len());
     (0..len)
-        .map(|i| weight(a.bytes().nth(i)).cmp(&weight(b.bytes().nth(i))))
+        .map(|i| weight(a.get(i)).cmp(&weight(b.get(i))))
         .find(|order| order.is_ne())
         .unwrap_or(Ordering::Equal)
 }

@@ -65,6 +65,8 @@ const MAX_RECORDS: u64 = 64 << 20;
 /// A kernel that the archive has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Available {
+    /// Its series, `7.2`.
+    pub series: String,
     /// The package that holds it.
     pub package: String,
     /// The package's version.
@@ -117,6 +119,7 @@ impl Debian<'_> {
     pub(super) fn available(&self, refresh: bool) -> Result<Vec<Available>, KernelError> {
         self.with_lists(&self.root()?, refresh, |candidates| {
             let of = |candidate: &Candidate| Available {
+                series: candidate.series_name(),
                 package: candidate.name.clone(),
                 version: candidate.version.clone(),
                 size: candidate.size,

@@ -158,7 +158,13 @@ impl Candidate {
             .then_with(|| self.signed.cmp(&other.signed))
     }
 
-    /// The series that it belongs to: major and minor version.
+    /// The series that it belongs to, as one asks for it.
+    pub(super) fn series_name(&self) -> String {
+        let (major, minor) = self.series();
+        format!("{major}.{minor}")
+    }
+
+    /// Major and minor version.
     fn series(&self) -> (u32, u32) {
         series_of(&self.version)
     }

@@ -219,13 +219,15 @@ pub(super) fn private_sources(machine: &[Source]) -> Option<String> {
         .iter()
         .filter(|source| !source.is_security())
         .max_by_key(|source| source.likeness())?;
-    let there: BTreeSet<&String> = debian.iter().flat_map(|source| &source.suites).collect();
+    let mut there: BTreeSet<&str> =
+        debian.iter().flat_map(|source| &source.suites).map(String::as_str).collect();
+    // unstable is another name for sid.
+    if there.contains("unstable") {
+        there.insert("sid");
+    }
     let mut extra = archive.clone();
     extra.suites = EXTRA_SUITES.map(str::to_owned).to_vec();
-    // sid is what unstable is called, and the other way round.
-    extra.suites.retain(|suite| {
-        !there.contains(suite) && !(suite == "sid" && there.contains(&"unstable".to_owned()))
-    });
+    extra.suites.retain(|suite| !there.contains(suite.as_str()));
     if !extra.suites.is_empty() {
         debian.push(extra);
     }

@@ -31,7 +31,7 @@ use btf_rs::BtfType as _;
 pub use check::BtfError;
 pub use field::{BitRange, Field, FieldError};
 pub use shape::{EnumShape, Linkage, Member, Param, SecVar, Shape, StructShape};
-pub(crate) use spell::Speller;
+pub(crate) use spell::{Names, declaration, keyword};
 
 use check::Layout;
 
@@ -244,6 +244,13 @@ impl Btf {
         }
     }
 
+    /// Whether a type or decl tag is an attribute in C's own syntax (`address_space(1)`) and not
+    /// a free text.
+    #[must_use]
+    pub fn is_attribute(&self, id: TypeId) -> bool {
+        self.header(id).is_some_and(|h| h.flag && matches!(h.kind, Kind::TypeTag | Kind::DeclTag))
+    }
+
     /// What a decl tag is attached to: the tagged type and, for a member or parameter, its
     /// position. `None` when `id` is no decl tag.
     #[must_use]
@@ -332,7 +339,7 @@ impl Btf {
     /// Spellings are cut (`...`) where a hostile type would make them endless.
     #[must_use]
     pub fn type_name(&self, id: TypeId) -> String {
-        Speller::new(self).spell(id)
+        spell::spell(self, id)
     }
 
     /// The type of that name; definitions are preferred over forward declarations, this BTF's

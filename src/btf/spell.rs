@@ -6,28 +6,74 @@ use super::{Btf, Kind, MAX_DEPTH, Shape, TypeId};
 /// few times would otherwise grow without end.
 const MAX_PARTS: usize = 256;
 
+/// How the parts of a spelling are written that C leaves to whoever writes it.
+pub(crate) trait Names {
+    /// A type that is named as a whole (everything but pointers, arrays, function types and
+    /// qualifiers), with `struct`, `union` or `enum` where it needs it.
+    fn base(&self, id: TypeId) -> String;
+
+    /// What a type tag adds left of the type it is on; nothing for most.
+    fn tag(&self, _id: TypeId) -> Option<String> {
+        None
+    }
+
+    /// The brackets of an array without elements.
+    fn flexible(&self) -> &'static str {
+        "[]"
+    }
+
+    /// The name of a parameter, empty for none.
+    fn param(&self, _name: &str) -> String {
+        String::new()
+    }
+}
+
+/// The names that messages use: those of the types, `(anonymous)` where there is none.
+struct Plain<'a>(&'a Btf);
+
+impl Names for Plain<'_> {
+    fn base(&self, id: TypeId) -> String {
+        let name = self.0.name(id);
+        let keyword = keyword(self.0, id);
+        match name {
+            "" if keyword.is_empty() => format!("<type {id}>"),
+            "" => format!("{keyword} (anonymous)"),
+            name if keyword.is_empty() => name.to_string(),
+            name => format!("{keyword} {name}"),
+        }
+    }
+}
+
+/// The word that C wants in front of the type's name: `struct`, `union`, `enum` or nothing.
+pub(crate) fn keyword(btf: &Btf, id: TypeId) -> &'static str {
+    match btf.kind(id) {
+        Some(Kind::Struct) => "struct",
+        Some(Kind::Union) => "union",
+        Some(Kind::Enum | Kind::Enum64) => "enum",
+        Some(Kind::Fwd) if btf.header(id).is_some_and(|h| h.flag) => "union",
+        Some(Kind::Fwd) => "struct",
+        _ => "",
+    }
+}
+
+/// The type alone, as in a cast: `struct task_struct *`, `u32[4]`, `void (*)(int)`.
+pub(super) fn spell(btf: &Btf, id: TypeId) -> String {
+    declaration(btf, &Plain(btf), id, "")
+}
+
+/// A declaration of `name`: `struct task_struct *p`, `u32 v[4]`, `void (*f)(int)`.
+pub(crate) fn declaration(btf: &Btf, names: &dyn Names, id: TypeId, name: &str) -> String {
+    Speller { btf, names, parts: 0 }.declare(id, name.to_string(), 0)
+}
+
 /// Writes declarations: a base type on the left, a declarator that grows around the name.
-pub(crate) struct Speller<'a> {
+struct Speller<'a> {
     btf: &'a Btf,
+    names: &'a dyn Names,
     parts: usize,
 }
 
-impl<'a> Speller<'a> {
-    pub(crate) fn new(btf: &'a Btf) -> Self {
-        Speller { btf, parts: 0 }
-    }
-
-    /// The type alone, as in a cast: `struct task_struct *`, `u32[4]`, `void (*)(int)`.
-    pub(crate) fn spell(&mut self, id: TypeId) -> String {
-        self.declare(id, String::new(), 0)
-    }
-
-    /// A declaration of `name`: `struct task_struct *p`, `u32 v[4]`, `void (*f)(int)`.
-    #[allow(dead_code)] // until headers are generated
-    pub(crate) fn declaration(&mut self, id: TypeId, name: &str) -> String {
-        self.declare(id, name.to_string(), 0)
-    }
-
+impl Speller<'_> {
     fn declare(&mut self, id: TypeId, inner: String, depth: usize) -> String {
         self.parts += 1;
         if self.parts > MAX_PARTS || depth > 2 * MAX_DEPTH {
@@ -50,14 +96,20 @@ impl<'a> Speller<'a> {
                 };
                 self.qualify(word, target, inner, depth)
             }
-            Some(Kind::TypeTag) => self.declare(target, inner, depth + 1),
+            Some(Kind::TypeTag) => {
+                let rest = self.declare(target, inner, depth + 1);
+                match self.names.tag(id) {
+                    Some(tag) => format!("{tag} {rest}"),
+                    None => rest,
+                }
+            }
             Some(Kind::Array | Kind::FuncProto) => self.suffix(id, inner, depth),
             Some(Kind::Func | Kind::Var) => {
                 let name = join(btf.name(id), &inner);
                 self.declare(target, name, depth + 1)
             }
             Some(Kind::Void) => join("void", &inner),
-            Some(_) => join(&self.base(id), &inner),
+            Some(_) => join(&self.names.base(id), &inner),
         }
     }
 
@@ -78,7 +130,9 @@ impl<'a> Speller<'a> {
             return self.declare(target, format!(" {inner}"), depth + 1);
         }
         let rest = self.declare(target, inner, depth + 1);
-        format!("{word} {rest}")
+        // An array and its elements may both be const; C has one place for the word.
+        let there = rest.strip_prefix(word).is_some_and(|after| after.starts_with(' '));
+        if there { rest } else { format!("{word} {rest}") }
     }
 
     /// Arrays and functions are written after the name.
@@ -87,14 +141,16 @@ impl<'a> Speller<'a> {
             return join("...", &inner);
         };
         match &*shape {
-            Shape::Array { elem, len: 0, .. } => self.declare(*elem, inner + "[]", depth + 1),
+            Shape::Array { elem, len: 0, .. } => {
+                self.declare(*elem, inner + self.names.flexible(), depth + 1)
+            }
             Shape::Array { elem, len, .. } => {
                 self.declare(*elem, format!("{inner}[{len}]"), depth + 1)
             }
             Shape::FuncProto { ret, params, variadic } => {
                 let mut list = Vec::new();
                 for param in params {
-                    list.push(self.declare(param.ty, String::new(), depth + 1));
+                    list.push(self.declare(param.ty, self.names.param(&param.name), depth + 1));
                     if self.parts > MAX_PARTS {
                         break;
                     }
@@ -124,26 +180,6 @@ impl<'a> Speller<'a> {
             }
         }
         false
-    }
-
-    /// A type that is named as a whole.
-    fn base(&self, id: TypeId) -> String {
-        let name = self.btf.name(id);
-        let keyword = match self.btf.kind(id) {
-            Some(Kind::Struct) => "struct ",
-            Some(Kind::Union) => "union ",
-            Some(Kind::Enum | Kind::Enum64) => "enum ",
-            Some(Kind::Fwd) => match self.btf.header(id) {
-                Some(header) if header.flag => "union ",
-                _ => "struct ",
-            },
-            _ => "",
-        };
-        match name {
-            "" if keyword.is_empty() => format!("<type {id}>"),
-            "" => format!("{keyword}(anonymous)"),
-            name => format!("{keyword}{name}"),
-        }
     }
 }
 

@@ -1,1 +1,3 @@
-//! To be built.
+//! A scheduler spec becomes files to stage.
+
+pub mod vmlinux;

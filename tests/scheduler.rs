@@ -4,17 +4,32 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use cryoscope::btf::{Btf, Kind, Shape, TypeId, Want};
+use cryoscope::kernel::progress::Printed;
+use cryoscope::kernel::{CacheDir, KernelImage, Kernels};
 use cryoscope::scheduler::vmlinux;
 
-/// Kernels to test with.
-fn kernels() -> Vec<PathBuf> {
-    let paths = std::env::var_os("CRYOSCOPE_TEST_VMLINUX").expect("kernels to test with");
-    std::env::split_paths(&paths).collect()
+const KERNELS: [&str; 3] = ["debian:6.12", "debian:7.2", "debian:7.3"];
+
+fn cache() -> CacheDir {
+    let env = std::env::var_os;
+    CacheDir::locate(env("XDG_CACHE_HOME"), env("HOME")).expect("a place for the cache")
 }
 
-fn object_btf(vmlinux: &Path) -> std::sync::Arc<Btf> {
+/// Kernels to test with, through the cache that the program uses.
+fn kernel(spec: &str) -> KernelImage {
+    let (cache, progress) = (cache(), Printed::to_stderr());
+    Kernels::new(&cache, &progress).resolve(spec).unwrap_or_else(|e| panic!("{spec}: {e}"))
+}
+
+fn kernel_btf(spec: &str) -> Arc<Btf> {
+    let image = kernel(spec);
+    Btf::parse(&image.btf_bytes().expect("BTF")).expect("valid BTF")
+}
+
+fn object_btf(vmlinux: &Path) -> Arc<Btf> {
     use object::{Object as _, ObjectSection as _};
     let elf = std::fs::read(vmlinux).expect("the kernel is readable");
     let file = object::File::parse(&*elf).expect("the kernel is an ELF file");
@@ -88,9 +103,25 @@ fn compile(dir: &Path, source: &str, args: &[&str]) -> PathBuf {
 }
 
 #[test]
+fn every_type_of_real_kernels_has_a_shape_and_a_name() {
+    for spec in KERNELS {
+        let btf = kernel_btf(spec);
+        for id in 0..btf.len() {
+            btf.shape(id).unwrap_or_else(|e| panic!("{spec}: {e}"));
+            assert!(!btf.type_name(id).contains('<'), "{spec}: {}", btf.type_name(id));
+        }
+        let task = btf.find_c("struct task_struct").expect("tasks");
+        let pid = btf.field(task, "pid").expect("a member");
+        assert_eq!((pid.size, pid.bits, btf.type_name(pid.ty)), (4, None, "pid_t".to_string()));
+        // Through an anonymous struct or union on all of them.
+        btf.field(task, "rcu_node_entry.next").expect("a member");
+    }
+}
+
+#[test]
 fn the_header_lays_every_type_out_as_the_kernel_does() {
-    for kernel in kernels() {
-        let btf = object_btf(&kernel);
+    for spec in KERNELS {
+        let btf = kernel_btf(spec);
         let header = vmlinux::generate(&btf).expect("a header");
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("vmlinux.h"), &header).unwrap();

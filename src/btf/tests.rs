@@ -1,5 +1,3 @@
-use std::path::Path;
-
 use proptest::prelude::*;
 
 use super::testing::Builder;
@@ -341,36 +339,5 @@ proptest! {
         if let Ok(btf) = Btf::parse_split(&bytes, &base) {
             exercise(&btf);
         }
-    }
-}
-
-/// The `.BTF` section of a vmlinux, for the tests that want real input; `None` without the
-/// environment that holds one.
-fn vmlinux_btf(path: &Path) -> Option<Vec<u8>> {
-    use object::{Object as _, ObjectSection as _};
-    let elf = std::fs::read(path).ok()?;
-    let file = object::File::parse(&*elf).ok()?;
-    Some(file.section_by_name(".BTF")?.data().ok()?.to_vec())
-}
-
-/// `CRYOSCOPE_TEST_VMLINUX` names unpacked kernels, separated by colons.
-#[test]
-fn every_type_of_real_kernels_has_a_shape_and_a_name() {
-    let Some(paths) = std::env::var_os("CRYOSCOPE_TEST_VMLINUX") else {
-        return;
-    };
-    for path in std::env::split_paths(&paths) {
-        let raw = vmlinux_btf(&path).unwrap_or_else(|| panic!("no BTF in {}", path.display()));
-        let started = std::time::Instant::now();
-        let btf = Btf::parse(&raw).unwrap();
-        println!("{}: {btf:?} in {:?}", path.display(), started.elapsed());
-        for id in 0..btf.len() {
-            btf.shape(id).unwrap();
-            assert!(!btf.type_name(id).contains("<"), "type {id}");
-        }
-        let task = btf.find_c("struct task_struct").unwrap();
-        let scx = btf.field(task, "pid").unwrap();
-        assert_eq!((scx.size, scx.bits), (4, None));
-        assert_eq!(btf.type_name(scx.ty), "pid_t");
     }
 }

@@ -134,11 +134,9 @@ impl<'a> Header<'a> {
             return Err(HeaderError::TooDeep { id, name: self.btf.type_name(id) });
         }
         match self.btf.kind(id) {
-            Some(Kind::Struct | Kind::Union) => {
-                // An anonymous one is written where it is used, so it is always needed whole.
-                if by_value || self.names.of(id).is_none() {
-                    self.need_whole(id, level)?;
-                }
+            // An anonymous one is written where it is used, so it is always needed whole.
+            Some(Kind::Struct | Kind::Union) if by_value || self.names.of(id).is_none() => {
+                self.need_whole(id, level)?;
             }
             Some(Kind::Typedef) => self.need_typedef(id, by_value, level)?,
             Some(Kind::Ptr) => {

@@ -142,7 +142,7 @@ fn try_structure(size: u64, members: &[Placed], packed: bool) -> Option<Layout> 
     let mut padding = Vec::new();
     let mut next = 0;
     for member in members {
-        if member.at < next || (member.bitfield.is_none() && member.at % 8 != 0) {
+        if member.at < next || (member.bitfield.is_none() && !member.at.is_multiple_of(8)) {
             return None;
         }
         if member.natural(next, packed) == member.at {
@@ -158,7 +158,7 @@ fn try_structure(size: u64, members: &[Placed], packed: bool) -> Option<Layout> 
     let natural_end = next.next_multiple_of(align * 8);
     if natural_end == end {
         padding.push((end, end));
-    } else if next <= end && size % align == 0 {
+    } else if next <= end && size.is_multiple_of(align) {
         padding.push((next, end));
     } else {
         return None;
@@ -209,7 +209,7 @@ pub(super) fn padding(from: u64, to: u64) -> Vec<String> {
     let mut out = Vec::new();
     let mut at = from;
     while at < to {
-        if at - from > MAX_BITFIELD_PADDING && at % 8 == 0 && to - at >= 8 {
+        if at - from > MAX_BITFIELD_PADDING && at.is_multiple_of(8) && to - at >= 8 {
             let bytes = (to - at) / 8;
             out.push(format!("unsigned char __padding_{}[{bytes}]", at / 8));
             at += bytes * 8;
@@ -218,7 +218,7 @@ pub(super) fn padding(from: u64, to: u64) -> Vec<String> {
         let left = to - at;
         let (ty, bits) = [("long", 64), ("int", 32), ("short", 16)]
             .into_iter()
-            .find(|&(_, bits)| at % bits == 0 && left >= bits)
+            .find(|&(_, bits)| at.is_multiple_of(bits) && left >= bits)
             .unwrap_or_else(|| ("char", left.min(8 - at % 8)));
         out.push(format!("{ty} : {bits}"));
         at += bits;

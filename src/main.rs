@@ -1,3 +1,7 @@
 //! The `cryoscope` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cryoscope::cli::main()
+}

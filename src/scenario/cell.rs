@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::BootPath;
 use super::event::{RunEvent, Stage};
 use super::verdict::Record;
+use crate::kernel::KernelImage;
 
 /// The version of [`CellSpec`]; runner and cell are the same program, so this only tells a stray
 /// invocation by hand.
@@ -46,6 +47,8 @@ pub struct CellSpec {
     pub name: String,
     /// What the command line puts in the place of the scenario's own options.
     pub overrides: Overrides,
+    /// The scenario's kernel, which the runner found already.
+    pub kernel: Option<KernelImage>,
     /// The longest this may take.
     pub deadline: Duration,
     /// Where to keep the logs, when they are wanted.
@@ -295,6 +298,7 @@ mod tests {
             index: 2,
             name: "x".into(),
             overrides: Overrides { kernel: Some("host".into()), ..Overrides::default() },
+            kernel: None,
             deadline: Duration::from_secs(9),
             keep: None,
             cache: "/c".into(),

@@ -27,7 +27,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use super::cell::{CellSpec, GRACE};
 use super::event::{CellFinished, Logs, RunEvent};
-use super::text;
+use super::text::{self, plain};
 use super::verdict::{Outcome, Verdict};
 use crate::child::command_dying_with_parent;
 
@@ -110,7 +110,7 @@ pub fn attempt(
     let started = Instant::now();
     let running = Running::spawn(program, spec)
         .map_err(|e| format!("cannot start a process for the scenario: {}", plain(&e)));
-    let mut ended = match running.and_then(|running| running.to_end(spec, stop, on_event)) {
+    let mut ended = match running.and_then(|running| running.finish(spec, stop, on_event)) {
         Ok(ended) => ended,
         Err(reason) => broken(spec.cell, reason),
     };
@@ -180,7 +180,7 @@ impl Running {
         })
     }
 
-    fn to_end(
+    fn finish(
         mut self,
         spec: &CellSpec,
         stop: &Stop,
@@ -338,15 +338,6 @@ fn ending(status: ExitStatus) -> String {
     }
 }
 
-/// The error's text without its number.
-fn plain(error: &io::Error) -> String {
-    let text = error.to_string();
-    match text.find(" (os error ") {
-        Some(at) => text[..at].to_string(),
-        None => text,
-    }
-}
-
 /// Whole lines from a non-blocking pipe.
 struct Lines<R> {
     from: R,
@@ -430,6 +421,7 @@ pub(super) mod tests {
             index: cell,
             name: "x".into(),
             overrides: Overrides::default(),
+            kernel: None,
             deadline: Duration::from_secs(60),
             keep: None,
             cache: "/nowhere".into(),

@@ -22,6 +22,8 @@ pub struct Planned {
     pub info: CellInfo,
     /// For the cell.
     pub spec: CellSpec,
+    /// Guest RAM in bytes, as far as it is known.
+    pub memory: u64,
     /// Why it need not be started: what is known to be missing (its kernel, for one).
     pub doomed: Option<String>,
 }
@@ -256,6 +258,7 @@ mod tests {
                 tags: vec![],
             },
             spec: spec(cell),
+            memory: 0,
             doomed: None,
         };
         (0..n).map(cell).collect()

@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use crate::scenario::event::{RunEvent, RunModel};
 use crate::scenario::runner::Sink;
+use crate::scenario::text::plain;
 
 /// The first failure of a file sink, for the end of the run. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -22,7 +23,11 @@ impl Trouble {
 
     fn note(&self, path: &Path, error: &io::Error) {
         self.0.borrow_mut().get_or_insert_with(|| {
-            format!("cannot write events to {}: {error}; the file is incomplete", path.display())
+            format!(
+                "cannot write events to {}: {}; the file is incomplete",
+                path.display(),
+                plain(error)
+            )
         });
     }
 }

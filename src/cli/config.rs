@@ -1,0 +1,155 @@
+//! What the environment says, read once.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use super::Failure;
+use crate::kernel::CacheDir;
+use crate::scenario::report::Style;
+
+/// The configuration: everything that comes from outside the command line.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to cache, or why nowhere.
+    cache: Result<CacheDir, String>,
+    /// How to write to standard output.
+    pub style: Style,
+    /// This program, to start cells with.
+    pub program: PathBuf,
+}
+
+/// The parts of the environment that matter.
+#[derive(Clone, Debug, Default)]
+struct Environment {
+    xdg_cache_home: Option<OsString>,
+    home: Option<OsString>,
+    no_color: Option<OsString>,
+    term: Option<OsString>,
+    /// Columns of the terminal on standard output, when it is one.
+    columns: Option<u16>,
+}
+
+impl Config {
+    /// Reads the environment.
+    #[must_use]
+    pub fn from_environment() -> Self {
+        let stdout = std::io::stdout();
+        let columns = stdout
+            .is_terminal()
+            .then(|| rustix::termios::tcgetwinsize(&stdout).map_or(80, |size| size.ws_col));
+        let environment = Environment {
+            xdg_cache_home: std::env::var_os("XDG_CACHE_HOME"),
+            home: std::env::var_os("HOME"),
+            no_color: std::env::var_os("NO_COLOR"),
+            term: std::env::var_os("TERM"),
+            columns,
+        };
+        // Linux names the running program even when its file was replaced meanwhile.
+        let program = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
+        Config::parse(environment, program)
+    }
+
+    fn parse(environment: Environment, program: PathBuf) -> Self {
+        let cache = CacheDir::locate(environment.xdg_cache_home, environment.home);
+        let smart = environment.term.is_some_and(|term| !term.is_empty() && term != "dumb");
+        let wants_none = environment.no_color.is_some_and(|value| !value.is_empty());
+        let live = environment.columns.is_some() && smart;
+        // A terminal without a size says 0.
+        let width = environment.columns.filter(|columns| *columns > 0).unwrap_or(match live {
+            true => 80,
+            false => Style::plain().width as u16,
+        });
+        let style = Style { colour: live && !wants_none, live, width: width.max(40).into() };
+        Config { cache: cache.map_err(|e| e.to_string()), style, program }
+    }
+
+    /// The cache directory.
+    ///
+    /// # Errors
+    /// When the environment names no place for one.
+    pub fn cache(&self) -> Result<&CacheDir, Failure> {
+        self.cache.as_ref().map_err(|e| Failure::new(e.as_str()))
+    }
+
+    /// The guest's agent, which lies beside this program.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn agent(&self) -> Result<PathBuf, Failure> {
+        let path = self.program.with_file_name("cryoscope-agent");
+        if path.is_file() {
+            return Ok(path);
+        }
+        Err(Failure::new(format!(
+            "the guest's agent is missing: {} should be there; build both programs (cargo build \
+             --bins) and keep them side by side",
+            path.display()
+        )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn style(no_color: Option<&str>, term: Option<&str>, columns: Option<u16>) -> Style {
+        let environment = Environment {
+            no_color: no_color.map(Into::into),
+            term: term.map(Into::into),
+            columns,
+            ..Environment::default()
+        };
+        Config::parse(environment, PathBuf::new()).style
+    }
+
+    #[test]
+    fn colours_and_live_lines_are_for_terminals_that_can() {
+        let xterm = Some("xterm");
+        let cases = [
+            (None, xterm, Some(80), (true, true, 80)),
+            (Some("1"), xterm, Some(80), (false, true, 80)),
+            (Some(""), xterm, Some(80), (true, true, 80)),
+            (None, Some("dumb"), Some(80), (false, false, 80)),
+            (None, None, Some(80), (false, false, 80)),
+            (None, xterm, None, (false, false, 100)),
+            (None, xterm, Some(0), (true, true, 80)),
+            (None, xterm, Some(10), (true, true, 40)),
+        ];
+        for (no_color, term, columns, want) in cases {
+            let style = style(no_color, term, columns);
+            let found = (style.colour, style.live, style.width);
+            assert_eq!(found, want, "{no_color:?} {term:?} {columns:?}");
+        }
+    }
+
+    #[test]
+    fn the_cache_is_where_xdg_says() {
+        let environment =
+            Environment { xdg_cache_home: Some("/x".into()), ..Environment::default() };
+        let config = Config::parse(environment, PathBuf::new());
+        assert_eq!(config.cache().unwrap().path(), std::path::Path::new("/x/cryoscope"));
+        let config = Config::parse(Environment::default(), PathBuf::new());
+        let failure = config.cache().unwrap_err();
+        assert!(failure.message.starts_with("no place for the cache: "), "{failure:?}");
+        assert_eq!(failure.code, 1);
+    }
+
+    #[test]
+    fn the_agent_lies_beside_the_program() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::parse(Environment::default(), dir.path().join("cryoscope"));
+        let agent = dir.path().join("cryoscope-agent");
+        let failure = config.agent().unwrap_err();
+        assert_eq!(
+            failure.message,
+            format!(
+                "the guest's agent is missing: {} should be there; build both programs (cargo \
+                 build --bins) and keep them side by side",
+                agent.display()
+            )
+        );
+        std::fs::write(&agent, "").unwrap();
+        assert_eq!(config.agent().unwrap(), agent);
+    }
+}

@@ -1,0 +1,430 @@
+//! `cryoscope doctor`: what this machine can do, and how to mend what is missing.
+//!
+//! [`Facts`] are gathered; [`judge`] makes findings of them and does nothing else.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::{Config, Failure, print};
+use crate::child::command_dying_with_parent;
+use crate::kernel::progress::Silent;
+use crate::kernel::{CacheDir, Kernels};
+
+/// The oldest QEMU that is known to do.
+const QEMU_NEEDED: (u32, u32) = (7, 2);
+/// Clang from which on the kernel's own example schedulers compile.
+const CLANG_NEEDED: u32 = 16;
+/// Memory that a small machine and we ourselves need.
+const MEMORY_NEEDED: u64 = 1 << 30;
+
+/// What this machine is like.
+#[derive(Clone, Debug)]
+struct Facts {
+    qemu: Option<Version>,
+    clang: Option<Version>,
+    /// Programs for fetching kernels that are not there.
+    no_apt: Vec<&'static str>,
+    keyring: bool,
+    cache: Result<PathBuf, String>,
+    agent: Result<PathBuf, String>,
+    /// Specs of cached kernels, and whether each has sched_ext.
+    kernels: Result<Vec<(String, bool)>, String>,
+    kvm: bool,
+    memory: Option<u64>,
+    cores: usize,
+}
+
+/// A program and what it says of its version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Version {
+    program: String,
+    number: (u32, u32),
+    text: String,
+}
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Level {
+    /// As it should be.
+    Good,
+    /// Worth knowing.
+    Note,
+    /// Scenarios cannot run.
+    Missing,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Finding {
+    level: Level,
+    what: &'static str,
+    text: String,
+    remedy: Option<String>,
+}
+
+impl Finding {
+    fn good(what: &'static str, text: impl Into<String>) -> Self {
+        Finding { level: Level::Good, what, text: text.into(), remedy: None }
+    }
+
+    fn note(what: &'static str, text: impl Into<String>) -> Self {
+        Finding { level: Level::Note, what, text: text.into(), remedy: None }
+    }
+
+    fn missing(what: &'static str, text: impl Into<String>, remedy: impl Into<String>) -> Self {
+        let (text, remedy) = (text.into(), Some(remedy.into()));
+        Finding { level: Level::Missing, what, text, remedy }
+    }
+}
+
+pub(super) fn run(config: &Config) -> Result<u8, Failure> {
+    let findings = judge(&gather(config));
+    print(&report(&findings));
+    Ok(u8::from(findings.iter().any(|f| f.level == Level::Missing)))
+}
+
+fn judge(facts: &Facts) -> Vec<Finding> {
+    vec![
+        qemu(facts.qemu.as_ref()),
+        clang(facts.clang.as_ref()),
+        agent(&facts.agent),
+        cache(&facts.cache),
+        kernels(facts),
+        fetching(facts),
+        memory(facts.memory),
+        Finding::note("cores", cores(facts.cores)),
+        Finding::note("kvm", kvm(facts.kvm)),
+    ]
+}
+
+fn qemu(found: Option<&Version>) -> Finding {
+    let install = "install it: apt-get install qemu-system-x86";
+    let Some(version) = found else {
+        return Finding::missing(
+            "qemu",
+            "there is no qemu-system-x86_64 on the search path",
+            install,
+        );
+    };
+    let text = format!("{} ({})", version.text, version.program);
+    if version.number >= QEMU_NEEDED {
+        return Finding::good("qemu", text);
+    }
+    let (major, minor) = QEMU_NEEDED;
+    let text = format!("{text}: older than {major}.{minor}");
+    Finding::missing(
+        "qemu",
+        text,
+        "upgrade it: apt-get install qemu-system-x86 (Debian 12 or later)",
+    )
+}
+
+fn clang(found: Option<&Version>) -> Finding {
+    let install = "install it: apt-get install clang-19";
+    let Some(version) = found else {
+        let text = "there is no clang on the search path, so no .bpf.c can be compiled";
+        return Finding::missing("clang", text, install);
+    };
+    let text = format!("{} ({})", version.text, version.program);
+    if version.number.0 >= CLANG_NEEDED {
+        return Finding::good("clang", text);
+    }
+    let text = format!("{text}: older than {CLANG_NEEDED}, which compiles schedulers");
+    Finding::missing("clang", text, install)
+}
+
+fn agent(found: &Result<PathBuf, String>) -> Finding {
+    match found {
+        Ok(path) => Finding::good("agent", path.display().to_string()),
+        Err(why) => Finding::missing(
+            "agent",
+            why,
+            "build both programs: cargo build --release --bins (libelf is needed for that: \
+             apt-get install libelf-dev)",
+        ),
+    }
+}
+
+fn cache(found: &Result<PathBuf, String>) -> Finding {
+    match found {
+        Ok(path) => Finding::good("cache", path.display().to_string()),
+        Err(why) => {
+            Finding::missing("cache", why, "set XDG_CACHE_HOME to a directory that can be written")
+        }
+    }
+}
+
+fn kernels(facts: &Facts) -> Finding {
+    let specs = match &facts.kernels {
+        Ok(specs) => specs,
+        Err(why) => {
+            let remedy = "delete the cache directory; what was in it is made anew";
+            return Finding::missing("kernels", why, remedy);
+        }
+    };
+    if specs.is_empty() {
+        return Finding::note("kernels", "none cached yet; the first run fetches one");
+    }
+    let names: Vec<String> = specs
+        .iter()
+        .map(|(spec, ext)| if *ext { spec.clone() } else { format!("{spec} (no sched_ext)") })
+        .collect();
+    Finding::good("kernels", names.join(", "))
+}
+
+fn fetching(facts: &Facts) -> Finding {
+    let has_one = facts.kernels.as_ref().is_ok_and(|k| k.iter().any(|(_, ext)| *ext));
+    let (text, remedy) = match (&facts.no_apt[..], facts.keyring) {
+        ([], true) => return Finding::good("fetching", "apt and Debian's keyring are there"),
+        ([], false) => (
+            "Debian's archive keyring is not there, so kernels cannot be verified".to_string(),
+            "install it: apt-get install debian-archive-keyring",
+        ),
+        (missing, _) => (
+            format!("not on the search path: {}; kernels come through apt", missing.join(", ")),
+            "run on Debian, or give kernels as files: --kernel PATH",
+        ),
+    };
+    if has_one {
+        return Finding::note("fetching", format!("{text}; the cached kernels still work"));
+    }
+    Finding::missing("fetching", text, remedy)
+}
+
+fn memory(available: Option<u64>) -> Finding {
+    let Some(available) = available else {
+        return Finding::note("memory", "/proc/meminfo does not say how much is free");
+    };
+    let text = format!("{} MiB free", available >> 20);
+    if available >= MEMORY_NEEDED {
+        return Finding::good("memory", text);
+    }
+    let needed = MEMORY_NEEDED >> 20;
+    let text = format!("{text}; a small machine needs {needed} MiB");
+    Finding::missing("memory", text, "close what uses the memory, or run on a larger machine")
+}
+
+fn cores(cores: usize) -> String {
+    match cores {
+        1 => "1, so one machine at a time".into(),
+        n => format!("{n}, so up to {n} machines at a time"),
+    }
+}
+
+fn kvm(there: bool) -> String {
+    let there = if there { "/dev/kvm is there, but not used yet" } else { "there is no /dev/kvm" };
+    format!("{there}; machines are emulated (QEMU, TCG)")
+}
+
+fn report(findings: &[Finding]) -> String {
+    let mut out = String::new();
+    for finding in findings {
+        let mark = match finding.level {
+            Level::Good => "ok",
+            Level::Note => "-",
+            Level::Missing => "MISSING",
+        };
+        out.push_str(&format!("{mark:>8}  {:<9} {}\n", finding.what, finding.text));
+        if let Some(remedy) = &finding.remedy {
+            out.push_str(&format!("{:>8}  {:<9} -> {remedy}\n", "", ""));
+        }
+    }
+    let missing = findings.iter().filter(|f| f.level == Level::Missing).count();
+    out.push_str(&match missing {
+        0 => "\nScenarios can run here: cryoscope run scripts/smoke.rhai\n".to_string(),
+        1 => "\nScenarios cannot run here until what is missing is mended.\n".to_string(),
+        n => format!("\nScenarios cannot run here until the {n} missing things are mended.\n"),
+    });
+    out
+}
+
+fn gather(config: &Config) -> Facts {
+    let cache = config.cache().map_err(|e| e.message).and_then(writable);
+    let kernels = match config.cache() {
+        Ok(dir) => Kernels::new(dir, &Silent)
+            .cached()
+            .map(|all| all.into_iter().map(|k| (k.spec, k.has_sched_ext)).collect())
+            .map_err(|e| e.to_string()),
+        Err(_) => Ok(Vec::new()),
+    };
+    let apt = ["apt-get", "apt-cache", "apt-config", "dpkg-deb"];
+    Facts {
+        qemu: version("qemu-system-x86_64"),
+        clang: newest_clang(),
+        no_apt: apt.into_iter().filter(|program| !on_path(program)).collect(),
+        keyring: has_keyring(),
+        cache,
+        agent: config.agent().map_err(|e| e.message),
+        kernels,
+        kvm: Path::new("/dev/kvm").exists(),
+        memory: available_memory(),
+        cores: std::thread::available_parallelism().map_or(1, usize::from),
+    }
+}
+
+/// Whether entries could be put into the cache.
+fn writable(cache: &CacheDir) -> Result<PathBuf, String> {
+    let dir = cache.make_dir("locks").map_err(|e| e.to_string())?;
+    rustix::fs::access(&dir, rustix::fs::Access::WRITE_OK)
+        .map_err(|e| cache.error("write", dir, e.into()).to_string())?;
+    Ok(cache.path().to_owned())
+}
+
+fn has_keyring() -> bool {
+    let dirs = ["/usr/share/keyrings", "/etc/apt/trusted.gpg.d"];
+    dirs.iter().any(|dir| {
+        fs::read_dir(dir).is_ok_and(|mut entries| {
+            entries.any(|e| {
+                e.is_ok_and(|e| e.file_name().to_string_lossy().starts_with("debian-archive-"))
+            })
+        })
+    })
+}
+
+/// Bytes of memory that programs can still have, as the kernel estimates it.
+pub(super) fn available_memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+fn search_path() -> Vec<PathBuf> {
+    std::env::var_os("PATH").map(|p| std::env::split_paths(&p).collect()).unwrap_or_default()
+}
+
+fn on_path(program: &str) -> bool {
+    search_path().iter().any(|dir| dir.join(program).is_file())
+}
+
+/// The newest of `clang`, `clang-14`, `clang-19`, ... on the search path.
+fn newest_clang() -> Option<Version> {
+    let mut names = std::collections::BTreeSet::new();
+    for dir in search_path() {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let number = name.strip_prefix("clang-");
+            if name == "clang" || number.is_some_and(|n| n.parse::<u32>().is_ok()) {
+                names.insert(name);
+            }
+        }
+    }
+    names.iter().filter_map(|name| version(name)).max_by_key(|v| v.number)
+}
+
+/// What `PROGRAM --version` says.
+fn version(program: &str) -> Option<Version> {
+    let mut command = Command::new(program);
+    command.arg("--version").stdin(Stdio::null()).stderr(Stdio::null());
+    let output = command_dying_with_parent(command).output().ok()?;
+    parse_version(program, &String::from_utf8_lossy(&output.stdout))
+}
+
+/// The first line, and the first `N.N` in it.
+fn parse_version(program: &str, output: &str) -> Option<Version> {
+    let text = output.lines().next()?.trim().to_string();
+    let number = text.split(|c: char| !(c.is_ascii_digit() || c == '.')).find_map(|word| {
+        let mut parts = word.split('.');
+        Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+    })?;
+    Some(Version { program: program.into(), number, text })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(program: &str, number: (u32, u32)) -> Option<Version> {
+        let text = format!("{program} version {}.{}", number.0, number.1);
+        Some(Version { program: program.into(), number, text })
+    }
+
+    fn good() -> Facts {
+        Facts {
+            qemu: found("qemu", (7, 2)),
+            clang: found("clang-19", (19, 1)),
+            no_apt: vec![],
+            keyring: true,
+            cache: Ok("/home/me/.cache/cryoscope".into()),
+            agent: Ok("/usr/bin/cryoscope-agent".into()),
+            kernels: Ok(vec![("debian:7.2".into(), true)]),
+            kvm: true,
+            memory: Some(4 << 30),
+            cores: 2,
+        }
+    }
+
+    fn missing(facts: &Facts) -> Vec<(&'static str, String)> {
+        let missing = judge(facts).into_iter().filter(|f| f.level == Level::Missing);
+        missing.map(|f| (f.what, f.remedy.expect("a remedy"))).collect()
+    }
+
+    #[test]
+    fn a_good_machine_lacks_nothing() {
+        assert_eq!(missing(&good()), []);
+        let text = report(&judge(&good()));
+        assert!(text.contains("      ok  qemu      qemu version 7.2 (qemu)\n"), "{text}");
+        assert!(text.ends_with("Scenarios can run here: cryoscope run scripts/smoke.rhai\n"));
+    }
+
+    #[test]
+    fn each_missing_thing_has_its_remedy() {
+        type Change = fn(&mut Facts);
+        let cases: [(Change, &str, &str); 9] = [
+            (|f| f.qemu = None, "qemu", "apt-get install qemu-system-x86"),
+            (|f| f.qemu = found("qemu", (5, 2)), "qemu", "upgrade it"),
+            (|f| f.clang = None, "clang", "apt-get install clang-19"),
+            (|f| f.clang = found("clang", (14, 0)), "clang", "apt-get install clang-19"),
+            (|f| f.agent = Err("no agent".into()), "agent", "cargo build"),
+            (|f| f.cache = Err("not writable".into()), "cache", "XDG_CACHE_HOME"),
+            (|f| f.kernels = Err("unreadable".into()), "kernels", "delete the cache"),
+            (
+                |f| (f.kernels, f.keyring) = (Ok(vec![]), false),
+                "fetching",
+                "apt-get install debian-archive-keyring",
+            ),
+            (|f| f.memory = Some(100 << 20), "memory", "larger machine"),
+        ];
+        for (change, what, remedy) in cases {
+            let mut facts = good();
+            change(&mut facts);
+            let missing = missing(&facts);
+            assert_eq!(missing.len(), 1, "{what}: {missing:?}");
+            assert_eq!(missing[0].0, what);
+            assert!(missing[0].1.contains(remedy), "{missing:?}");
+            assert!(report(&judge(&facts)).contains(" MISSING  "), "{what}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_needed_now_is_a_note() {
+        let mut facts = good();
+        facts.no_apt = vec!["apt-get", "dpkg-deb"];
+        facts.kvm = false;
+        assert_eq!(missing(&facts), [], "a cached kernel does");
+        let text = report(&judge(&facts));
+        assert!(
+            text.contains(
+                "       -  fetching  not on the search path: apt-get, dpkg-deb; kernels come \
+                 through apt; the cached kernels still work\n"
+            ),
+            "{text}"
+        );
+        facts.kernels = Ok(vec![("debian:6.12".into(), false)]);
+        assert_eq!(missing(&facts).len(), 1, "that one has no sched_ext");
+    }
+
+    #[test]
+    fn versions_are_read_as_programs_print_them() {
+        let cases = [
+            ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright", Some((7, 2))),
+            ("Debian clang version 19.1.4 (1~deb12u1)\nTarget: x", Some((19, 1))),
+            ("clang version 22.0.0", Some((22, 0))),
+            ("no numbers", None),
+            ("", None),
+        ];
+        for (output, want) in cases {
+            assert_eq!(parse_version("x", output).map(|v| v.number), want, "{output:?}");
+        }
+    }
+}

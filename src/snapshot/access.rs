@@ -403,10 +403,7 @@ impl Field {
     }
 
     fn no_rendered(&self) -> SnapshotError {
-        SnapshotError::NoRendered {
-            map: self.entry.map().name().to_owned(),
-            side: self.side.as_str().to_owned(),
-        }
+        self.entry.map().no_rendered(self.side.as_str())
     }
 
     /// A walk's error in the catalogue's words, with the path from the key or value on.

@@ -18,7 +18,9 @@ pub struct MapAttrs {
     pub name: String,
     /// The name that its author gave it, where it could be told.
     pub full_name: Option<String>,
-    /// The kind as the kernel names it, without `BPF_MAP_TYPE_`.
+    /// The section of its object that it holds (`.bss`), if it holds one.
+    pub section: Option<String>,
+    /// The kind in the kernel's words and lower case, as bpftool prints it: `percpu_hash`.
     pub kind: String,
     /// Bytes of a key.
     pub key_size: u32,
@@ -30,6 +32,8 @@ pub struct MapAttrs {
     pub flags: u32,
     /// Types of its object.
     pub btf: Option<Arc<Btf>>,
+    /// Why `btf` is missing although the map has types.
+    pub btf_error: Option<String>,
     /// Type of a key in `btf`; 0 for none.
     pub key_type: TypeId,
     /// Type of a value in `btf`; 0 for none.

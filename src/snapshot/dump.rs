@@ -424,6 +424,9 @@ impl Snapshot {
         }
         let mut budget = NODES;
         let mut below = vec![self.pause_node()];
+        for reason in self.torn() {
+            below.push(Node::Leaf { label: "torn".to_owned(), text: reason.clone() });
+        }
         below.extend(nodes(self.maps().unwrap_or_default(), &mut budget, |map, budget| {
             map_node(map, ENTRIES.1, budget)
         }));

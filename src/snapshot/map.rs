@@ -71,7 +71,7 @@ impl Map {
     /// Whether its keys are the indices of an array.
     #[must_use]
     pub fn is_indexed(&self) -> bool {
-        matches!(self.attrs().kind.as_str(), "ARRAY" | "PERCPU_ARRAY")
+        matches!(self.attrs().kind.as_str(), "array" | "percpu_array")
     }
 
     /// Whether it is a section of variables, such as `.bss`.
@@ -315,10 +315,19 @@ impl Map {
         match (&attrs.btf, key) {
             (Some(btf), key) if attrs.key_type != 0 => key::encode(btf, attrs.key_type, size, key),
             (_, KeyArg::Bytes(bytes)) => key::raw(size, bytes),
-            _ => Err(SnapshotError::NoRendered {
-                map: self.name().to_owned(),
-                side: "key".to_owned(),
-            }),
+            _ => Err(self.no_rendered("key")),
+        }
+    }
+
+    /// The error that a side of the map has no type, or that its type could not be read.
+    pub(crate) fn no_rendered(&self, side: &str) -> SnapshotError {
+        let map = self.name().to_owned();
+        match &self.attrs().btf_error {
+            Some(why) => SnapshotError::MapRenderIncomplete {
+                map,
+                error: format!("the types of its object could not be: {why}"),
+            },
+            None => SnapshotError::NoRendered { map, side: side.to_owned() },
         }
     }
 

@@ -11,6 +11,7 @@
 //! variant of [`SnapshotError`].
 
 mod access;
+mod capture;
 mod contents;
 mod dump;
 mod entry;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 use crate::btf::{SecVar, Shape};
 
 pub use access::{Field, Origin, Side};
+pub use capture::{CaptureError, CaptureRequest, Capturer, RawCapture};
 pub use contents::{CapturedMap, Contents, Decode, MapAttrs};
 pub use entry::{Entry, Reduce};
 pub use error::{ExcludedMap, SnapshotError, SnapshotResult};
@@ -74,16 +76,20 @@ pub struct Snapshot {
 }
 
 enum State {
-    Captured(Vec<CapturedMap>),
+    Captured {
+        maps: Vec<CapturedMap>,
+        /// Why the list of maps may be half-changed.
+        torn: Vec<String>,
+    },
     /// The freeze did not complete, and why.
     Placeholder(String),
 }
 
 impl Snapshot {
-    /// A snapshot of captured maps.
+    /// A snapshot of captured maps. `torn` says why there may be too few or too many of them.
     #[must_use]
-    pub fn new(meta: Meta, maps: Vec<CapturedMap>) -> Arc<Snapshot> {
-        Arc::new(Snapshot { meta, contents: State::Captured(maps) })
+    pub fn new(meta: Meta, maps: Vec<CapturedMap>, torn: Vec<String>) -> Arc<Snapshot> {
+        Arc::new(Snapshot { meta, contents: State::Captured { maps, torn } })
     }
 
     /// What stands for a snapshot whose freeze did not complete: it has a tag and a time, and
@@ -128,7 +134,17 @@ impl Snapshot {
     pub fn placeholder_reason(&self) -> Option<&str> {
         match &self.contents {
             State::Placeholder(reason) => Some(reason),
-            State::Captured(_) => None,
+            State::Captured { .. } => None,
+        }
+    }
+
+    /// Why the list of maps may be half-changed: one was just being added or removed. Maps and
+    /// entries have reasons of their own.
+    #[must_use]
+    pub fn torn(&self) -> &[String] {
+        match &self.contents {
+            State::Captured { torn, .. } => torn,
+            State::Placeholder(_) => &[],
         }
     }
 
@@ -230,6 +246,11 @@ impl Snapshot {
     }
 
     fn var_not_found(self: &Arc<Self>, name: &str) -> SnapshotResult<SnapshotError> {
+        // A section without its types may have it.
+        let untyped = |map: &&Map| map.attrs().section.is_some() && map.attrs().btf_error.is_some();
+        if let Some(section) = self.maps()?.iter().find(untyped) {
+            return Ok(section.no_rendered("value"));
+        }
         let mut names: Vec<String> = (0..self.all()?.len())
             .filter_map(|index| self.section(index))
             .flat_map(|shape| vars(&shape).iter().map(|v| v.name.clone()).collect::<Vec<_>>())
@@ -244,7 +265,7 @@ impl Snapshot {
 
     fn all(&self) -> SnapshotResult<&[CapturedMap]> {
         match &self.contents {
-            State::Captured(maps) => Ok(maps),
+            State::Captured { maps, .. } => Ok(maps),
             State::Placeholder(_) => {
                 Err(SnapshotError::PlaceholderSnapshot { tag: Some(self.meta.tag.clone()) })
             }
@@ -254,7 +275,7 @@ impl Snapshot {
     /// A map by its place. Handles exist only for maps that there are.
     pub(crate) fn captured(&self, index: usize) -> &CapturedMap {
         match &self.contents {
-            State::Captured(maps) => &maps[index],
+            State::Captured { maps, .. } => &maps[index],
             State::Placeholder(_) => unreachable!("a placeholder hands out no maps"),
         }
     }
@@ -277,7 +298,7 @@ fn vars(shape: &Shape) -> &[SecVar] {
 impl fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let maps = match &self.contents {
-            State::Captured(maps) => format!("{} maps", maps.len()),
+            State::Captured { maps, .. } => format!("{} maps", maps.len()),
             State::Placeholder(reason) => format!("placeholder: {reason}"),
         };
         write!(f, "Snapshot({:?}, {maps})", self.meta.tag)

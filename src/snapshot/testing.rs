@@ -89,7 +89,9 @@ impl Object {
             value_size: rows.values.first().map_or(8, Vec::len) as u32,
             max_entries: rows.rows().max(1) as u32,
             flags: 0,
+            section: None,
             btf: self.btf.clone(),
+            btf_error: None,
             key_type,
             value_type,
         };
@@ -226,10 +228,10 @@ pub(crate) fn object() -> Object {
         let (keys, values) = rows.into_iter().unzip();
         Rows { keys: Some(keys), values, ..Rows::default() }
     };
-    o.map("fifo.bss", "ARRAY", (0, t.bss), section(bss));
-    o.map("fifo.rodata", "ARRAY", (0, t.rodata), section(bytes![5_000_000u64]));
+    o.map("fifo.bss", "array", (0, t.bss), section(bss));
+    o.map("fifo.rodata", "array", (0, t.rodata), section(bytes![5_000_000u64]));
     let numbers = (0..5u64).map(|n| bytes![n * n]).collect();
-    o.map("squares", "ARRAY", (t.u32_, t.u64_), Rows { values: numbers, ..Rows::default() });
+    o.map("squares", "array", (t.u32_, t.u64_), Rows { values: numbers, ..Rows::default() });
     let tasks = [(1002u32, 200u32, 2, "fast"), (7, 100, 1, "slow"), (1001, 1, 0, "idle")];
     let mut rows = hash(
         tasks
@@ -237,33 +239,33 @@ pub(crate) fn object() -> Object {
             .to_vec(),
     );
     rows.torn_rows = vec![(1, vec!["its bucket was locked".to_owned()])];
-    o.map("task_ctx", "HASH", (t.u32_, t.task), rows);
+    o.map("task_ctx", "hash", (t.u32_, t.task), rows);
     // The padding of the first key is not zero.
     let pairs = vec![
         (bytes![1u32, 0xdead_beefu32, 10u64], bytes![11u64]),
         (bytes![2u32, 0u32, 20u64], bytes![22u64]),
     ];
-    o.map("pairs", "HASH", (t.pair, t.u64_), hash(pairs));
+    o.map("pairs", "hash", (t.pair, t.u64_), hash(pairs));
     let named = ["zeta", "alpha"].map(|n| (comm(n), bytes![n.len() as u64])).to_vec();
-    o.map("by_name_of_the_comm", "LRU_HASH", (t.comm, t.u64_), hash(named));
+    o.map("by_name_of_the_comm", "lru_hash", (t.comm, t.u64_), hash(named));
     let stats = |nr: u64, worst: i64| Some(bytes![nr, worst]);
     let cpus = vec![
         vec![stats(1, -5), stats(20, 4), stats(300, -1), stats(4000, 2)],
         vec![stats(1, 1), None, stats(1, 1), stats(1, 1)],
     ];
     let per_cpu = |cpus| Rows { cpus: Some(cpus), ..Rows::default() };
-    o.map("cpu_stats", "PERCPU_ARRAY", (t.u32_, t.stats), per_cpu(cpus));
+    o.map("cpu_stats", "percpu_array", (t.u32_, t.stats), per_cpu(cpus));
     let mut per_cpu_hash = per_cpu(vec![(1..=4u64).map(|n| Some(bytes![n])).collect()]);
     per_cpu_hash.keys = Some(vec![bytes![2u32]]);
-    o.map("cpu_hits", "PERCPU_HASH", (t.u32_, t.u64_), per_cpu_hash);
-    o.map("untyped", "HASH", (0, 0), hash(vec![(bytes![1u32], bytes![0x1122_3344u32])]));
-    let unreadable = "maps of kind RINGBUF cannot be decoded yet".to_owned();
-    o.map("events", "RINGBUF", (0, 0), Rows { incomplete: Some(unreadable), ..Rows::default() });
+    o.map("cpu_hits", "percpu_hash", (t.u32_, t.u64_), per_cpu_hash);
+    o.map("untyped", "hash", (0, 0), hash(vec![(bytes![1u32], bytes![0x1122_3344u32])]));
+    let unreadable = "maps of kind ringbuf cannot be decoded yet".to_owned();
+    o.map("events", "ringbuf", (0, 0), Rows { incomplete: Some(unreadable), ..Rows::default() });
     let mut partial = hash(vec![(bytes![5u32], bytes![50u64])]);
     partial.incomplete = Some("the time budget of the freeze ran out".to_owned());
     partial.torn = vec!["the map was being resized".to_owned()];
-    o.map("partial", "HASH", (t.u32_, t.u64_), partial);
-    o.map("empty", "HASH", (t.u32_, t.u64_), hash(vec![]));
+    o.map("partial", "hash", (t.u32_, t.u64_), partial);
+    o.map("empty", "hash", (t.u32_, t.u64_), hash(vec![]));
     o
 }
 
@@ -279,5 +281,5 @@ pub(crate) fn meta(tag: &str) -> Meta {
 
 /// The sample.
 pub(crate) fn sample() -> Arc<Snapshot> {
-    Snapshot::new(meta("end"), object().maps)
+    Snapshot::new(meta("end"), object().maps, Vec::new())
 }

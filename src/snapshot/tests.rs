@@ -204,7 +204,7 @@ fn globals_are_found_in_their_sections() {
         "the value has no member \"nr_enqeued\"; did you mean \"nr_enqueued\"? (it has \
          nr_enqueued, nr_dispatched, probe.____fmt, totals)"
     );
-    let none = Snapshot::new(meta("bare"), Vec::new());
+    let none = Snapshot::new(meta("bare"), Vec::new(), Vec::new());
     assert_eq!(
         text(none.global("x")),
         "no global variable is called \"x\": no captured map is a .bss, .data or .rodata section \
@@ -218,10 +218,10 @@ fn two_copies_of_an_object_are_told_apart() {
     let t = types();
     let mut other = Object { btf: Some(t.btf.clone()), maps };
     let rows = Rows { values: vec![bytes![6_000_000u64]], ..Rows::default() };
-    other.map("fifo.rodata", "ARRAY", (0, t.rodata), rows);
+    other.map("fifo.rodata", "array", (0, t.rodata), rows);
     maps = other.maps;
     let last = maps.len();
-    let snap = Snapshot::new(meta("twice"), maps);
+    let snap = Snapshot::new(meta("twice"), maps, Vec::new());
     assert_eq!(
         text(snap.global("slice_ns")),
         format!(
@@ -382,8 +382,8 @@ fn enum_keys_are_looked_up_by_name_and_number() {
         ..Rows::default()
     };
     let mut o = Object { btf: Some(t.btf.clone()), maps: Vec::new() };
-    o.map("by_state", "HASH", (t.state, t.u64_), rows);
-    let map = Snapshot::new(meta("e"), o.maps).map("by_state").unwrap();
+    o.map("by_state", "hash", (t.state, t.u64_), rows);
+    let map = Snapshot::new(meta("e"), o.maps, Vec::new()).map("by_state").unwrap();
     let value = |key: KeyArg| map.get(&key)?.value()?.as_u64();
     assert_eq!(value(KeyArg::Str("GONE".into())), Ok(1));
     assert_eq!(value(KeyArg::Number(2)), Ok(2));
@@ -417,7 +417,7 @@ fn per_cpu_values_are_narrowed_or_reduced() {
                     such slots";
     let not_narrowed = "\"cpu_stats\" has one value for each CPU: choose one with .cpu(n), or \
                         take .cpu_sum(path), .cpu_max(path) or .cpu_min(path) of an entry";
-    let not_per_cpu = "expected a per-CPU map, found squares of kind ARRAY";
+    let not_per_cpu = "expected a per-CPU map, found squares of kind array";
     let square = snap.map("squares").unwrap().at(2).unwrap();
     let cases = [
         (text(entry.value()), not_narrowed),
@@ -448,8 +448,8 @@ fn reductions_neither_overflow_nor_reduce_nothing() {
     let map = |cpus: Vec<Option<Vec<u8>>>| {
         let mut o = Object { btf: Some(t.btf.clone()), maps: Vec::new() };
         let rows = Rows { cpus: Some(vec![cpus]), ..Rows::default() };
-        o.map("m", "PERCPU_ARRAY", (t.u32_, t.u64_), rows);
-        Snapshot::new(meta("x"), o.maps).map("m").unwrap().at(0).unwrap()
+        o.map("m", "percpu_array", (t.u32_, t.u64_), rows);
+        Snapshot::new(meta("x"), o.maps, Vec::new()).map("m").unwrap().at(0).unwrap()
     };
     let large = map(vec![Some(bytes![u64::MAX]), Some(bytes![u64::MAX])]);
     assert_eq!(large.reduce(Reduce::Max, ""), Ok(Scalar::U64(u64::MAX)));
@@ -473,8 +473,8 @@ fn reductions_neither_overflow_nor_reduce_nothing() {
 fn what_was_not_read_never_looks_empty() {
     let snap = sample();
     let events = snap.map("events").unwrap();
-    let ringbuf = "map \"events\" could not be read: maps of kind RINGBUF cannot be decoded yet";
-    assert_eq!((events.attrs().kind.as_str(), events.attrs().value_size), ("RINGBUF", 8));
+    let ringbuf = "map \"events\" could not be read: maps of kind ringbuf cannot be decoded yet";
+    assert_eq!((events.attrs().kind.as_str(), events.attrs().value_size), ("ringbuf", 8));
     assert_eq!(text(events.len()), ringbuf);
     assert_eq!(text(events.at(0)), ringbuf);
     assert_eq!(text(events.get(&KeyArg::Bytes(vec![0; 4]))), ringbuf);
@@ -534,8 +534,8 @@ fn types_that_promise_more_than_there_are_bytes_are_refused() {
     let btf = b.parse();
     let mut o = Object { btf: Some(btf), maps: Vec::new() };
     let rows = Rows { values: vec![bytes![1u64]], ..Rows::default() };
-    o.map("liar", "ARRAY", (u64_, past), rows);
-    let entry = Snapshot::new(meta("x"), o.maps).map("liar").unwrap().at(0).unwrap();
+    o.map("liar", "array", (u64_, past), rows);
+    let entry = Snapshot::new(meta("x"), o.maps, Vec::new()).map("liar").unwrap().at(0).unwrap();
     assert_eq!(text(entry.get("last")), text(entry.value()));
     assert_eq!(
         text(entry.value()),
@@ -552,9 +552,14 @@ fn text_that_is_none_is_refused_and_shown_as_bytes() {
     let char_ = b.int("char", 1, true);
     let five = b.array(char_, 5);
     let mut o = Object { btf: Some(b.parse()), maps: Vec::new() };
-    o.map("names", "ARRAY", (char_, five), rows);
-    let value =
-        Snapshot::new(meta("x"), o.maps).map("names").unwrap().at(0).unwrap().value().unwrap();
+    o.map("names", "array", (char_, five), rows);
+    let value = Snapshot::new(meta("x"), o.maps, Vec::new())
+        .map("names")
+        .unwrap()
+        .at(0)
+        .unwrap()
+        .value()
+        .unwrap();
     assert_eq!(
         text(value.as_str()),
         "expected text, found bytes that are not UTF-8 (0xfffe at byte 1; .raw() reads them)"
@@ -585,10 +590,10 @@ fn long_values_are_broken_after_commas_and_equal_neighbours_shown_once() {
     value.extend(bytes![1u64, 2u64, 3u64, 4u64]);
     value.resize(2112, 0);
     let mut o = Object { btf: Some(b.parse()), maps: Vec::new() };
-    o.map("m", "ARRAY", (u64_, all), Rows { values: vec![value], ..Rows::default() });
-    let dump = Snapshot::new(meta("x"), o.maps).map("m").unwrap().dump();
+    o.map("m", "array", (u64_, all), Rows { values: vec![value], ..Rows::default() });
+    let dump = Snapshot::new(meta("x"), o.maps, Vec::new()).map("m").unwrap().dump();
     let want = "\
-m: ARRAY, 1 entry, unsigned long -> struct all
+m: array, 1 entry, unsigned long -> struct all
   [0]
     counts  [0, 1000003, 2000006, 3000009, 4000012, 5000015, 6000018, 7000021,
             8000024, 9000027, 10000030, 11000033, 12000036, 13000039, 14000042,
@@ -645,8 +650,8 @@ mod hostile {
                     values: vec![bytes.clone()],
                     ..Rows::default()
                 };
-                o.map("m", "HASH", (ty, ty), rows);
-                let snap = Snapshot::new(meta("x"), o.maps);
+                o.map("m", "hash", (ty, ty), rows);
+                let snap = Snapshot::new(meta("x"), o.maps, Vec::new());
                 let entry = snap.map("m").unwrap().at(0).unwrap();
                 let _ = (snap.dump(), entry.key_text(), entry.dump());
                 let _ = entry.value().map(|value| ask_everything(&value));
@@ -669,8 +674,8 @@ mod hostile {
             for ty in 1..btf.len() {
                 let mut o = Object { btf: Some(btf.clone()), maps: Vec::new() };
                 let rows = Rows { values: vec![bytes.clone()], ..Rows::default() };
-                o.map("m", "ARRAY", (0, ty), rows);
-                let snap = Snapshot::new(meta("x"), o.maps);
+                o.map("m", "array", (0, ty), rows);
+                let snap = Snapshot::new(meta("x"), o.maps, Vec::new());
                 let _ = (snap.dump(), snap.global("ctx.weight"));
                 let entry = snap.map("m").unwrap().at(0).unwrap();
                 let _ = entry.value().map(|value| ask_everything(&value));

@@ -1,0 +1,423 @@
+//! From a guest kernel to a snapshot.
+//!
+//! ```text
+//! running   prepare()   learn where maps live, warm every cache
+//! stopped   capture()   copy bytes, decode nothing ──▶ RawCapture
+//! running   finish()    ──▶ Snapshot; a map is decoded when somebody looks at it
+//! ```
+//!
+//! The only part of the model that knows introspection.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::introspect::{
+    Budget, IntrospectError, Kernel, MapContents, MapData, MapInfo, MapList, RawMap,
+};
+use crate::mem::GuestMem;
+
+use super::contents::{CapturedMap, Contents, MapAttrs};
+use super::error::SnapshotError;
+use super::nearest::nearest_first;
+use super::{Meta, Snapshot};
+
+/// A kernel that cannot be captured.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CaptureError {
+    /// It has not come far enough: try again later.
+    #[error("{0}")]
+    NotYet(String),
+    /// It cannot be read at all.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl From<IntrospectError> for CaptureError {
+    fn from(error: IntrospectError) -> Self {
+        match error {
+            IntrospectError::NotYet(_) => CaptureError::NotYet(error.to_string()),
+            _ => CaptureError::Failed(error.to_string()),
+        }
+    }
+}
+
+/// What to copy, and what that may cost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CaptureRequest {
+    /// Names of the maps to copy, full, cut or `name#id`; all of them when `None`. The others are
+    /// listed with their attributes.
+    pub maps: Option<Vec<String>>,
+    /// Bytes that are copied at most.
+    pub bytes: u64,
+    /// How long the copying may take.
+    pub time: Duration,
+}
+
+impl Default for CaptureRequest {
+    /// Every map, within 256 MiB and a second: what a scheduler of ordinary size never reaches.
+    fn default() -> Self {
+        CaptureRequest { maps: None, bytes: 256 << 20, time: Duration::from_secs(1) }
+    }
+}
+
+/// Takes captures of one machine.
+pub struct Capturer {
+    mem: Arc<dyn GuestMem>,
+    kernel: Kernel,
+}
+
+impl Capturer {
+    /// Finds the kernel in a machine's memory.
+    ///
+    /// # Errors
+    /// [`CaptureError::NotYet`] while it is starting, [`CaptureError::Failed`] when it is none
+    /// that can be read.
+    pub fn open(mem: Arc<dyn GuestMem>) -> Result<Capturer, CaptureError> {
+        let kernel = Kernel::open(mem.clone())?;
+        Ok(Capturer { mem, kernel })
+    }
+
+    /// The kernel's release, as `uname -r` prints it.
+    #[must_use]
+    pub fn release(&self) -> &str {
+        self.kernel.release()
+    }
+
+    /// Does beforehand, while the machine runs, what makes [`Capturer::capture`] short: faults in
+    /// the memory, reads the types of objects that were not seen before, finds names.
+    ///
+    /// # Errors
+    /// As [`Capturer::capture`]. A capture without preparation gives the same result, later.
+    pub fn prepare(&self) -> Result<(), CaptureError> {
+        self.mem.prefault();
+        self.kernel.maps()?;
+        Ok(())
+    }
+
+    /// Copies what `request` asks for. Meant for a stopped machine: of one that runs, values may
+    /// be torn anywhere.
+    ///
+    /// # Errors
+    /// [`CaptureError::Failed`] when the list of maps cannot be read. A single map that cannot be
+    /// is in the snapshot, with the reason.
+    pub fn capture(&self, request: &CaptureRequest) -> Result<RawCapture, CaptureError> {
+        let start = Instant::now();
+        let MapList { maps, torn } = self.kernel.maps()?;
+        let mut budget = Budget::new(request.bytes, request.time);
+        let mut raw: Vec<Option<RawMap>> = maps.iter().map(|_| None).collect();
+        for index in order(&maps, request) {
+            raw[index] = Some(self.kernel.copy_map(&maps[index], &mut budget));
+        }
+        let missing = missing(&maps, request);
+        let maps = maps.into_iter().zip(raw).collect();
+        Ok(RawCapture { maps, torn, missing, took: start.elapsed() })
+    }
+}
+
+/// The maps that are copied: the smallest first, so that one huge map does not use up what is
+/// granted to all.
+fn order(maps: &[MapInfo], request: &CaptureRequest) -> Vec<usize> {
+    let size = |map: &MapInfo| {
+        u64::from(map.max_entries)
+            .saturating_mul(u64::from(map.key_size).saturating_add(map.value_size.into()))
+    };
+    let mut order: Vec<usize> = (0..maps.len()).filter(|&i| wants(request, &maps[i])).collect();
+    order.sort_by_key(|&i| size(&maps[i]));
+    order
+}
+
+fn wants(request: &CaptureRequest, map: &MapInfo) -> bool {
+    request.maps.as_ref().is_none_or(|names| names.iter().any(|name| is_called(map, name)))
+}
+
+/// As [`Snapshot::map`] takes names.
+fn is_called(map: &MapInfo, name: &str) -> bool {
+    let plain = |name: &str| map.name == name || map.full_name.as_deref() == Some(name);
+    let id = || name.rsplit_once('#').and_then(|(name, id)| Some((name, id.parse::<u32>().ok()?)));
+    plain(name) || id().is_some_and(|(name, id)| map.id == id && plain(name))
+}
+
+/// Requested names that no map has.
+fn missing(maps: &[MapInfo], request: &CaptureRequest) -> Vec<SnapshotError> {
+    let asked = request.maps.iter().flatten();
+    asked
+        .filter(|name| !maps.iter().any(|map| is_called(map, name)))
+        .map(|name| {
+            let names = maps.iter().map(|m| m.full_name.as_ref().unwrap_or(&m.name).clone());
+            let available = nearest_first(name, names.collect());
+            SnapshotError::MapNotFound { requested: name.clone(), available }
+        })
+        .collect()
+}
+
+/// What was copied, not decoded yet.
+pub struct RawCapture {
+    maps: Vec<(MapInfo, Option<RawMap>)>,
+    torn: Option<String>,
+    missing: Vec<SnapshotError>,
+    took: Duration,
+}
+
+impl RawCapture {
+    /// How long the copying took.
+    #[must_use]
+    pub fn took(&self) -> Duration {
+        self.took
+    }
+
+    /// Bytes that were copied out of maps.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.maps.iter().flat_map(|(_, raw)| raw).map(|raw| raw.bytes() as u64).sum()
+    }
+
+    /// A [`SnapshotError::MapNotFound`] for each requested name that no map has.
+    #[must_use]
+    pub fn missing(&self) -> &[SnapshotError] {
+        &self.missing
+    }
+
+    /// The snapshot. Maps are decoded when they are first looked into.
+    #[must_use]
+    pub fn finish(self, meta: Meta) -> Arc<Snapshot> {
+        let maps = self.maps.into_iter().map(|(info, raw)| {
+            let attrs = attrs(info);
+            let name = attrs.shown_name().to_owned();
+            CapturedMap::new(
+                attrs,
+                Box::new(move || match raw {
+                    Some(raw) => Box::new(Decoded::new(raw.decode())),
+                    None => Box::new(Decoded::left_out(&name)),
+                }),
+            )
+        });
+        Snapshot::new(meta, maps.collect(), self.torn.into_iter().collect())
+    }
+}
+
+fn attrs(info: MapInfo) -> MapAttrs {
+    MapAttrs {
+        id: info.id,
+        kva: info.kva.0,
+        name: info.name,
+        full_name: info.full_name,
+        section: info.section,
+        kind: info.kind.name,
+        key_size: info.key_size,
+        value_size: info.value_size,
+        max_entries: info.max_entries,
+        flags: info.map_flags,
+        btf: info.btf,
+        btf_error: info.btf_error,
+        key_type: info.key_type,
+        value_type: info.value_type,
+    }
+}
+
+/// Decoded contents, as the model sees them.
+struct Decoded {
+    contents: MapContents,
+    incomplete: Option<String>,
+}
+
+impl Decoded {
+    fn new(mut contents: MapContents) -> Decoded {
+        let incomplete = match &mut contents.data {
+            MapData::Unreadable { reason } => Some(std::mem::take(reason)),
+            _ => contents.incomplete.take(),
+        };
+        Decoded { contents, incomplete }
+    }
+
+    /// A map that the freeze was not asked for.
+    fn left_out(name: &str) -> Decoded {
+        let reason = format!(
+            "the freeze was asked for other maps only; add {name:?} to its `maps`, or leave \
+             `maps` out"
+        );
+        Decoded::new(MapContents {
+            data: MapData::Unreadable { reason },
+            torn: Vec::new(),
+            torn_entries: std::collections::BTreeMap::new(),
+            incomplete: None,
+        })
+    }
+}
+
+impl Contents for Decoded {
+    fn rows(&self) -> usize {
+        self.contents.data.len().unwrap_or_default()
+    }
+
+    fn key(&self, row: usize) -> Option<&[u8]> {
+        match &self.contents.data {
+            MapData::Hash { keys, .. } | MapData::PerCpuHash { keys, .. } => keys.get(row),
+            _ => None,
+        }
+    }
+
+    fn value(&self, row: usize) -> Option<&[u8]> {
+        match &self.contents.data {
+            MapData::Array { values } | MapData::Hash { values, .. } => values.get(row),
+            _ => None,
+        }
+    }
+
+    fn cpus(&self) -> Option<usize> {
+        match &self.contents.data {
+            MapData::PerCpuArray { values } | MapData::PerCpuHash { values, .. } => {
+                Some(values.cpus())
+            }
+            _ => None,
+        }
+    }
+
+    fn cpu_value(&self, row: usize, cpu: usize) -> Option<&[u8]> {
+        match &self.contents.data {
+            MapData::PerCpuArray { values } | MapData::PerCpuHash { values, .. } => {
+                values.get(row, cpu)
+            }
+            _ => None,
+        }
+    }
+
+    fn torn(&self) -> &[String] {
+        &self.contents.torn
+    }
+
+    fn torn_row(&self, row: usize) -> &[String] {
+        self.contents.torn_entries.get(&row).map_or(&[], Vec::as_slice)
+    }
+
+    fn incomplete(&self) -> Option<&str> {
+        self.incomplete.as_deref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::introspect::{MapKind, PerCpuValues, Values};
+    use crate::mem::{FakeMem, Kva};
+    use std::collections::BTreeMap;
+
+    fn info(id: u32, name: &str, full: Option<&str>, kind: &str, max_entries: u32) -> MapInfo {
+        MapInfo {
+            id,
+            kva: Kva(0xffff_8880_0000_0000 + u64::from(id)),
+            kind: MapKind { number: 0, name: kind.into() },
+            name: name.into(),
+            full_name: full.map(str::to_owned),
+            section: None,
+            key_size: 4,
+            value_size: 8,
+            max_entries,
+            map_flags: 0,
+            map_extra: 0,
+            frozen: false,
+            btf: None,
+            btf_error: None,
+            key_type: 0,
+            value_type: 0,
+            btf_kva: Kva(0),
+            torn: vec![],
+        }
+    }
+
+    fn maps() -> Vec<MapInfo> {
+        vec![
+            info(3, "big", None, "hash", 10_000),
+            info(4, "a_long_name_tha", Some("a_long_name_that_was_cut"), "array", 1),
+            info(5, "big", None, "hash", 10),
+        ]
+    }
+
+    fn request(names: &[&str]) -> CaptureRequest {
+        let maps = Some(names.iter().map(|&name| name.to_owned()).collect());
+        CaptureRequest { maps, ..CaptureRequest::default() }
+    }
+
+    #[test]
+    fn small_maps_are_copied_first_and_only_those_asked_for() {
+        assert_eq!(order(&maps(), &CaptureRequest::default()), [1, 2, 0]);
+        assert_eq!(order(&maps(), &request(&["big"])), [2, 0]);
+        assert_eq!(order(&maps(), &request(&["big#3"])), [0]);
+        assert_eq!(order(&maps(), &request(&["a_long_name_that_was_cut"])), [1]);
+        assert_eq!(order(&maps(), &request(&["a_long_name_tha"])), [1]);
+        assert_eq!(order(&maps(), &request(&["bigg"])), Vec::<usize>::new());
+    }
+
+    #[test]
+    fn a_name_that_no_map_has_is_told_with_the_nearest() {
+        let missing = missing(&maps(), &request(&["bigg", "big"]));
+        let texts: Vec<String> = missing.iter().map(SnapshotError::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                "no captured map is called \"bigg\"; did you mean map(\"big\")? (there are big, big, \
+              a_long_name_that_was_cut)"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_map_that_was_not_asked_for_says_so() {
+        let raw = RawCapture {
+            maps: maps().into_iter().map(|info| (info, None)).collect(),
+            torn: Some("map_idr_lock is held".into()),
+            missing: vec![],
+            took: Duration::ZERO,
+        };
+        assert_eq!(raw.bytes(), 0);
+        let snap = raw.finish(Meta { tag: "t".into(), ..Meta::default() });
+        assert_eq!(snap.torn(), ["map_idr_lock is held"]);
+        let map = snap.map("a_long_name_that_was_cut").unwrap();
+        assert_eq!(map.attrs().max_entries, 1);
+        assert_eq!(
+            map.len().unwrap_err().to_string(),
+            "map \"a_long_name_that_was_cut\" could not be read: the freeze was asked for other \
+             maps only; add \"a_long_name_that_was_cut\" to its `maps`, or leave `maps` out"
+        );
+    }
+
+    #[test]
+    fn decoded_contents_keep_rows_slots_and_reasons() {
+        let mut keys = Values::empty(4);
+        keys.push(&[1, 0, 0, 0]);
+        let mut values = PerCpuValues::empty(2, 1);
+        values.push([Some(&[7][..]), None]);
+        let decoded = Decoded::new(MapContents {
+            data: MapData::PerCpuHash { keys, values },
+            torn: vec!["whole".into()],
+            torn_entries: BTreeMap::from([(0, vec!["row".into()])]),
+            incomplete: Some("cut".into()),
+        });
+        assert_eq!((decoded.rows(), decoded.cpus()), (1, Some(2)));
+        assert_eq!(decoded.key(0), Some(&[1, 0, 0, 0][..]));
+        assert_eq!((decoded.value(0), decoded.key(1)), (None, None));
+        assert_eq!((decoded.cpu_value(0, 0), decoded.cpu_value(0, 1)), (Some(&[7][..]), None));
+        assert_eq!(decoded.torn(), ["whole"]);
+        assert_eq!(decoded.torn_row(0), ["row"]);
+        assert!(decoded.torn_row(1).is_empty());
+        assert_eq!(decoded.incomplete(), Some("cut"));
+        let reason = "maps of kind ringbuf cannot be decoded yet".to_owned();
+        let decoded = Decoded::new(MapContents {
+            data: MapData::Unreadable { reason },
+            torn: vec![],
+            torn_entries: BTreeMap::new(),
+            incomplete: None,
+        });
+        assert_eq!((decoded.rows(), decoded.cpus()), (0, None));
+        assert_eq!(decoded.incomplete(), Some("maps of kind ringbuf cannot be decoded yet"));
+    }
+
+    #[test]
+    fn memory_without_a_kernel_is_not_ready() {
+        let error = Capturer::open(Arc::new(FakeMem::new())).err().unwrap();
+        assert!(matches!(error, CaptureError::NotYet(_)), "{error:?}");
+        assert!(
+            error.to_string().starts_with("the guest kernel cannot be read yet: no VMCOREINFO"),
+            "{error}"
+        );
+    }
+}

@@ -2,8 +2,10 @@
 //! fake of it, and later machines (clones, remote ones) are further implementations.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::snapshot::Snapshot;
 use crate::vm::topology::Topology;
 pub use crate::wire::{Exec as ExecOutcome, Policy, SchedulerState, WorkKind};
 
@@ -156,6 +158,22 @@ pub trait LabOps: Send + Sync {
     /// Milliseconds on the workload clock: since the scheduler was attached (without one: since
     /// the agent was ready), the pauses taken out.
     fn elapsed_ms(&self) -> u64;
+
+    /// Stops the machine, copies the maps (all, or those named), lets it run on. A tag that was
+    /// used before gets `#2`, with a note. A machine that cannot be stopped in time gives a
+    /// placeholder, whose accessors say why.
+    ///
+    /// # Errors
+    /// The machine died, or its memory cannot be read at all.
+    fn freeze(&self, tag: &str, maps: Option<&[String]>) -> LabResult<Arc<Snapshot>>;
+
+    /// Every snapshot so far, in order.
+    fn snapshots(&self) -> Vec<Arc<Snapshot>>;
+
+    /// The snapshot of that tag.
+    fn snapshot(&self, tag: &str) -> Option<Arc<Snapshot>> {
+        self.snapshots().into_iter().find(|s| s.tag() == tag)
+    }
 
     /// Lets the workload run for this long of its own time.
     ///

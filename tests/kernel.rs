@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
 use cryoscope::kernel::progress::Printed;
 use cryoscope::kernel::{CacheDir, KernelImage, Kernels, Spec, Tools};
@@ -90,4 +91,52 @@ fn a_real_image_that_was_cut_is_refused_wherever_it_was_cut() {
         }
     }
     assert!(elsewhere.list("kernels").expect("listed").is_empty(), "nothing is left");
+}
+
+/// Set for the process that runs inside a small file system.
+const SMALL_DISK: &str = "CRYOSCOPE_TEST_SMALL_DISK";
+
+#[test]
+fn a_disk_that_fills_while_unpacking_is_named_and_nothing_is_left() {
+    if let Some(vmlinuz) = std::env::var_os(SMALL_DISK) {
+        return on_a_small_disk(&PathBuf::from(vmlinuz));
+    }
+    let progress = Printed::to_stderr();
+    let image = Kernels::new(&cache(), &progress).resolve("debian:6.12").expect("fetched");
+    let dir = tempfile::tempdir().expect("a directory");
+    let mount = format!("mount -t tmpfs -o size=20m none {} && exec \"$@\"", dir.path().display());
+    let myself = std::env::current_exe().expect("known");
+    let inside = |program: &std::path::Path, args: &[&str]| {
+        Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "sh", "-c", &mount, "sh"])
+            .arg(program)
+            .args(args)
+            .env(SMALL_DISK, image.bzimage().expect("a bzImage"))
+            .env("XDG_CACHE_HOME", dir.path())
+            .output()
+    };
+    if !inside("true".as_ref(), &[]).is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: this machine lets nobody mount a file system of their own");
+        return;
+    }
+    let name = "a_disk_that_fills_while_unpacking_is_named_and_nothing_is_left";
+    let output = inside(&myself, &["--exact", name, "--nocapture"]).expect("it runs");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+}
+
+fn on_a_small_disk(vmlinuz: &std::path::Path) {
+    let cache = cache();
+    let progress = Printed::to_stderr();
+    let error = Kernels::new(&cache, &progress).resolve(vmlinuz.to_str().expect("UTF-8"));
+    let text = error.expect_err("20 MB hold no kernel").to_string();
+    let root = cache.path().display().to_string();
+    let begin = format!("disk full: No space left on device while writing {root}/kernels/");
+    let end = format!(
+        ".vmlinux; free some space there (everything below {root} can be deleted and is made anew \
+         when needed), or set XDG_CACHE_HOME to a directory on a larger disk"
+    );
+    assert!(text.starts_with(&begin) && text.ends_with(&end), "{text}");
+    let left = fs::read_dir(cache.path().join("kernels")).expect("it was made").count();
+    assert_eq!(left, 0);
 }

@@ -662,14 +662,8 @@ fn a_cache_that_cannot_be_written_stops_a_fetch_before_it_begins() {
 #[test]
 fn what_an_interrupted_fetch_has_left_is_swept() {
     let archive = Archive::standard();
-    for name in ["cache/apt/download/linux-binary-7.2_1_amd64.deb", "cache/apt/pkgcache.bin.x1"] {
-        archive.bench.write(name, "left");
-    }
+    archive.bench.write("cache/apt/download/linux-binary-7.2.13_1_amd64.deb", "left");
     archive.resolve("debian:7.2");
-    let left = |dir: &str| -> Vec<String> {
-        let entries = fs::read_dir(archive.bench.path(dir)).expect("there");
-        entries.map(|e| e.expect("readable").file_name().into_string().expect("UTF-8")).collect()
-    };
-    assert!(left("cache/apt/download").is_empty());
-    assert!(!left("cache/apt").contains(&"pkgcache.bin.x1".to_owned()));
+    let left = fs::read_dir(archive.bench.path("cache/apt/download")).expect("there").count();
+    assert_eq!(left, 0);
 }

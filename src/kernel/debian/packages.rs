@@ -11,8 +11,8 @@ use std::cmp::Ordering;
 use crate::kernel::spec::Series;
 use crate::kernel::version;
 
-/// Beginnings of the names of packages that may hold a kernel.
-pub(super) const PREFIXES: [&str; 2] = ["linux-image-", "linux-binary-"];
+/// The names of packages that may hold a kernel or its configuration, as a regular expression.
+pub(super) const NAMES: &str = "^linux-(image|binary|base)-(unsigned-)?[0-9].*-amd64(-unsigned)?$";
 
 /// A package that holds a kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ enum Flavour {
 
 /// The release, flavour and signedness in a package's name; none for other packages.
 fn parse_name(name: &str) -> Option<(&str, Flavour, bool)> {
-    let rest = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix))?;
+    let rest = name.strip_prefix("linux-image-").or_else(|| name.strip_prefix("linux-binary-"))?;
     let (rest, unsigned_first) = match rest.strip_prefix("unsigned-") {
         Some(rest) => (rest, true),
         None => (rest, false),
@@ -69,18 +69,13 @@ fn parse_name(name: &str) -> Option<(&str, Flavour, bool)> {
     Some((release, flavour, !(unsigned_first || unsigned_last)))
 }
 
-/// Whether a package's name alone lets it hold a kernel; then its record is worth asking for.
-pub(super) fn may_hold_a_kernel(name: &str) -> bool {
-    parse_name(name).is_some()
-}
-
 /// The name of the package that may have the configuration for that one.
-pub(super) fn base_of(name: &str) -> Option<String> {
+fn base_of(name: &str) -> Option<String> {
     let (release, ..) = parse_name(name).filter(|_| name.starts_with("linux-binary-"))?;
     Some(format!("linux-base-{release}"))
 }
 
-/// The candidates among records as `apt-cache show` prints them.
+/// The candidates among records as `apt-cache search --full` prints them.
 pub(super) fn parse_records(text: &str) -> Vec<Candidate> {
     let records: Vec<Record> = text.split("\n\n").filter_map(Record::parse).collect();
     let candidates = records.iter().filter_map(|record| candidate(record, &records));
@@ -124,7 +119,7 @@ impl<'a> Record<'a> {
 fn candidate(record: &Record<'_>, all: &[Record<'_>]) -> Option<Candidate> {
     let (release, flavour, signed) = parse_name(record.name)?;
     // A package that depends on a kernel is a name for it and holds none.
-    if record.depends_on().any(|name| name != record.name && may_hold_a_kernel(name)) {
+    if record.depends_on().any(|name| name != record.name && parse_name(name).is_some()) {
         return None;
     }
     let base = base_of(record.name).and_then(|name| {

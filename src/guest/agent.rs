@@ -20,7 +20,7 @@ use crate::maps::Held;
 use crate::process::Ended;
 use crate::sched::Scheduler;
 use crate::sys::reason;
-use crate::text::clean;
+use crate::text::{clean, parse_list};
 use crate::transport::{Link, Received};
 use crate::uevent::Uevents;
 use crate::work::{self, FreezeTask, RemoveTask, StopTask, Workers};
@@ -274,7 +274,7 @@ impl Agent {
 
     fn tell(&mut self, message: &FromGuest) {
         if let Err(error) = self.link.send(message) {
-            eprintln!("cryoscope-agent: cannot send {message:?}: {error}");
+            kmsg::say(&format!("cannot send {message:?}: {error}"));
         }
     }
 
@@ -320,7 +320,7 @@ impl Agent {
 
     fn last_words(&mut self, patience: Duration) {
         if self.link.is_connected() && !self.link.drain(Instant::now() + patience) {
-            eprintln!("cryoscope-agent: the host did not read everything");
+            kmsg::say("the host did not read everything");
         }
     }
 }
@@ -346,7 +346,8 @@ fn later(task: impl Task + 'static) -> Outcome {
 fn greet(link: &mut Link) -> io::Result<()> {
     let since = clock_gettime(ClockId::Boottime);
     let uptime = Duration::try_from(since).unwrap_or_default();
-    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    let cpus = parse_list(&online).map_or(1, |list| list.len().max(1));
     let hello = Hello {
         version: VERSION,
         release: rustix::system::uname().release().to_string_lossy().into_owned(),

@@ -98,6 +98,10 @@ impl AttachTask {
             false => format!("; the kernel says: {}", end.reason),
         };
         let message = match (run.ended, loader) {
+            (Some(how), _) if state == "enabled" => format!(
+                "{program} {how} although its scheduler is in charge; a scheduler's program must \
+                 stay for as long as it schedules"
+            ),
             (Some(how), _) => {
                 format!("the scheduler {program} {how} before it was in charge{kernel}")
             }
@@ -141,6 +145,10 @@ impl Task for AttachTask {
 
     fn timed_out(&mut self, world: &mut World) -> Refusal {
         let state = kernel_state().unwrap_or_default();
+        if !self.started {
+            let message = format!("the scheduler before is not gone yet; sched_ext is {state}");
+            return refuse(RefusalKind::Timeout, message);
+        }
         let program = world.sched.run.as_ref().map_or("", |run| &run.program);
         let message = format!(
             "the scheduler {program} is not in charge after {:.1} s; sched_ext is {state}",

@@ -43,7 +43,7 @@ fn mount_all(list: &[(&str, &str)]) {
         if let Err(error) = done
             && error.raw_os_error() != Some(libc::EBUSY)
         {
-            eprintln!("cryoscope-agent: no {kind} on {at}: {error}");
+            kmsg::say(&format!("no {kind} on {at}: {error}"));
         }
     }
 }
@@ -54,7 +54,7 @@ pub(crate) fn first_steps() {
     // The scheduler under test must not be able to starve, or be disturbed by, who controls it.
     // Children start as ordinary processes.
     if let Err(error) = sys::set_policy(None, Policy::Fifo(1), true) {
-        eprintln!("cryoscope-agent: stays an ordinary process: {error}");
+        kmsg::say(&format!("stays an ordinary process: {error}"));
     }
 }
 
@@ -68,7 +68,7 @@ pub(crate) fn later_steps() {
     }
     let _ = rustix::system::sethostname(b"cryoscope");
     if let Err(error) = sys::loopback_up() {
-        eprintln!("cryoscope-agent: no loopback: {error}");
+        kmsg::say(&format!("no loopback: {error}"));
     }
     let _ = std::env::set_current_dir("/");
 }

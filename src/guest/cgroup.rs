@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use cryoscope::wire::{CgroupSet, LAB_CGROUP, Refusal, RefusalKind};
 use rustix::fs::{Mode, OFlags};
 
-use crate::refuse;
 use crate::sys::reason;
 use crate::text::{clean, parse_list};
+use crate::{kmsg, refuse};
 
 /// Where the hierarchy is mounted.
 pub(crate) const MOUNT: &str = "/sys/fs/cgroup";
@@ -50,7 +50,7 @@ impl Groups {
             format!("this kernel's cgroup v2 hierarchy lacks cpu or cpuset: {}", reason(&e))
         });
         if let Some(why) = &broken {
-            eprintln!("cryoscope-agent: {why}");
+            kmsg::say(why);
         }
         Groups { names: Vec::new(), broken }
     }

@@ -80,7 +80,8 @@ fn format_record(record: &[u8]) -> Option<String> {
     Some(format!("[{:5}.{:06}] {message}\n", micros / 1_000_000, micros % 1_000_000))
 }
 
-/// Leaves a line in the kernel's log, and so on the console.
+/// Leaves a line in the kernel's log, and so on the console. Unlike the console itself, the log
+/// takes lines without ever making the writer wait; the kernel drops a flood of them.
 pub(crate) fn say(message: &str) {
     if let Ok(file) = File::options().write(true).open("/dev/kmsg") {
         let _ = io::Write::write_all(&mut &file, format!("cryoscope-agent: {message}").as_bytes());

@@ -33,6 +33,25 @@ fn print(_: PrintLevel, message: String) {
     }
 }
 
+/// The same for a person or a script: failures go to standard error.
+pub(crate) fn hold(path: &str) -> i32 {
+    set_print(Some((PrintLevel::Info, print)));
+    sys::block_termination();
+    match load(path, &[]).and_then(|mut object| Ok((attach(path, &mut object)?, object))) {
+        Ok(((links, names), object)) => {
+            println!("attached {}", names.join(", "));
+            sys::wait_for_termination();
+            drop(links);
+            drop(object);
+            0
+        }
+        Err(refusal) => {
+            eprintln!("{refusal}");
+            1
+        }
+    }
+}
+
 /// The whole life of a loader of the object at `path`. Patches come as JSON on standard input.
 pub(crate) fn main(path: &str) -> i32 {
     let report = sys::take_report();

@@ -1,8 +1,9 @@
 //! The guest agent: PID 1 of the machines that cryoscope boots.
 //!
-//! One program in four roles, told by its first argument: without one it is PID 1, which serves
+//! One program in several roles, told by its first argument: without one it is PID 1, which serves
 //! the host's requests ([`agent`]); it starts itself again as a `worker`, as the `loader` that
-//! holds a BPF scheduler, and as an `applet` for commands that the guest lacks. PID 1 has one
+//! holds a BPF scheduler, and as an `applet` for commands that the guest lacks. `/init hold
+//! OBJECT` is a scheduler program like any other, for whoever wants to start one by hand. PID 1 has one
 //! thread and never blocks; whatever may hang or crash runs in a process of its own.
 
 mod agent;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
     let code = match &args[..] {
         [_, role, spec, part] if role == "worker" => worker::main(spec, part == "leads"),
         [_, role, path] if role == "loader" => loader::main(path),
+        [_, role, path] if role == "hold" => loader::hold(path),
         [_, role, argv @ ..] if role == "applet" => applets::main(argv),
         _ => {
             eprintln!(

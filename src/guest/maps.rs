@@ -18,6 +18,8 @@ const MAX_MAPS: usize = 4096;
 const MAX_KEYS: usize = 1 << 20;
 /// Raw bytes of keys and values in one page; twice that as text, well within a frame.
 const PAGE: usize = 1 << 20;
+/// What an entry costs beside its bytes: quotes, commas, brackets.
+const FRAMING: usize = 8;
 
 /// Maps that are kept open.
 #[derive(Default)]
@@ -116,13 +118,13 @@ impl Held {
         let keys = self.walk.as_ref().map(|(_, keys)| &keys[..]).unwrap_or_default();
         let (mut entries, mut bytes, mut at) = (Vec::new(), 0, skip as usize);
         while let Some(key) = keys.get(at) {
-            if bytes + key.len() + size > PAGE && !entries.is_empty() {
+            if bytes + key.len() + size + FRAMING > PAGE && !entries.is_empty() {
                 break;
             }
             at += 1;
             match lookup(fd, key, size) {
                 Ok(value) => {
-                    bytes += key.len() + value.len();
+                    bytes += key.len() + value.len() + FRAMING;
                     entries.push((Hex(key.clone()), Hex(value)));
                 }
                 // Deleted meanwhile. It still counts as skipped.

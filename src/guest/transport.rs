@@ -2,7 +2,7 @@
 //!
 //! What is sent waits in a queue until the descriptor takes it, so a slow host never stops the
 //! agent. The queue is bounded: while it is long no requests are taken in, and events that do
-//! not fit are dropped with a note on the console (replies always fit, since requests stop).
+//! not fit are dropped with a note in the kernel's log (replies always fit, since requests stop).
 //!
 //! A virtio-serial port has no end of its own: the host's side may go and come back. Then both
 //! directions start afresh, with another hello.
@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use crate::kmsg;
 use cryoscope::wire::{Decoder, Encoder, FromGuest, Request, WireError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -81,7 +82,7 @@ impl Link {
     /// [`WireError`] when it does not fit into a frame; nothing is queued then.
     pub(crate) fn send(&mut self, message: &FromGuest) -> Result<(), WireError> {
         if self.queued >= LIMIT && matches!(message, FromGuest::Event(_)) {
-            eprintln!("cryoscope-agent: the host does not read; dropped {message:?}");
+            kmsg::say(&format!("the host does not read; dropped {message:?}"));
             return Ok(());
         }
         let frame = self.encoder.encode(message)?;

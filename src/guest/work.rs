@@ -13,9 +13,9 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::jobs::{Task, World};
 use crate::process::{Ended, own_image, read_some};
-use crate::refuse;
 use crate::sys::{self, Start, reason};
 use crate::worker::{READY, name};
+use crate::{kmsg, refuse};
 
 /// All at one time; each takes some hundred kilobytes of the guest's memory.
 const MAX_WORKERS: usize = 1024;
@@ -69,7 +69,7 @@ impl Workers {
         for (pid, _) in following {
             let target = i32::try_from(*pid).ok().and_then(Pid::from_raw);
             if let Err(error) = sys::set_policy(target, Policy::Ext, false) {
-                eprintln!("cryoscope-agent: worker {pid} cannot join SCHED_EXT: {error}");
+                kmsg::say(&format!("worker {pid} cannot join SCHED_EXT: {error}"));
             }
         }
     }
@@ -175,13 +175,13 @@ impl Task for StartTask {
         let kind = name(self.kind);
         let mut failure = None;
         self.waiting.retain_mut(|(pid, fd, text)| {
-            let open = read_some(fd, |bytes| text.extend(bytes));
+            let open = read_some(fd, |bytes| text.extend(bytes)) && text.len() < 4096;
             if !open && text != READY && failure.is_none() {
                 let why = String::from_utf8_lossy(text).into_owned();
                 let why = if why.is_empty() { "it ended before it was ready".into() } else { why };
                 failure = Some(format!("{kind} worker (pid {pid}): {why}"));
             }
-            open && text.len() < 4096
+            open
         });
         if let Some(message) = failure {
             world.workers.kill(self.pids.iter().copied());

@@ -120,6 +120,9 @@ pub enum Op {
     ReadFile {
         /// Absolute path.
         path: String,
+        /// Where to start, for files that are longer than the cap.
+        #[serde(default)]
+        offset: u64,
     },
     /// The kernel's log so far; answered by [`Answer::Text`].
     Dmesg,

@@ -243,7 +243,7 @@ impl Agent {
             Op::Exec { argv, timeout_ms } => {
                 later(exec::start(&argv, Duration::from_millis(timeout_ms), world.now)?)
             }
-            Op::ReadFile { path } => now(read_file(&path)?),
+            Op::ReadFile { path, offset } => now(read_file(&path, offset)?),
             Op::Dmesg => {
                 let log = kmsg::Mark::start().map_err(|e| {
                     let message = format!("cannot read the kernel's log: {}", reason(&e));
@@ -280,7 +280,7 @@ impl Agent {
 
     /// Lets the scheduler go, ends every process, says good-bye.
     fn tidy_up(&mut self) {
-        if let Some(run) = &self.world.sched.run {
+        if let Some(run) = &mut self.world.sched.run {
             run.signal(if run.ours { Signal::TERM } else { Signal::INT });
             self.wait_for_children(Duration::from_secs(3), |world| {
                 world.sched.run.as_ref().is_none_or(|run| run.ended.is_some())
@@ -358,8 +358,8 @@ fn greet(link: &mut Link) -> io::Result<()> {
     link.flush()
 }
 
-/// A file's beginning, without waiting for more where a read would.
-fn read_file(path: &str) -> Result<Answer, Refusal> {
+/// A file from `offset` on, up to the cap, without waiting for more where a read would.
+fn read_file(path: &str, offset: u64) -> Result<Answer, Refusal> {
     let failed = |error: &io::Error| {
         let kind = match error.kind() {
             io::ErrorKind::NotFound => RefusalKind::NotFound,
@@ -380,6 +380,9 @@ fn read_file(path: &str) -> Result<Answer, Refusal> {
         libc::O_NONBLOCK | libc::O_NOCTTY,
     );
     let mut file = options.read(true).open(path).map_err(|e| failed(&e))?;
+    if offset > 0 {
+        io::Seek::seek(&mut file, io::SeekFrom::Start(offset)).map_err(|e| failed(&e))?;
+    }
     let (mut bytes, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
     while bytes.len() <= MAX_FILE {
         match file.read(&mut buffer) {

@@ -61,6 +61,8 @@ pub(crate) struct Run {
     pub(crate) ours: bool,
     pub(crate) stage: Stage,
     pub(crate) ended: Option<Ended>,
+    /// Numbers of the signals that it was sent.
+    sent: Vec<i32>,
     /// What it printed.
     log: Ring,
     out: Option<OwnedFd>,
@@ -146,6 +148,7 @@ impl Run {
             ours,
             stage: Stage::Attaching,
             ended: None,
+            sent: Vec::new(),
             log: Ring::default(),
             out: Some(out),
             report: Some(report),
@@ -189,14 +192,15 @@ impl Run {
     }
 
     /// Sends a signal, unless it has ended.
-    pub(crate) fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&mut self, signal: Signal) {
         if self.ended.is_none() {
+            self.sent.push(signal.as_raw());
             let _ = kill_process(self.pid, signal);
         }
     }
 
     /// Kills the process and its group.
-    pub(crate) fn kill(&self) {
+    pub(crate) fn kill(&mut self) {
         let _ = kill_process_group(self.pid, Signal::KILL);
         self.signal(Signal::KILL);
     }
@@ -293,7 +297,7 @@ impl Scheduler {
 
     /// Drops the process, which must have ended or been killed; keeps what it said.
     pub(crate) fn forget(&mut self) {
-        if let Some(run) = self.run.take() {
+        if let Some(mut run) = self.run.take() {
             run.kill();
             self.gone = Some(run.log());
             self.maps_before = run.maps_before;
@@ -304,8 +308,9 @@ impl Scheduler {
     pub(crate) fn left_before_detach(&mut self) -> Option<Event> {
         let run = self.run.as_mut()?;
         let end = run.kernel_end();
-        let itself = !end.reason.is_empty() && !end.unregistered;
-        itself.then(|| run.exited())
+        let dropped = !end.reason.is_empty() && !end.unregistered;
+        let killed = matches!(run.ended, Some(Ended::Signal(n)) if !run.sent.contains(&n));
+        (dropped || killed).then(|| run.exited())
     }
 
     /// Map ids from before the attached, or else the last, scheduler.

@@ -7,6 +7,7 @@
 pub mod cell;
 pub mod event;
 pub mod lab;
+pub mod live;
 pub mod process;
 pub mod report;
 pub mod runner;
@@ -241,6 +242,12 @@ impl ExpectExit {
         }
     }
 
+    /// The sentence about a scheduler that was meant to stay.
+    pub(super) fn left_unasked(exit: &SchedulerExit) -> String {
+        let at = exit.elapsed_ms as f64 / 1000.0;
+        format!("the scheduler left unasked after {at:.2} s: {}", exit.reason)
+    }
+
     /// Whether a scheduler that left for `reason` did what was expected. The words are those of
     /// the kernel's `scx_exit_reason()` and of its watchdog.
     #[must_use]
@@ -268,9 +275,7 @@ impl ExpectExit {
             (ExpectExit::None, None) => None,
             (_, None) => check(Outcome::Fail, "it stayed".into()),
             (ExpectExit::None, Some(exit)) => {
-                let at = exit.elapsed_ms as f64 / 1000.0;
-                let text = format!("the scheduler left unasked after {at:.2} s: {}", exit.reason);
-                let check = Check::fail("the scheduler stays", text);
+                let check = Check::fail("the scheduler stays", Self::left_unasked(exit));
                 Some(check.compared(self.wanted(), format!("it left: {}", exit.reason)))
             }
             (_, Some(exit)) if self.is_met_by(&exit.reason) => {

@@ -1,0 +1,136 @@
+//! What the laboratory needs of a machine, and how its answers become [`LabError`]s. A trait, so
+//! that everything above is tested without booting anything.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::scenario::lab::LabError;
+use crate::scenario::text::tail;
+use crate::snapshot::{CaptureRequest, Meta, Snapshot};
+use crate::vm::ExitInfo;
+use crate::wire::{Answer, Event, Op, Refusal, RefusalKind};
+
+/// Lines of the verifier's or a loader's words that go into a message.
+const LOG_LINES: usize = 20;
+
+/// A machine that runs, with the agent in it.
+pub(super) trait Machine: Send + Sync {
+    /// Asks the agent, and waits for its answer.
+    fn call(&self, op: Op, within: Duration) -> Result<Answer, CallError>;
+
+    /// Waits for something that happened unasked; `None` when nothing did.
+    fn wait_event(&self, within: Duration) -> Result<Option<Event>, CallError>;
+
+    /// Stops the CPUs, copies, lets them run on. `meta.pause` is filled in.
+    fn freeze(&self, request: &CaptureRequest, meta: Meta) -> Result<Arc<Snapshot>, CallError>;
+
+    /// The console so far.
+    fn console(&self) -> String;
+
+    /// How it ended, once it has.
+    fn exited(&self) -> Option<ExitInfo>;
+
+    /// Has the guest power off in order, and waits for that.
+    fn power_off(&self, within: Duration) -> Option<ExitInfo>;
+
+    /// Ends it.
+    fn stop(&self);
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum CallError {
+    /// The agent says no.
+    Refused(Refusal),
+    /// It does not answer; the text says to what and how long it had.
+    Timeout(String),
+    /// The machine or the channel to it is gone, or cannot be trusted any more.
+    Gone(String),
+}
+
+impl CallError {
+    /// What it means for a script that asked for something.
+    pub(super) fn into_lab(self) -> LabError {
+        match self {
+            CallError::Refused(refusal) => refused(&refusal),
+            CallError::Timeout(text) | CallError::Gone(text) => LabError::Machine(text),
+        }
+    }
+
+    /// What it means for a scheduler that was to be attached: what the kernel or its loader says
+    /// about it is its own fault.
+    pub(super) fn into_lab_of_attach(self, name: &str) -> LabError {
+        let CallError::Refused(refusal) = self else {
+            return self.into_lab();
+        };
+        let text = with_log(&refusal);
+        match refusal.kind {
+            RefusalKind::Verifier => {
+                LabError::Scheduler(format!("the kernel's verifier rejects {name}: {text}"))
+            }
+            RefusalKind::Exited | RefusalKind::Timeout | RefusalKind::Kernel => {
+                LabError::Scheduler(format!("{name} could not be attached: {text}"))
+            }
+            RefusalKind::NotFound | RefusalKind::Invalid => {
+                LabError::Machine(format!("{name} could not be attached: {text}"))
+            }
+        }
+    }
+}
+
+fn refused(refusal: &Refusal) -> LabError {
+    let text = with_log(refusal);
+    match refusal.kind {
+        RefusalKind::Timeout => LabError::Timeout(text),
+        _ => LabError::Argument(text),
+    }
+}
+
+fn with_log(refusal: &Refusal) -> String {
+    let end = tail(&refusal.log, LOG_LINES, 4096);
+    if end.trim().is_empty() {
+        return refusal.message.clone();
+    }
+    format!("{}\n{end}", refusal.message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(kind: RefusalKind, log: &str) -> CallError {
+        CallError::Refused(Refusal { kind, message: "no such thing".into(), log: log.into() })
+    }
+
+    #[test]
+    fn refusals_are_the_authors_unless_they_are_about_the_scheduler() {
+        use RefusalKind as K;
+        for kind in [K::NotFound, K::Invalid, K::Kernel] {
+            let error = refusal(kind, "").into_lab();
+            assert_eq!(error, LabError::Argument("no such thing".into()), "{kind:?}");
+        }
+        assert!(matches!(refusal(K::Timeout, "").into_lab(), LabError::Timeout(_)));
+        for kind in [K::Verifier, K::Exited, K::Kernel, K::Timeout] {
+            let error = refusal(kind, "").into_lab_of_attach("fifo");
+            assert!(matches!(error, LabError::Scheduler(_)), "{kind:?}: {error:?}");
+        }
+        for kind in [K::NotFound, K::Invalid] {
+            let error = refusal(kind, "").into_lab_of_attach("fifo");
+            assert!(matches!(error, LabError::Machine(_)), "{kind:?}: {error:?}");
+        }
+        let gone = CallError::Gone("the machine is gone".into());
+        assert!(matches!(gone.into_lab_of_attach("fifo"), LabError::Machine(_)));
+    }
+
+    #[test]
+    fn the_verifiers_last_lines_are_shown() {
+        let log: String = (0..100).map(|i| format!("{i}: insn\n")).collect();
+        let error = refusal(RefusalKind::Verifier, &log).into_lab_of_attach("fifo");
+        let text = error.to_string();
+        assert!(
+            text.starts_with("the kernel's verifier rejects fifo: no such thing\n80: insn\n"),
+            "{text}"
+        );
+        assert!(text.ends_with("99: insn"), "{text}");
+    }
+}

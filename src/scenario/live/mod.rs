@@ -1,0 +1,561 @@
+//! The laboratory with a real machine in it.
+//!
+//! ```text
+//!  Lab::boot:  kernel ─▶ scheduler ─▶ boot ─▶ attach ─▶ (running)
+//!                                                         │  ▲ every call: events first
+//!                                                         ▼  │
+//!                                              hold, freeze, cgroups, workers, ..
+//!                                                         │
+//!  Lab::finish: was it the same scheduler to the end? ─▶ logs ─▶ power off
+//! ```
+//!
+//! Before every call the events that came in meanwhile are taken: a scheduler that has left
+//! unasked ends the scenario at the next call, unless it was meant to leave.
+
+mod boot;
+mod clock;
+mod groups;
+mod machine;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+pub use boot::{BootFailed, Setup};
+
+use super::cell::{Cancel, Events};
+use super::event::{Logs, RunEvent, Stage};
+use super::lab::{
+    ExecOutcome, GroupOptions, LabError, LabFacts, LabOps, LabResult, SchedulerState, Span,
+    WorkOptions,
+};
+use super::text::tail;
+use super::verdict::{Check, Outcome, Recorder};
+use super::{ExpectExit, SchedulerExit};
+use crate::snapshot::{CaptureRequest, Meta, Snapshot};
+use crate::wire::{Answer, Event, Op};
+use clock::Clock;
+use machine::{CallError, Machine};
+
+/// How long the agent may take for what it does at once: generous, since an emulated machine
+/// with many busy CPUs gives the agent little time.
+const CALL: Duration = Duration::from_secs(30);
+/// How often a waiting call looks whether it is still wanted.
+const GLANCE: Duration = Duration::from_millis(50);
+/// How long a machine may take to power off before it is ended.
+const POWER_OFF: Duration = Duration::from_secs(5);
+/// Ends of logs that go into the report.
+const LOG_END: usize = 16 << 10;
+/// Workers that are looked at in the end; looking takes time in the guest.
+const LOOKED_AT: usize = 64;
+
+/// A live machine with a scheduler and a workload.
+pub struct Lab {
+    machine: Arc<dyn Machine>,
+    parts: Parts,
+    state: Mutex<State>,
+    /// Whether the unasked exit has already ended the scenario, and so is recorded.
+    exit_told: AtomicBool,
+}
+
+/// What a laboratory needs beside its machine.
+struct Parts {
+    facts: LabFacts,
+    expect_exit: ExpectExit,
+    /// Whether a scheduler was attached in the beginning.
+    under_test: bool,
+    events: Events,
+    recorder: Recorder,
+    cancel: Cancel,
+    keep: Option<PathBuf>,
+    attempt: u32,
+}
+
+struct State {
+    clock: Clock,
+    phase: Option<String>,
+    snapshots: Vec<Arc<Snapshot>>,
+    groups: Vec<String>,
+    /// Workers without a policy of their own, which the scheduler under test should schedule.
+    workers: Vec<u32>,
+    exit: Option<SchedulerExit>,
+    /// Whether the script itself detached the scheduler.
+    detached: bool,
+    /// What broke the channel, once something has.
+    broken: Option<String>,
+}
+
+impl Lab {
+    /// A laboratory whose workload begins now.
+    fn new(machine: Arc<dyn Machine>, parts: Parts) -> Self {
+        let state = State {
+            clock: Clock::starting(Instant::now()),
+            phase: None,
+            snapshots: Vec::new(),
+            groups: Vec::new(),
+            workers: Vec::new(),
+            exit: None,
+            detached: false,
+            broken: None,
+        };
+        Lab { machine, parts, state: Mutex::new(state), exit_told: AtomicBool::new(false) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes an event into account.
+    fn take(&self, event: Event) {
+        match event {
+            Event::SchedulerExited { reason, log, dmesg } => {
+                self.scheduler_left(reason, log, dmesg)
+            }
+            Event::WorkerExited { pid, reason } => {
+                self.parts.recorder.note(format!("worker {pid} ended by itself: {reason}"), None);
+            }
+            Event::ChannelDamaged { reason } => {
+                let text = format!("the guest's agent received a damaged frame: {reason}");
+                self.state().broken.get_or_insert(text);
+            }
+            Event::AgentFailed { reason } => {
+                let text = format!("the guest's agent failed: {reason}");
+                self.state().broken.get_or_insert(text);
+            }
+            Event::PoweringOff => {
+                let text = "the guest powers off, unasked".to_string();
+                self.state().broken.get_or_insert(text);
+            }
+        }
+    }
+
+    fn scheduler_left(&self, reason: String, log: String, dmesg: String) {
+        let mut state = self.state();
+        if state.exit.is_some() || state.detached {
+            return;
+        }
+        let elapsed_ms = state.clock.elapsed_ms(Instant::now());
+        state.exit = Some(SchedulerExit { reason: reason.clone(), elapsed_ms, log, dmesg });
+        drop(state);
+        let cell = self.parts.events.cell();
+        self.parts.events.send(&RunEvent::SchedulerExited { cell, reason, elapsed_ms });
+    }
+
+    /// Takes all events that are there, and says whether the scenario can go on.
+    fn go_on(&self) -> LabResult<()> {
+        loop {
+            match self.machine.wait_event(Duration::ZERO) {
+                Ok(Some(event)) => self.take(event),
+                Ok(None) => return self.verdict_on_going_on(),
+                Err(error) => return Err(self.failed(error)),
+            }
+        }
+    }
+
+    fn verdict_on_going_on(&self) -> LabResult<()> {
+        if self.parts.cancel.is_raised() {
+            return Err(LabError::Interrupted);
+        }
+        if let Some(info) = self.machine.exited() {
+            return Err(LabError::Machine(format!("the machine ended: {}", info.kind)));
+        }
+        let state = self.state();
+        if let Some(broken) = &state.broken {
+            return Err(LabError::Machine(broken.clone()));
+        }
+        match &state.exit {
+            Some(exit) if self.parts.expect_exit == ExpectExit::None => {
+                self.exit_told.store(true, Ordering::Relaxed);
+                Err(LabError::Scheduler(ExpectExit::left_unasked(exit)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The reason behind a failed call: that the machine is gone says more than that it does not
+    /// answer.
+    fn failed(&self, error: CallError) -> LabError {
+        if self.parts.cancel.is_raised() {
+            return LabError::Interrupted;
+        }
+        if !matches!(error, CallError::Refused(_))
+            && let Some(info) = self.machine.exited()
+        {
+            return LabError::Machine(format!("the machine ended: {}", info.kind));
+        }
+        error.into_lab()
+    }
+
+    /// A call that is over in a moment.
+    fn call(&self, op: Op) -> LabResult<Answer> {
+        self.go_on()?;
+        self.machine.call(op, CALL).map_err(|e| self.failed(e))
+    }
+
+    /// A call that may take long: it ends when the run is to end.
+    fn long_call(&self, op: Op, within: Duration) -> LabResult<Answer> {
+        self.go_on()?;
+        let answer = call_while_wanted(&self.machine, op, within, &self.parts.cancel);
+        answer?.map_err(|e| self.failed(e))
+    }
+
+    fn done(&self, op: Op) -> LabResult<()> {
+        match self.call(op)? {
+            Answer::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// A tag that no snapshot has yet.
+    fn fresh_tag(&self, tag: &str) -> String {
+        let state = self.state();
+        let taken = |tag: &str| state.snapshots.iter().any(|s| s.tag() == tag);
+        if !taken(tag) {
+            return tag.to_string();
+        }
+        let fresh = (2..).map(|n| format!("{tag}#{n}")).find(|t| !taken(t)).unwrap_or_default();
+        drop(state);
+        let text = format!("the tag {tag:?} was used before: this snapshot is {fresh:?}");
+        self.parts.recorder.note(text, None);
+        fresh
+    }
+
+    /// The last things to judge, the logs, and the end of the machine. Gives the ends of the logs
+    /// for the report, and the fault of the engine if that is what ended the machine.
+    pub fn finish(&self) -> (Logs, Option<String>) {
+        self.parts.events.stage(Stage::Stop, "");
+        let alive = self.machine.exited().is_none() && !self.parts.cancel.is_raised();
+        let log = if alive { self.last_look() } else { String::new() };
+        self.judge_exit();
+        let dmesg = (alive && self.parts.keep.is_some()).then(|| self.dmesg().ok()).flatten();
+        let logs = self.logs(&log);
+        if alive {
+            let _ = self.machine.power_off(POWER_OFF);
+        }
+        let fault = self.fault();
+        self.machine.stop();
+        if let Some(dir) = &self.parts.keep {
+            self.keep_logs(dir, &log, dmesg.as_deref());
+        }
+        (logs, fault)
+    }
+
+    /// What is known without asking the guest anything more.
+    pub fn logs_now(&self) -> (Logs, Option<String>) {
+        (self.logs(""), self.fault())
+    }
+
+    fn fault(&self) -> Option<String> {
+        let info = self.machine.exited()?;
+        info.kind.is_engine_fault().then(|| info.kind.to_string())
+    }
+
+    fn logs(&self, log: &str) -> Logs {
+        let state = self.state();
+        let log = match &state.exit {
+            Some(exit) if log.is_empty() => &exit.log,
+            _ => log,
+        };
+        let end = |text: &str| tail(text, usize::MAX, LOG_END).to_string();
+        Logs { scheduler: end(log), console: end(&self.machine.console()) }
+    }
+
+    /// Whether the scheduler is still there, and whether it scheduled the workers; gives its log.
+    fn last_look(&self) -> String {
+        while let Ok(Some(event)) = self.machine.wait_event(Duration::ZERO) {
+            self.take(event);
+        }
+        let Ok(Answer::Scheduler(now)) = self.machine.call(Op::SchedulerState, CALL) else {
+            return String::new();
+        };
+        if self.parts.under_test && now.state != "enabled" && !self.state().detached {
+            // The event may still be on its way: it knows the reason.
+            while self.state().exit.is_none() {
+                match self.machine.wait_event(Duration::from_secs(2)) {
+                    Ok(Some(event)) => self.take(event),
+                    _ => self.scheduler_left(
+                        format!("sched_ext is {:?} at the end", now.state),
+                        now.log.clone(),
+                        String::new(),
+                    ),
+                }
+            }
+        }
+        if now.state == "enabled" {
+            self.judge_workers();
+        }
+        now.log
+    }
+
+    /// Judges how the scheduler left, or that it did not, unless that has ended the scenario.
+    fn judge_exit(&self) {
+        if self.exit_told.load(Ordering::Relaxed) || self.machine.exited().is_some() {
+            return;
+        }
+        let exit = self.state().exit.clone();
+        if let Some(check) = self.parts.expect_exit.judge(exit.as_ref())
+            && (self.parts.under_test || exit.is_some())
+        {
+            self.parts.recorder.record(check);
+        }
+    }
+
+    /// Workers that the scheduler under test does not schedule make what was seen worthless.
+    fn judge_workers(&self) {
+        let workers = self.state().workers.clone();
+        for pid in workers.into_iter().take(LOOKED_AT) {
+            let path = format!("/proc/{pid}/stat");
+            let Ok(Answer::File { bytes, .. }) = self.machine.call(Op::ReadFile { path }, CALL)
+            else {
+                // It was stopped or ended.
+                continue;
+            };
+            let Some(policy) = policy_of(&String::from_utf8_lossy(&bytes)) else { continue };
+            if policy != SCHED_EXT {
+                let scheduler = &self.parts.facts.scheduler;
+                let text = format!(
+                    "worker {pid} is not scheduled by {scheduler}: its scheduling policy is \
+                     {policy} instead of {SCHED_EXT} (SCHED_EXT)"
+                );
+                let check = Check::new(Outcome::Inconclusive, "workers are scheduled");
+                self.parts.recorder.record(check.message(text));
+                return;
+            }
+        }
+    }
+
+    fn keep_logs(&self, dir: &std::path::Path, log: &str, dmesg: Option<&str>) {
+        let suffix =
+            if self.parts.attempt > 1 { format!("-{}", self.parts.attempt) } else { String::new() };
+        let console = self.machine.console();
+        let files =
+            [("console", Some(console.as_str())), ("scheduler", Some(log)), ("dmesg", dmesg)];
+        for (name, text) in files {
+            let Some(text) = text else { continue };
+            let path = dir.join(format!("{name}{suffix}.log"));
+            let kept = std::fs::create_dir_all(dir).and_then(|()| std::fs::write(&path, text));
+            if let Err(e) = kept {
+                let why = super::text::plain(&e);
+                self.parts.recorder.note(format!("cannot keep {}: {why}", path.display()), None);
+            }
+        }
+    }
+}
+
+/// The number of the policy SCHED_EXT (kernel: `include/uapi/linux/sched.h`).
+const SCHED_EXT: u32 = 7;
+
+/// Field 41 of `/proc/PID/stat` (proc_pid_stat(5)): the scheduling policy. The second field is
+/// the command in parentheses and may itself hold blanks and parentheses.
+fn policy_of(stat: &str) -> Option<u32> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(41 - 3)?.parse().ok()
+}
+
+/// The agent answered something else.
+fn unexpected(answer: &Answer) -> LabError {
+    let mut text = format!("{answer:?}");
+    if let Some((at, _)) = text.char_indices().nth(100) {
+        text.truncate(at);
+    }
+    LabError::Machine(format!("the guest's agent gave an answer that does not fit: {text}"))
+}
+
+/// Calls in a thread of its own and waits as long as the run is wanted. The thread of a call that
+/// is no longer wanted ends with the machine.
+fn call_while_wanted(
+    machine: &Arc<dyn Machine>,
+    op: Op,
+    within: Duration,
+    cancel: &Cancel,
+) -> LabResult<Result<Answer, CallError>> {
+    let (say, said) = mpsc::channel();
+    let caller = machine.clone();
+    let spawned = std::thread::Builder::new().name("call".into()).spawn(move || {
+        let _ = say.send(caller.call(op, within));
+    });
+    spawned.map_err(|e| LabError::Machine(format!("cannot start a thread: {e}")))?;
+    loop {
+        match said.recv_timeout(GLANCE) {
+            Ok(answer) => return Ok(answer),
+            Err(mpsc::RecvTimeoutError::Timeout) if !cancel.is_raised() => {}
+            Err(_) => return Err(LabError::Interrupted),
+        }
+    }
+}
+
+impl LabOps for Lab {
+    fn facts(&self) -> &LabFacts {
+        &self.parts.facts
+    }
+
+    fn elapsed_ms(&self) -> u64 {
+        self.state().clock.elapsed_ms(Instant::now())
+    }
+
+    fn freeze(&self, tag: &str, maps: Option<&[String]>) -> LabResult<Arc<Snapshot>> {
+        self.go_on()?;
+        let tag = self.fresh_tag(tag);
+        let (elapsed_ms, phase) = {
+            let state = self.state();
+            (state.clock.elapsed_ms(Instant::now()), state.phase.clone())
+        };
+        let request =
+            CaptureRequest { maps: maps.map(<[String]>::to_vec), ..CaptureRequest::default() };
+        let meta = Meta { tag: tag.clone(), elapsed_ms, phase, ..Meta::default() };
+        let snapshot = self.machine.freeze(&request, meta).map_err(|e| self.failed(e))?;
+        let pause = snapshot.pause();
+        let mut state = self.state();
+        state.clock.take_out(Duration::from_micros(pause.total_us));
+        state.snapshots.push(snapshot.clone());
+        drop(state);
+        self.parts.events.send(&RunEvent::Frozen {
+            cell: self.parts.events.cell(),
+            tag,
+            elapsed_ms,
+            pause_us: pause.total_us,
+            copy_us: pause.copy_us,
+        });
+        Ok(snapshot)
+    }
+
+    fn snapshots(&self) -> Vec<Arc<Snapshot>> {
+        self.state().snapshots.clone()
+    }
+
+    fn hold(&self, span: Span) -> LabResult<()> {
+        let wanted = span.of(self.parts.facts.duration);
+        let until = self.state().clock.elapsed(Instant::now()).saturating_add(wanted);
+        loop {
+            self.go_on()?;
+            let left = until.saturating_sub(self.state().clock.elapsed(Instant::now()));
+            if left.is_zero() {
+                return Ok(());
+            }
+            match self.machine.wait_event(left.min(GLANCE)) {
+                Ok(Some(event)) => self.take(event),
+                Ok(None) => {}
+                Err(error) => return Err(self.failed(error)),
+            }
+        }
+    }
+
+    fn step(&self, name: &str, span: Span) -> LabResult<()> {
+        self.go_on()?;
+        let mut state = self.state();
+        state.phase = Some(name.to_string());
+        let elapsed_ms = state.clock.elapsed_ms(Instant::now());
+        drop(state);
+        let (cell, name) = (self.parts.events.cell(), name.to_string());
+        self.parts.events.send(&RunEvent::Phase { cell, name, elapsed_ms });
+        self.hold(span)
+    }
+
+    fn new_cgroup(&self, name: &str, set: &GroupOptions) -> LabResult<()> {
+        self.make_group(name, set)
+    }
+
+    fn cgroups(&self) -> Vec<String> {
+        self.state().groups.clone()
+    }
+
+    fn cgroup_set_cpus(&self, name: &str, cpus: &str) -> LabResult<()> {
+        self.set_group_cpus(name, cpus)
+    }
+
+    fn cgroup_freeze(&self, name: &str, frozen: bool) -> LabResult<()> {
+        let name = self.known_group(name)?;
+        self.done(Op::CgroupFreeze { name, frozen })
+    }
+
+    fn cgroup_procs(&self, name: &str) -> LabResult<Vec<u32>> {
+        let name = self.known_group(name)?;
+        match self.call(Op::CgroupProcs { name })? {
+            Answer::Pids(pids) => Ok(pids),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn cgroup_stats(&self, name: &str) -> LabResult<BTreeMap<String, String>> {
+        let name = self.known_group(name)?;
+        match self.call(Op::CgroupStats { name })? {
+            Answer::Files(files) => Ok(files.into_iter().collect()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn cgroup_move(&self, from: &str, to: &str) -> LabResult<()> {
+        let (from, to) = (self.known_group(from)?, self.known_group(to)?);
+        self.done(Op::CgroupMove { from, to })
+    }
+
+    fn cgroup_stop(&self, name: &str) -> LabResult<()> {
+        let cgroup = Some(self.known_group(name)?);
+        self.done(Op::StopWorkers { cgroup })
+    }
+
+    fn cgroup_remove(&self, name: &str) -> LabResult<()> {
+        let name = self.known_group(name)?;
+        self.done(Op::CgroupRemove { name: name.clone() })?;
+        self.state().groups.retain(|group| *group != name);
+        Ok(())
+    }
+
+    fn start(&self, cgroup: Option<&str>, work: &WorkOptions) -> LabResult<Vec<u32>> {
+        self.start_workers(cgroup, work)
+    }
+
+    fn exec(&self, argv: &[String], timeout: Duration) -> LabResult<ExecOutcome> {
+        if argv.is_empty() {
+            let text =
+                "exec([]) names no program; give it and its arguments, as in [\"ls\", \"/\"]";
+            return Err(LabError::Argument(text.into()));
+        }
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        let op = Op::Exec { argv: argv.to_vec(), timeout_ms };
+        match self.long_call(op, timeout.saturating_add(CALL))? {
+            Answer::Exec(outcome) => Ok(outcome),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn dmesg(&self) -> LabResult<String> {
+        match self.machine.call(Op::Dmesg, CALL).map_err(|e| self.failed(e))? {
+            Answer::Text(text) => Ok(text),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn console(&self) -> String {
+        self.machine.console()
+    }
+
+    fn scheduler_state(&self) -> LabResult<SchedulerState> {
+        match self.machine.call(Op::SchedulerState, CALL).map_err(|e| self.failed(e))? {
+            Answer::Scheduler(state) => Ok(state),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn scheduler_detach(&self) -> LabResult<()> {
+        match self.call(Op::Detach)? {
+            Answer::Detached { .. } => {
+                self.state().detached = true;
+                Ok(())
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn scheduler_log(&self) -> LabResult<String> {
+        self.scheduler_state().map(|state| state.log)
+    }
+
+    fn scheduler_exit(&self) -> Option<SchedulerExit> {
+        self.state().exit.clone()
+    }
+}

@@ -1,0 +1,413 @@
+//! The laboratory against a machine that only pretends.
+
+use std::collections::VecDeque;
+
+use super::machine::CallError;
+use super::*;
+use crate::scenario::lab::{Policy, WorkKind};
+use crate::scenario::verdict::Rules;
+use crate::snapshot::Pause;
+use crate::vm::topology::Topology;
+use crate::vm::{ExitInfo, ExitKind};
+use crate::wire::{Refusal, RefusalKind};
+
+/// A machine that answers from a list, and by rote where the list says nothing.
+#[derive(Default)]
+struct Fake {
+    asked: Mutex<Vec<Op>>,
+    answers: Mutex<VecDeque<Result<Answer, CallError>>>,
+    events: Mutex<VecDeque<Event>>,
+    exited: Mutex<Option<ExitInfo>>,
+    stopped: AtomicBool,
+    /// Calls never come back.
+    silent: AtomicBool,
+    sched_state: Mutex<String>,
+}
+
+impl Fake {
+    fn answer(&self, answer: Result<Answer, CallError>) {
+        self.answers.lock().unwrap().push_back(answer);
+    }
+
+    fn event(&self, event: Event) {
+        self.events.lock().unwrap().push_back(event);
+    }
+
+    fn scheduler_leaves(&self, reason: &str) {
+        let (log, dmesg) = ("its last words\n".into(), String::new());
+        self.event(Event::SchedulerExited { reason: reason.into(), log, dmesg });
+    }
+
+    fn dies(&self, kind: ExitKind) {
+        let info = ExitInfo { kind, console: String::new(), engine_log: String::new() };
+        *self.exited.lock().unwrap() = Some(info);
+    }
+
+    fn asked(&self) -> Vec<Op> {
+        std::mem::take(&mut *self.asked.lock().unwrap())
+    }
+}
+
+impl Machine for Fake {
+    fn call(&self, op: Op, within: Duration) -> Result<Answer, CallError> {
+        self.asked.lock().unwrap().push(op.clone());
+        if self.silent.load(Ordering::Relaxed) {
+            std::thread::sleep(within);
+            return Err(CallError::Timeout("no answer".into()));
+        }
+        if let Some(answer) = self.answers.lock().unwrap().pop_front() {
+            return answer;
+        }
+        Ok(match op {
+            Op::SchedulerState => Answer::Scheduler(SchedulerState {
+                state: self.sched_state.lock().unwrap().clone(),
+                log: "attached\n".into(),
+                ..SchedulerState::default()
+            }),
+            Op::Start(work) => Answer::Workers((100..100 + work.count).collect()),
+            Op::ReadFile { .. } => {
+                let mut stat = "100 (a (b) c) R".to_string();
+                stat.push_str(&" 0".repeat(37));
+                stat.push_str(" 7 0");
+                Answer::File { bytes: stat.into_bytes(), truncated: false }
+            }
+            Op::Dmesg => Answer::Text("booted\n".into()),
+            Op::Detach => Answer::Detached { log: String::new() },
+            _ => Answer::Done,
+        })
+    }
+
+    fn wait_event(&self, within: Duration) -> Result<Option<Event>, CallError> {
+        let event = self.events.lock().unwrap().pop_front();
+        if event.is_none() {
+            std::thread::sleep(within.min(Duration::from_millis(5)));
+        }
+        Ok(event)
+    }
+
+    fn freeze(&self, _: &CaptureRequest, meta: Meta) -> Result<Arc<Snapshot>, CallError> {
+        let pause = Pause { total_us: 5_000_000, ..Pause::default() };
+        Ok(Snapshot::new(Meta { pause, ..meta }, vec![], vec![]))
+    }
+
+    fn console(&self) -> String {
+        "Linux version\n".into()
+    }
+
+    fn exited(&self) -> Option<ExitInfo> {
+        self.exited.lock().unwrap().clone()
+    }
+
+    fn power_off(&self, _: Duration) -> Option<ExitInfo> {
+        self.asked.lock().unwrap().push(Op::PowerOff);
+        None
+    }
+
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+}
+
+struct Bench {
+    lab: Lab,
+    fake: Arc<Fake>,
+    recorder: Recorder,
+    cancel: Cancel,
+}
+
+fn bench(expect_exit: ExpectExit) -> Bench {
+    let fake = Arc::new(Fake::default());
+    *fake.sched_state.lock().unwrap() = "enabled".into();
+    let (recorder, cancel) = (Recorder::new(), Cancel::new());
+    let parts = Parts {
+        facts: LabFacts {
+            kernel_release: "7.2".into(),
+            kernel_spec: "auto".into(),
+            topology: Topology::parse("1n2l2c1t").unwrap(),
+            engine: "fake".into(),
+            memory: 512 << 20,
+            scheduler: "fifo".into(),
+            duration: Duration::from_secs(4),
+        },
+        expect_exit,
+        under_test: true,
+        events: Events::new(0, std::io::sink()),
+        recorder: recorder.clone(),
+        cancel: cancel.clone(),
+        keep: None,
+        attempt: 1,
+    };
+    Bench { lab: Lab::new(fake.clone(), parts), fake, recorder, cancel }
+}
+
+fn outcome(bench: &Bench) -> Outcome {
+    bench.recorder.verdict(&Rules::default()).outcome
+}
+
+#[test]
+fn time_passes_without_the_pauses() {
+    let Bench { lab, .. } = bench(ExpectExit::None);
+    lab.hold(Span::Time(Duration::from_millis(60))).unwrap();
+    let before = lab.elapsed_ms();
+    assert!((60..2_000).contains(&before), "{before}");
+    // The fake says that it stood still for five seconds, longer than it has lived.
+    lab.freeze("a", None).unwrap();
+    assert_eq!(lab.elapsed_ms(), 0);
+}
+
+#[test]
+fn a_tag_that_is_used_again_gets_a_number_and_a_note() {
+    let notes = Arc::new(Mutex::new(Vec::new()));
+    let mut bench = bench(ExpectExit::None);
+    let seen = notes.clone();
+    bench.lab.parts.recorder =
+        Recorder::with_sink(move |record| seen.lock().unwrap().push(record.clone()));
+    let lab = bench.lab;
+    let tags: Vec<String> =
+        (0..3).map(|_| lab.freeze("end", None).unwrap().tag().to_string()).collect();
+    assert_eq!(tags, ["end", "end#2", "end#3"]);
+    assert!(lab.snapshot("end#2").is_some() && lab.snapshot("end#4").is_none());
+    let notes = format!("{:?}", notes.lock().unwrap());
+    assert!(notes.contains(r#"the tag \"end\" was used before: this snapshot is \"end#3\""#));
+}
+
+#[test]
+fn a_scheduler_that_leaves_ends_the_scenario_once() {
+    let bench = bench(ExpectExit::None);
+    bench.lab.hold(Span::Time(Duration::ZERO)).unwrap();
+    bench.fake.scheduler_leaves("runnable task stall");
+    let error = bench.lab.hold(Span::Fraction(0.5)).unwrap_err();
+    let LabError::Scheduler(text) = &error else { panic!("{error:?}") };
+    assert!(text.starts_with("the scheduler left unasked after 0."), "{text}");
+    assert!(text.ends_with(" s: runnable task stall"), "{text}");
+    bench.recorder.record(error.check(None).unwrap());
+    let (logs, fault) = bench.lab.finish();
+    assert_eq!(bench.recorder.counts().fail, 1, "it is told once");
+    assert_eq!((logs.scheduler.as_str(), fault), ("attached", None));
+}
+
+#[test]
+fn a_scheduler_that_leaves_at_the_very_end_is_noticed() {
+    let bench = bench(ExpectExit::None);
+    bench.recorder.record(Check::pass("all was well"));
+    *bench.fake.sched_state.lock().unwrap() = "disabled".into();
+    bench.fake.scheduler_leaves("scx_bpf_error: bad cpu");
+    bench.lab.finish();
+    assert_eq!(outcome(&bench), Outcome::Fail);
+    let failure = &bench.recorder.failures()[0];
+    assert_eq!(failure.found.as_deref(), Some("it left: scx_bpf_error: bad cpu"));
+}
+
+#[test]
+fn exits_that_are_meant_to_be_are_judged_in_the_end() {
+    let cases = [
+        (ExpectExit::Error, Some("scx_bpf_error"), Outcome::Pass),
+        (ExpectExit::Stall, Some("scx_bpf_error"), Outcome::Fail),
+        (ExpectExit::Error, None, Outcome::Fail),
+    ];
+    for (expect, reason, want) in cases {
+        let bench = bench(expect.clone());
+        if let Some(reason) = reason {
+            bench.fake.scheduler_leaves(reason);
+            *bench.fake.sched_state.lock().unwrap() = "disabled".into();
+        }
+        bench.lab.hold(Span::Time(Duration::from_millis(10))).expect("the scenario goes on");
+        bench.lab.finish();
+        assert_eq!(outcome(&bench), want, "{expect:?} {reason:?}");
+    }
+}
+
+#[test]
+fn detaching_is_no_exit() {
+    let bench = bench(ExpectExit::None);
+    bench.lab.scheduler_detach().unwrap();
+    bench.fake.scheduler_leaves("unregistered from user space");
+    *bench.fake.sched_state.lock().unwrap() = "disabled".into();
+    bench.lab.hold(Span::Time(Duration::from_millis(10))).unwrap();
+    bench.recorder.record(Check::pass("x"));
+    bench.lab.finish();
+    assert_eq!(outcome(&bench), Outcome::Pass);
+    assert_eq!(bench.lab.scheduler_exit(), None);
+}
+
+#[test]
+fn a_dead_machine_is_an_error_and_a_fault_only_when_it_is_the_engines() {
+    let fault = ExitKind::EngineFault { evidence: "Oops: int3".into() };
+    let panicked = ExitKind::Panicked { message: "out of memory".into() };
+    for (kind, is_fault) in [(fault, true), (panicked, false)] {
+        let bench = bench(ExpectExit::None);
+        bench.fake.dies(kind.clone());
+        let error = bench.lab.freeze("x", None).unwrap_err();
+        assert_eq!(error, LabError::Machine(format!("the machine ended: {kind}")));
+        let (logs, fault) = bench.lab.finish();
+        assert_eq!(fault.is_some(), is_fault);
+        assert_eq!(logs.console, "Linux version");
+        assert!(!bench.fake.asked().contains(&Op::PowerOff), "nobody is there to ask");
+        assert!(bench.fake.stopped.load(Ordering::Relaxed));
+    }
+}
+
+#[test]
+fn a_channel_that_cannot_be_trusted_ends_the_scenario() {
+    let events = [
+        (Event::ChannelDamaged { reason: "checksum".into() }, "damaged frame: checksum"),
+        (Event::AgentFailed { reason: "no memory".into() }, "agent failed: no memory"),
+        (Event::PoweringOff, "powers off, unasked"),
+    ];
+    for (event, says) in events {
+        let bench = bench(ExpectExit::None);
+        bench.fake.event(event);
+        let error = bench.lab.cgroup_procs("x").map(|_| ()).and(bench.lab.dmesg().map(|_| ()));
+        drop(error);
+        let error = bench.lab.hold(Span::Time(Duration::from_secs(9))).unwrap_err();
+        assert!(matches!(&error, LabError::Machine(text) if text.contains(says)), "{error:?}");
+    }
+}
+
+#[test]
+fn whoever_waits_stops_when_the_run_is_to_end() {
+    let bench = bench(ExpectExit::None);
+    bench.fake.silent.store(true, Ordering::Relaxed);
+    let cancel = bench.cancel.clone();
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        cancel.raise(crate::scenario::cell::Why::Told);
+    });
+    let started = Instant::now();
+    let argv = ["sleep".to_string(), "1000".into()];
+    let error = bench.lab.exec(&argv, Duration::from_secs(1000)).unwrap_err();
+    assert_eq!(error, LabError::Interrupted);
+    let error = bench.lab.hold(Span::Time(Duration::from_secs(1000))).unwrap_err();
+    assert_eq!(error, LabError::Interrupted);
+    assert!(started.elapsed() < Duration::from_secs(20));
+    bench.lab.finish();
+    assert!(bench.fake.stopped.load(Ordering::Relaxed));
+}
+
+#[test]
+fn groups_are_checked_before_the_guest_is_asked() {
+    let Bench { lab, fake, .. } = bench(ExpectExit::None);
+    let options = GroupOptions { cpus: Some("llc:1".into()), ..GroupOptions::default() };
+    let text = |result: LabResult<()>| result.unwrap_err().to_string();
+    assert_eq!(
+        text(lab.cgroup_freeze("hot", true)),
+        "there is no cgroup \"hot\"; t.new_cgroup(\"hot\") makes it"
+    );
+    lab.new_cgroup("hot", &options).unwrap();
+    let Some(Op::CgroupCreate { name, set }) = fake.asked().pop() else { panic!() };
+    assert_eq!((name.as_str(), set.cpus.as_deref()), ("hot", Some("2-3")));
+    assert_eq!(
+        text(lab.new_cgroup("hot", &options)),
+        "there is a cgroup \"hot\" already; t.cgroup(\"hot\") gives it"
+    );
+    assert_eq!(
+        text(lab.cgroup_freeze("hott", true)),
+        "there is no cgroup \"hott\"; did you mean \"hot\"?"
+    );
+    assert_eq!(text(lab.cgroup_stop("xyzzy")), "there is no cgroup \"xyzzy\"; there are hot");
+    assert!(text(lab.cgroup_set_cpus("hot", "llc:7")).contains("llc:7"));
+    for bad in ["", "a/b", "..", "ä"] {
+        assert!(text(lab.new_cgroup(bad, &options)).contains("cannot be a cgroup's name"));
+    }
+    let heavy = GroupOptions { weight: Some(0), ..GroupOptions::default() };
+    assert_eq!(
+        text(lab.new_cgroup("x", &heavy)),
+        "weight 0 is not from 1 to 10000, as cpu.weight wants it"
+    );
+    assert_eq!(fake.asked(), [], "the guest was not asked");
+    lab.cgroup_remove("hot").unwrap();
+    assert_eq!(lab.cgroups(), Vec::<String>::new());
+}
+
+#[test]
+fn workers_are_checked_before_the_guest_is_asked() {
+    let Bench { lab, fake, .. } = bench(ExpectExit::None);
+    let spin = WorkOptions::new(WorkKind::Spin);
+    let pipe = WorkOptions::new(WorkKind::Pipe);
+    let cases = [
+        (WorkOptions { count: 0, ..spin.clone() }, "count 0 is not from 1 to 4096"),
+        (WorkOptions { count: 5000, ..spin.clone() }, "count 5000 is not from 1 to 4096"),
+        (
+            WorkOptions { count: 3, ..pipe.clone() },
+            "count 3 is odd, but pipe workers come in pairs: give 2 or 4",
+        ),
+        (
+            WorkOptions { count: 1, ..pipe },
+            "count 1 is odd, but pipe workers come in pairs: give 2",
+        ),
+        (WorkOptions { nice: Some(20), ..spin.clone() }, "nice 20 is not from -20 to 19"),
+        (
+            WorkOptions { policy: Some(Policy::Fifo(100)), ..spin.clone() },
+            "priority 100 is not from 1 to 99",
+        ),
+    ];
+    for (work, says) in cases {
+        assert_eq!(lab.start(None, &work).unwrap_err().to_string(), says);
+    }
+    assert_eq!(fake.asked(), []);
+    let bound = WorkOptions { affinity: Some("llc:1".into()), count: 2, ..spin };
+    assert_eq!(lab.start(None, &bound).unwrap(), [100, 101]);
+    let Some(Op::Start(work)) = fake.asked().pop() else { panic!() };
+    assert_eq!(work.affinity, Some(vec![2, 3]));
+}
+
+#[test]
+fn workers_that_the_scheduler_does_not_schedule_are_noticed() {
+    for (policy, want) in [(7, Outcome::Pass), (0, Outcome::Inconclusive)] {
+        let bench = bench(ExpectExit::None);
+        bench.lab.start(None, &WorkOptions::new(WorkKind::Spin)).unwrap();
+        bench.recorder.record(Check::pass("x"));
+        let stat = format!("100 (spin) R{} {policy} 0", " 0".repeat(37));
+        bench.fake.answer(Ok(Answer::Scheduler(SchedulerState {
+            state: "enabled".into(),
+            ..SchedulerState::default()
+        })));
+        bench.fake.answer(Ok(Answer::File { bytes: stat.into_bytes(), truncated: false }));
+        bench.lab.finish();
+        assert_eq!(outcome(&bench), want, "policy {policy}");
+    }
+}
+
+#[test]
+fn refusals_reach_the_script_as_its_own_mistakes() {
+    let Bench { lab, fake, .. } = bench(ExpectExit::None);
+    let refusal = Refusal {
+        kind: RefusalKind::NotFound,
+        message: "there is no program \"lss\" in the guest".into(),
+        log: String::new(),
+    };
+    fake.answer(Err(CallError::Refused(refusal)));
+    let error = lab.exec(&["lss".into()], Duration::from_secs(1)).unwrap_err();
+    assert_eq!(error, LabError::Argument("there is no program \"lss\" in the guest".into()));
+    let error = lab.exec(&[], Duration::from_secs(1)).unwrap_err();
+    assert!(error.to_string().starts_with("exec([]) names no program"), "{error}");
+    fake.answer(Ok(Answer::Done));
+    let error = lab.exec(&["ls".into()], Duration::from_secs(1)).unwrap_err();
+    assert!(matches!(&error, LabError::Machine(text) if text.ends_with(": Done")), "{error:?}");
+}
+
+#[test]
+fn logs_are_kept_where_they_are_wanted() {
+    let dir = tempfile::tempdir().unwrap();
+    for (attempt, suffix) in [(1, ""), (2, "-2")] {
+        let mut bench = bench(ExpectExit::None);
+        bench.lab.parts.keep = Some(dir.path().join("cell"));
+        bench.lab.parts.attempt = attempt;
+        bench.lab.finish();
+        for (name, text) in
+            [("console", "Linux version\n"), ("scheduler", "attached\n"), ("dmesg", "booted\n")]
+        {
+            let path = dir.path().join(format!("cell/{name}{suffix}.log"));
+            assert_eq!(std::fs::read_to_string(path).unwrap(), text);
+        }
+    }
+}
+
+#[test]
+fn the_policy_is_read_past_any_command() {
+    let stat = |comm: &str| format!("1 ({comm}) R{} 7 0 0", " 0".repeat(37));
+    assert_eq!(policy_of(&stat("spin")), Some(7));
+    assert_eq!(policy_of(&stat(") 1 2 (")), Some(7));
+    assert_eq!(policy_of("1 (spin) R 0"), None);
+    assert_eq!(policy_of(""), None);
+}

@@ -7,7 +7,7 @@
 
 use super::error::IntrospectError;
 use super::space::AddressSpace;
-use super::symbols::Symbols;
+use super::symbols::{Names, Symbols};
 use super::vmcoreinfo::Vmcoreinfo;
 use crate::mem::Kva;
 
@@ -40,13 +40,6 @@ const ENCODINGS: [Encoding; 3] =
 /// The symbols by which an encoding is judged. VMCOREINFO has all of them; the first is text, the
 /// second data, and a kernel that keeps symbols of data keeps the others too.
 const WITNESSES: [&str; 4] = ["_stext", "init_uts_ns", "swapper_pg_dir", "node_online_map"];
-
-/// The names, before addresses.
-struct Names {
-    text: String,
-    ends: Vec<u32>,
-    kinds: Vec<u8>,
-}
 
 /// The table of offsets and what it is relative to.
 struct Offsets {
@@ -141,36 +134,33 @@ impl Tokens {
 /// Expands `count` names.
 fn expand(raw: &[u8], count: u32, tokens: &Tokens) -> Result<Names, IntrospectError> {
     let count = count as usize;
-    let mut text: Vec<u8> = Vec::with_capacity(count.min(raw.len()) * 24);
+    let mut text: Vec<u8> = Vec::with_capacity(raw.len().saturating_mul(3).min(MAX_TEXT));
     let mut ends = Vec::with_capacity(count.min(raw.len()));
-    let mut kinds = Vec::with_capacity(count.min(raw.len()));
     let mut rest = raw;
     for i in 0..count {
         let name = next_name(&mut rest)
             .ok_or_else(|| damaged(format!("the names end after {i} of {count}")))?;
         let start = text.len();
-        let mut tokens = name.iter().map(|t| tokens.get(*t)).filter(|t| !t.is_empty());
-        let Some((kind, first)) = tokens.next().and_then(<[u8]>::split_first) else {
-            return Err(damaged(format!("name {i} is empty")));
-        };
-        text.extend_from_slice(first);
-        for token in tokens {
-            text.extend_from_slice(token);
+        // The hottest loop of opening a kernel: plain, so that debug builds stay quick.
+        for token in name {
+            text.extend_from_slice(tokens.get(*token));
             if text.len() - start > MAX_NAME {
                 return Err(damaged(format!("name {i} is longer than {MAX_NAME} bytes")));
             }
         }
+        if text.len() == start {
+            return Err(damaged(format!("name {i} is empty")));
+        }
         if text.len() > MAX_TEXT {
             return Err(damaged(format!("its names take more than {} MiB", MAX_TEXT >> 20)));
         }
-        kinds.push(*kind);
         ends.push(text.len() as u32);
     }
-    if !text.is_ascii() || !kinds.is_ascii() {
+    if !text.is_ascii() {
         return Err(damaged("a name is not ASCII".into()));
     }
     let text = String::from_utf8(text).map_err(|e| damaged(e.to_string()))?;
-    Ok(Names { text, ends, kinds })
+    Names::new(text, ends).ok_or_else(|| damaged("its names are made to collide".into()))
 }
 
 /// Cuts the next name's tokens off `rest`.
@@ -193,7 +183,11 @@ fn assemble(
     offsets: &Offsets,
     info: &Vmcoreinfo,
 ) -> Result<Symbols, IntrospectError> {
-    let witnesses = find_witnesses(&names, info);
+    let witnesses: Vec<(&str, Kva, Vec<usize>)> = WITNESSES
+        .iter()
+        .filter_map(|name| Some((*name, info.symbol(name)?, names.numbers(name))))
+        .filter(|(_, _, numbers)| !numbers.is_empty())
+        .collect();
     for name in &WITNESSES[..2] {
         if info.symbol(name).is_some() && !witnesses.iter().any(|(n, ..)| n == name) {
             return Err(match *name {
@@ -217,27 +211,8 @@ fn assemble(
     };
     // An encoding that agreed has its base, so no address is missing.
     let addresses =
-        (0..names.ends.len()).map(|i| offsets.address(i, encoding).unwrap_or_default()).collect();
-    Ok(Symbols::new(names.text, names.ends, names.kinds, addresses))
-}
-
-/// The witnesses that the table has: name, true address, and which symbols have that name.
-fn find_witnesses(names: &Names, info: &Vmcoreinfo) -> Vec<(&'static str, Kva, Vec<usize>)> {
-    let mut found: Vec<(&'static str, Kva, Vec<usize>)> = Vec::new();
-    let mut start = 0;
-    let wanted: Vec<(&'static str, Kva)> =
-        WITNESSES.iter().filter_map(|name| Some((*name, info.symbol(name)?))).collect();
-    for (i, end) in names.ends.iter().enumerate() {
-        let name = &names.text[start..*end as usize];
-        start = *end as usize;
-        if let Some((name, at)) = wanted.iter().find(|(w, _)| *w == name) {
-            match found.iter_mut().find(|(n, ..)| n == name) {
-                Some((.., all)) => all.push(i),
-                None => found.push((name, *at, vec![i])),
-            }
-        }
-    }
-    found
+        (0..names.len()).map(|i| offsets.address(i, encoding).unwrap_or_default()).collect();
+    Ok(Symbols::new(names, addresses))
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! Kernel symbols: names to sets of addresses, and back.
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::OnceLock;
 
 use super::error::IntrospectError;
@@ -10,17 +9,8 @@ use crate::mem::Kva;
 ///
 /// A name can stand for several addresses: static functions of different files share names.
 pub struct Symbols {
-    /// All names, one after the other.
-    text: String,
-    /// Where each name ends in `text`; each begins where the one before it ends.
-    ends: Vec<u32>,
-    /// The letter that `nm` would show.
-    kinds: Vec<u8>,
+    names: Names,
     addresses: Vec<u64>,
-    /// Open addressing over the hashes of names: the first symbol of each name, plus one.
-    slots: Vec<u32>,
-    /// Random, so that no guest can choose names that all collide.
-    hasher: RandomState,
     /// The sets of names that come up more than once, ascending by their first symbol.
     repeated: Vec<(u32, Vec<u64>)>,
     by_address: OnceLock<Vec<u32>>,
@@ -37,71 +27,110 @@ pub struct Symbol<'a> {
     pub kind: char,
 }
 
-impl Symbols {
-    /// Takes names (`ends` says where each one ends in `text`) with their addresses and letters;
-    /// the three vectors are equally long.
-    pub(crate) fn new(text: String, ends: Vec<u32>, kinds: Vec<u8>, addresses: Vec<u64>) -> Self {
+/// The names of symbols and where to find them.
+pub(crate) struct Names {
+    /// All names, one after the other, each after the symbol's letter.
+    text: String,
+    /// Where each name ends in `text`; each letter is where the one before it ends.
+    ends: Vec<u32>,
+    /// Open addressing over the hashes of names: the first symbol of each name, plus one.
+    slots: Vec<u32>,
+    /// Symbols whose name came up before, with the first one of that name; ascending.
+    again: Vec<(u32, u32)>,
+}
+
+impl Names {
+    /// Slots that are looked at per name, on average, before names count as chosen to collide.
+    /// Honest ones need less than two.
+    const MAX_PROBES: usize = 64;
+
+    /// Takes ASCII `text` of letters and names, each ending where `ends` says. `None` when the
+    /// names collide so badly that somebody must have chosen them to.
+    pub(crate) fn new(text: String, ends: Vec<u32>) -> Option<Self> {
         let slots = vec![0; (ends.len() * 2).next_power_of_two().max(8)];
-        let mut all = Symbols {
-            text,
-            ends,
-            kinds,
-            addresses,
-            slots,
-            hasher: RandomState::new(),
-            repeated: Vec::new(),
-            by_address: OnceLock::new(),
-        };
-        all.index();
-        all
-    }
-
-    fn index(&mut self) {
-        let mut again: Vec<(u32, u64)> = Vec::new();
-        for i in 0..self.ends.len() {
-            let slot = self.slot(self.name(i));
-            match self.slots[slot] {
-                0 => self.slots[slot] = i as u32 + 1,
-                first => again.push((first - 1, self.addresses[i])),
+        let mut names = Names { text, ends, slots, again: Vec::new() };
+        let mut probes = names.ends.len().saturating_mul(Self::MAX_PROBES);
+        for i in 0..names.ends.len() {
+            let slot = names.slot(names.name(i), &mut probes)?;
+            match names.slots[slot] {
+                0 => names.slots[slot] = i as u32 + 1,
+                first => names.again.push((first - 1, i as u32)),
             }
         }
-        again.sort_unstable();
-        for (first, address) in again {
-            let known = self.addresses[first as usize];
-            match self.repeated.last_mut() {
-                Some((name, set)) if *name == first => set.push(address),
-                _ => self.repeated.push((first, vec![known, address])),
-            }
-        }
-        for (_, set) in &mut self.repeated {
-            set.sort_unstable();
-            set.dedup();
-        }
+        names.again.sort_unstable();
+        Some(names)
     }
 
-    /// The slot where `name` is, or the free one where it belongs.
-    fn slot(&self, name: &str) -> usize {
+    /// The slot where `name` is, or the free one where it belongs; takes what it looks at off
+    /// `probes`.
+    fn slot(&self, name: &str, probes: &mut usize) -> Option<usize> {
         let mask = self.slots.len() - 1;
-        let mut slot = self.hasher.hash_one(name) as usize & mask;
+        let mut slot = crc32fast::hash(name.as_bytes()) as usize & mask;
         // Half of the slots are free, so this ends.
         loop {
             match self.slots[slot] {
-                0 => return slot,
-                i if self.name(i as usize - 1) == name => return slot,
+                0 => return Some(slot),
+                i if self.name(i as usize - 1) == name => return Some(slot),
                 _ => slot = (slot + 1) & mask,
             }
+            *probes = probes.checked_sub(1)?;
         }
     }
 
+    /// Where the letter of symbol `i` is.
+    fn start(&self, i: usize) -> usize {
+        if i == 0 { 0 } else { self.ends[i - 1] as usize }
+    }
+
     fn name(&self, i: usize) -> &str {
-        let start = if i == 0 { 0 } else { self.ends[i - 1] as usize };
-        &self.text[start..self.ends[i] as usize]
+        &self.text[self.start(i) + 1..self.ends[i] as usize]
+    }
+
+    fn kind(&self, i: usize) -> char {
+        char::from(self.text.as_bytes()[self.start(i)])
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// The number of the first symbol of that name.
+    fn first(&self, name: &str) -> Option<u32> {
+        let slot = self.slot(name, &mut { usize::MAX })?;
+        self.slots[slot].checked_sub(1)
+    }
+
+    /// The numbers of all symbols of that name.
+    pub(crate) fn numbers(&self, name: &str) -> Vec<usize> {
+        let Some(first) = self.first(name) else { return Vec::new() };
+        let start = self.again.partition_point(|(f, _)| *f < first);
+        let rest = self.again[start..].iter().take_while(|(f, _)| *f == first);
+        std::iter::once(first).chain(rest.map(|(_, i)| *i)).map(|i| i as usize).collect()
+    }
+}
+
+impl Symbols {
+    /// Takes as many addresses as there are names.
+    pub(crate) fn new(names: Names, addresses: Vec<u64>) -> Self {
+        let mut repeated: Vec<(u32, Vec<u64>)> = Vec::new();
+        for (first, i) in &names.again {
+            let address = addresses[*i as usize];
+            match repeated.last_mut() {
+                Some((name, set)) if name == first => set.push(address),
+                _ => repeated.push((*first, vec![addresses[*first as usize], address])),
+            }
+        }
+        for (_, set) in &mut repeated {
+            set.sort_unstable();
+            set.dedup();
+        }
+        Symbols { names, addresses, repeated, by_address: OnceLock::new() }
     }
 
     /// The addresses that `name` stands for, ascending; empty when there is no such symbol.
     #[must_use]
     pub fn lookup(&self, name: &str) -> &[u64] {
-        let Some(first) = self.slots[self.slot(name)].checked_sub(1) else { return &[] };
+        let Some(first) = self.names.first(name) else { return &[] };
         match self.repeated.binary_search_by_key(&first, |(i, _)| *i) {
             Ok(at) => &self.repeated[at].1,
             Err(_) => std::slice::from_ref(&self.addresses[first as usize]),
@@ -124,8 +153,8 @@ impl Symbols {
 
     /// The name most like `name`, if one is alike.
     fn nearest(&self, name: &str) -> Option<&str> {
-        (0..self.ends.len())
-            .map(|i| self.name(i))
+        (0..self.names.len())
+            .map(|i| self.names.name(i))
             .filter(|n| n.len().abs_diff(name.len()) <= 2)
             .map(|n| (strsim::damerau_levenshtein(n, name), n))
             .filter(|(distance, _)| *distance <= 1 + name.len() / 6)
@@ -153,27 +182,27 @@ impl Symbols {
         let found = address(by_address.get(after.checked_sub(1)?)?);
         // Of several names for one address the kernel, too, gives the first.
         let first = by_address.partition_point(|i| address(i) < found);
-        Some((self.name(by_address[first] as usize), at.0 - found))
+        Some((self.names.name(by_address[first] as usize), at.0 - found))
     }
 
     /// How many symbols there are, repeated names included.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.ends.len()
+        self.names.len()
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
+        self.len() == 0
     }
 
     /// All symbols, in the kernel's order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Symbol<'_>> {
-        (0..self.ends.len()).map(|i| Symbol {
-            name: self.name(i),
+        (0..self.len()).map(|i| Symbol {
+            name: self.names.name(i),
             address: Kva(self.addresses[i]),
-            kind: char::from(self.kinds[i]),
+            kind: self.names.kind(i),
         })
     }
 }
@@ -192,11 +221,12 @@ mod tests {
         let mut text = String::new();
         let mut ends = Vec::new();
         for (name, _) in all {
+            text.push('T');
             text.push_str(name);
             ends.push(text.len() as u32);
         }
         let addresses = all.iter().map(|(_, a)| *a).collect();
-        Symbols::new(text, ends, vec![b'T'; all.len()], addresses)
+        Symbols::new(Names::new(text, ends).unwrap(), addresses)
     }
 
     #[test]
@@ -221,6 +251,22 @@ mod tests {
         assert_eq!(s.find_addr(Kva(base + 0x101)), None);
         assert_eq!(s.find_addr(Kva(0x2010)), None);
         assert_eq!(s.len(), 8);
+    }
+
+    #[test]
+    fn names_that_all_collide_are_refused() {
+        // Chosen as a guest would: all of them belong into the same few slots.
+        let slots = (2 * 3000usize).next_power_of_two();
+        let names = (0u32..).map(|i| format!("f{i}"));
+        let names = names.filter(|n| (crc32fast::hash(n.as_bytes()) as usize & (slots - 1)) < 8);
+        let mut text = String::new();
+        let mut ends = Vec::new();
+        for name in names.take(3000) {
+            text.push('T');
+            text.push_str(&name);
+            ends.push(text.len() as u32);
+        }
+        assert!(Names::new(text, ends).is_none());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::buffers::Buffers;
 use super::htab::RawHtab;
 use super::layout::ArrayLayout;
 use super::percpu::RawPerCpu;
@@ -111,9 +112,28 @@ impl RawMap {
             RawData::Unreadable(_) => 0,
         }
     }
+
+    /// The memory of the copy.
+    fn into_buffers(self) -> Vec<Vec<u8>> {
+        match self.data {
+            RawData::Array { bytes, .. } => vec![bytes],
+            RawData::PerCpuArray(raw) => raw.into_buffers(),
+            RawData::Htab(raw) => raw.into_buffers(),
+            RawData::Unreadable(_) => Vec::new(),
+        }
+    }
 }
 
 impl Kernel {
+    /// Copies `maps` once for practice, while the machine runs, so that the copy that counts finds
+    /// its buffers, the guest's pages and the page tables at hand.
+    pub fn rehearse(&self, maps: &[MapInfo], mut budget: Budget) {
+        let raws: Vec<RawMap> = maps.iter().map(|map| self.copy_map(map, &mut budget)).collect();
+        if let Ok(state) = self.bpf() {
+            state.buffers.keep(raws.into_iter().flat_map(RawMap::into_buffers));
+        }
+    }
+
     /// Copies what `map` holds, within `budget`. Meant for a stopped machine; of one that runs
     /// the copy may be torn anywhere. Nothing is decoded: see [`RawMap::decode`].
     #[must_use]
@@ -124,16 +144,19 @@ impl Kernel {
         };
         let mut raw = match map.kind.number {
             kind::ARRAY => match &state.layouts.array {
-                Ok(layout) => self.copy_array(layout, map, budget),
+                Ok(layout) => self.copy_array(layout, &state.buffers, map, budget),
                 Err(e) => RawMap::unreadable(e.to_string()),
             },
             kind::PERCPU_ARRAY => match &state.layouts.array {
-                Ok(layout) => self.copy_percpu_array(layout, map, budget),
+                Ok(layout) => self.copy_percpu_array(layout, &state.buffers, map, budget),
                 Err(e) => RawMap::unreadable(e.to_string()),
             },
             kind::HASH | kind::LRU_HASH | kind::PERCPU_HASH | kind::LRU_PERCPU_HASH => {
                 match &state.layouts.htab {
-                    Ok(layout) => self.copy_htab(layout, map, self.elem_count(state, map), budget),
+                    Ok(layout) => {
+                        let counted = self.elem_count(state, map);
+                        self.copy_htab(layout, &state.buffers, map, counted, budget)
+                    }
                     Err(e) => RawMap::unreadable(e.to_string()),
                 }
             }
@@ -174,7 +197,13 @@ impl Kernel {
 
     /// ARRAY: the values follow the `bpf_array` (a mappable one is placed so that they begin on a
     /// page, which makes no difference here).
-    fn copy_array(&self, layout: &ArrayLayout, map: &MapInfo, budget: &mut Budget) -> RawMap {
+    fn copy_array(
+        &self,
+        layout: &ArrayLayout,
+        buffers: &Buffers,
+        map: &MapInfo,
+        budget: &mut Budget,
+    ) -> RawMap {
         let stride = match self.array_stride(layout, map) {
             Ok(stride) => stride,
             Err(e) => return RawMap::unreadable(e),
@@ -191,7 +220,7 @@ impl Kernel {
             Ok(len) => len,
             Err(e) => return RawMap::unreadable(e),
         };
-        let mut bytes = vec![0; (len * stride) as usize];
+        let mut bytes = buffers.take((len * stride) as usize);
         let start = map.kva.offset(layout.values as u64);
         let holes = self.space.read_what_is_there(start, &mut bytes);
         let mut raw = RawMap { incomplete: None, ..RawMap::unreadable("") };
@@ -213,6 +242,7 @@ impl Kernel {
     fn copy_percpu_array(
         &self,
         layout: &ArrayLayout,
+        buffers: &Buffers,
         map: &MapInfo,
         budget: &mut Budget,
     ) -> RawMap {
@@ -233,7 +263,7 @@ impl Kernel {
         if (there as u64) < wanted {
             raw.incomplete = Some(format!("{there} of {wanted} entries could be read"));
         }
-        let copied = RawPerCpu::copy(self, rows, map.value_size as usize, budget);
+        let copied = RawPerCpu::copy(self, buffers, rows, map.value_size as usize, budget);
         raw.incomplete = copied.incomplete().map(str::to_owned).or(raw.incomplete);
         raw.data = RawData::PerCpuArray(copied);
         raw

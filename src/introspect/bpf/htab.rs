@@ -7,6 +7,7 @@
 //! old keys.
 
 use super::MapInfo;
+use super::buffers::Buffers;
 use super::copy::{Budget, RawData, RawMap};
 use super::kind;
 use super::layout::{At, HtabLayout};
@@ -232,15 +233,29 @@ impl RawHtab {
     }
 }
 
+impl RawHtab {
+    /// The memory of the copy.
+    pub(super) fn into_buffers(self) -> Vec<Vec<u8>> {
+        let elems = match self.elems {
+            Elems::Whole(slab) => slab.bytes,
+            Elems::Walked { arena, .. } => arena,
+        };
+        let mut all = self.percpu.map_or_else(Vec::new, RawPerCpu::into_buffers);
+        all.extend([self.buckets, elems]);
+        all
+    }
+}
+
 impl Kernel {
     pub(super) fn copy_htab(
         &self,
         layout: &HtabLayout,
+        pool: &Buffers,
         map: &MapInfo,
         counted: Option<u64>,
         budget: &mut Budget,
     ) -> RawMap {
-        match self.try_copy_htab(layout, map, counted, budget) {
+        match self.try_copy_htab(layout, pool, map, counted, budget) {
             Ok((htab, incomplete)) => {
                 RawMap { incomplete, ..RawMap::new(RawData::Htab(Box::new(htab))) }
             }
@@ -251,6 +266,7 @@ impl Kernel {
     fn try_copy_htab(
         &self,
         layout: &HtabLayout,
+        pool: &Buffers,
         map: &MapInfo,
         counted: Option<u64>,
         budget: &mut Budget,
@@ -261,21 +277,21 @@ impl Kernel {
         let number = |at: At| at.read(&raw).unwrap_or(0);
         let len = u64::from(geometry.n_buckets) * geometry.bucket_size as u64;
         budget.take(len)?;
-        let mut buckets = vec![0; len as usize];
+        let mut buckets = pool.take(len as usize);
         self.read(Kva(number(layout.buckets)), &mut buckets).map_err(|e| e.to_string())?;
         let cpus = (0..self.nr_cpu_ids()).filter(|c| self.per_cpu_offset(*c).is_some()).count();
         let slab = self.slab(&geometry, map, number(layout.elems), cpus as u64);
         let elems = match slab {
             Some((at, len)) if worth_copying(len, counted, budget.left()) => {
                 budget.take(len)?;
-                let mut bytes = vec![0; len as usize];
+                let mut bytes = pool.take(len as usize);
                 let holes = self.space.read_what_is_there(Kva(at), &mut bytes);
                 Elems::Whole(Slab { at, bytes, holes })
             }
-            _ => self.walk_table(&geometry, map, &buckets, counted, budget),
+            _ => self.walk_table(&geometry, pool, map, &buckets, counted, budget),
         };
         let percpu =
-            geometry.percpu.then(|| self.copy_pointed(&geometry, &buckets, &elems, budget));
+            geometry.percpu.then(|| self.copy_pointed(&geometry, pool, &buckets, &elems, budget));
         let incomplete = percpu.as_ref().and_then(|p| p.incomplete().map(str::to_owned));
         let cpus = cpus as u64;
         Ok((RawHtab { geometry, buckets, elems, percpu, counted, cpus }, incomplete))
@@ -293,6 +309,7 @@ impl Kernel {
     fn walk_table(
         &self,
         geometry: &Geometry,
+        pool: &Buffers,
         map: &MapInfo,
         buckets: &[u8],
         counted: Option<u64>,
@@ -303,7 +320,7 @@ impl Kernel {
         let most = u64::from(map.max_entries) + SLACK;
         let size = geometry.elem_size;
         let expected = counted.unwrap_or(0).min(most).min(budget.left() / size as u64);
-        let mut arena: Vec<u8> = Vec::with_capacity(expected as usize * size);
+        let mut arena = pool.take_empty(expected as usize * size);
         let mut number = 0u32;
         let links = follow(geometry, buckets, most as usize, |pointer| {
             if (number as usize).is_multiple_of(BATCH) {
@@ -326,6 +343,7 @@ impl Kernel {
     fn copy_pointed(
         &self,
         geometry: &Geometry,
+        pool: &Buffers,
         buckets: &[u8],
         elems: &Elems,
         budget: &mut Budget,
@@ -347,7 +365,7 @@ impl Kernel {
             }
             rows = used;
         }
-        RawPerCpu::copy(self, rows, geometry.value_size, budget)
+        RawPerCpu::copy(self, pool, rows, geometry.value_size, budget)
     }
 }
 

@@ -5,6 +5,7 @@
 //! ```
 
 mod btfs;
+mod buffers;
 mod copy;
 mod decode;
 mod htab;
@@ -21,6 +22,7 @@ use super::kernel::Kernel;
 use crate::btf::{Btf, Shape, TypeId};
 use crate::mem::Kva;
 use btfs::BtfCache;
+use buffers::Buffers;
 use layout::Layouts;
 use names::NameCache;
 
@@ -108,6 +110,7 @@ pub struct MapList {
 /// again.
 pub(crate) struct BpfState {
     pub(super) layouts: Layouts,
+    pub(super) buffers: Buffers,
     kinds: Vec<(u32, String)>,
     caches: Mutex<Caches>,
 }
@@ -121,7 +124,8 @@ struct Caches {
 impl BpfState {
     fn new(btf: &Btf) -> Result<Self, IntrospectError> {
         let layouts = Layouts::new(btf)?;
-        Ok(BpfState { layouts, kinds: kind_names(btf), caches: Mutex::default() })
+        let buffers = Buffers::default();
+        Ok(BpfState { layouts, buffers, kinds: kind_names(btf), caches: Mutex::default() })
     }
 
     fn kind(&self, number: u32) -> MapKind {

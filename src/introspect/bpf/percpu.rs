@@ -3,6 +3,7 @@
 //! The kernel allocates the values of one map close to one another, so a sorted list of pointers
 //! becomes a few runs of memory, the same ones for each CPU.
 
+use super::buffers::Buffers;
 use super::copy::Budget;
 use crate::introspect::contents::PerCpuValues;
 use crate::introspect::kernel::Kernel;
@@ -72,6 +73,7 @@ impl RawPerCpu {
     /// Copies what all CPUs have at the pointers in `rows`.
     pub(super) fn copy(
         kernel: &Kernel,
+        buffers: &Buffers,
         rows: Vec<u64>,
         value_size: usize,
         budget: &mut Budget,
@@ -89,7 +91,7 @@ impl RawPerCpu {
                 out.cpus.push(None);
                 continue;
             }
-            let mut bytes = vec![0; total as usize];
+            let mut bytes = buffers.take(total as usize);
             let mut holes = Vec::new();
             for run in &out.runs {
                 let piece = &mut bytes[run.offset..run.offset + run.len as usize];
@@ -101,6 +103,11 @@ impl RawPerCpu {
             out.cpus.push(Some(CpuBytes { bytes, holes }));
         }
         out
+    }
+
+    /// The memory of the copy.
+    pub(super) fn into_buffers(self) -> Vec<Vec<u8>> {
+        self.cpus.into_iter().flatten().map(|cpu| cpu.bytes).collect()
     }
 
     /// How many rows there are.

@@ -20,7 +20,7 @@ use crate::uevent::Uevents;
 
 /// How long the host's port may take to appear: its driver is probed before PID 1 starts, but
 /// learns of its ports later.
-const PORT_PATIENCE: Duration = Duration::from_secs(20);
+const PORT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the transport needs: devices, their names, the kernel command line.
 const FIRST: [(&str, &str); 3] = [("devtmpfs", "/dev"), ("sysfs", "/sys"), ("proc", "/proc")];

@@ -83,8 +83,10 @@ fn format_record(record: &[u8]) -> Option<String> {
 /// Leaves a line in the kernel's log, and so on the console. Unlike the console itself, the log
 /// takes lines without ever making the writer wait; the kernel drops a flood of them.
 pub(crate) fn say(message: &str) {
+    // As an error, so that a quiet console shows it too.
+    let line = format!("<3>cryoscope-agent: {message}");
     if let Ok(file) = File::options().write(true).open("/dev/kmsg") {
-        let _ = io::Write::write_all(&mut &file, format!("cryoscope-agent: {message}").as_bytes());
+        let _ = io::Write::write_all(&mut &file, line.as_bytes());
     }
 }
 

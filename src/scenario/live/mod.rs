@@ -309,7 +309,8 @@ impl Lab {
         let workers = self.state().workers.clone();
         for pid in workers.into_iter().take(LOOKED_AT) {
             let path = format!("/proc/{pid}/stat");
-            let Ok(Answer::File { bytes, .. }) = self.machine.call(Op::ReadFile { path }, CALL)
+            let Ok(Answer::File { bytes, .. }) =
+                self.machine.call(Op::ReadFile { path, offset: 0 }, CALL)
             else {
                 // It was stopped or ended.
                 continue;

@@ -24,7 +24,10 @@ pub enum LabError {
     /// The machine cannot serve what was asked for; the scenario is skipped with this reason.
     #[error("{0}")]
     Unsupported(String),
-    /// The machine, the engine or the set-up is at fault: nothing can be judged.
+    /// What the scenario needs cannot be had: a kernel, a compiler, a file, memory.
+    #[error("{0}")]
+    Setup(String),
+    /// The machine or the engine is at fault: nothing can be judged.
     #[error("{0}")]
     Machine(String),
     /// The scheduler under test is at fault: it was rejected, or it left unasked.
@@ -50,6 +53,7 @@ impl LabError {
             LabError::Scheduler(_) => Some(Check::fail("scheduler", text).at(at)),
             LabError::Argument(_) => Some(Check::error("script", text).at(at)),
             LabError::Timeout(_) => Some(Check::error("deadline", text).at(at)),
+            LabError::Setup(_) => Some(Check::error("set-up", text).at(at)),
             LabError::Machine(_) => Some(Check::error("machine", text).at(at)),
         }
     }
@@ -310,6 +314,7 @@ mod tests {
         let cases = [
             (LabError::Argument(text()), Some(Outcome::Error), true),
             (LabError::Timeout(text()), Some(Outcome::Error), true),
+            (LabError::Setup(text()), Some(Outcome::Error), false),
             (LabError::Machine(text()), Some(Outcome::Error), false),
             (LabError::Scheduler(text()), Some(Outcome::Fail), false),
             (LabError::Interrupted, None, false),

@@ -331,7 +331,7 @@ impl Archive {
         fs::set_permissions(&config, fs::Permissions::from_mode(0o755)).expect("executable");
         let tools = Tools { apt_config: config, ..Tools::default() };
         let mut archive = Archive { bench, packages: Vec::new(), tools };
-        for suite in ["bookworm", "sid", "trixie-backports", "experimental"] {
+        for suite in ["bookworm", "sid", "trixie-backports", "experimental", "bookworm-backports"] {
             archive.packages.push((suite, String::new()));
         }
         archive
@@ -496,6 +496,22 @@ fn kernels_of_both_packagings_are_fetched_once_with_their_configuration() {
     }
     // Of what is cached, the newest release with sched_ext.
     assert_eq!(archive.offline("auto").expect("cached").release, "7.2.13+deb14-cloud-amd64");
+}
+
+#[test]
+fn a_kernel_whose_configuration_has_left_the_archive_is_fetched_without() {
+    let mut archive = Archive::new();
+    let release = "7.0.13+deb13-cloud-amd64";
+    let made = Made { release, ..Made::default() };
+    let file = (format!("usr/lib/modules/{release}/vmlinuz"), made_bzimage(&made));
+    let depends = format!("Depends: linux-base-{release} (= 7.0.13-1)\n");
+    archive.add("sid", &format!("linux-binary-{release}"), "7.0.13-1", &depends, &[file]);
+    archive.publish();
+    let steps = Steps::default();
+    let image = archive.resolve_with("debian:7.0", false, &steps).expect("fetched");
+    assert_eq!((image.release.as_str(), image.config), (release, None));
+    let last = steps.take().pop();
+    assert_eq!(last, Some(format!("the configuration of {release} is no longer there")));
 }
 
 #[test]

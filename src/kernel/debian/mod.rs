@@ -267,6 +267,11 @@ impl Debian<'_> {
             package: format!("{name} {version}"),
             reason: "there is no vmlinuz in it".to_owned(),
         })?;
+        if parts.config.is_none() {
+            // The archive drops these packages earlier than the signed image.
+            self.progress
+                .step(&format!("the configuration of {} is no longer there", chosen.release));
+        }
         let package = (name.as_str(), version.as_str(), chosen.sha256.as_str());
         let stored = self.store.add_package(package, &vmlinuz, parts.config.as_deref())?;
         root.sweep(self.store.cache)?;

@@ -209,7 +209,13 @@ pub(super) fn nearest_series(candidates: &[Candidate], asked: &str) -> Vec<Strin
     let mut series: Vec<_> = candidates.iter().map(Candidate::series).collect();
     series.sort_unstable();
     series.dedup();
-    series.sort_by_key(|(a, b)| (a.abs_diff(major), b.abs_diff(minor), u32::MAX - b));
+    // Within another major version, the end that points at the one asked for is nearer.
+    let distance = |&(a, b): &(u32, u32)| match a.cmp(&major) {
+        Ordering::Less => (major - a, u32::MAX - b),
+        Ordering::Equal => (0, b.abs_diff(minor)),
+        Ordering::Greater => (a - major, b),
+    };
+    series.sort_by_key(distance);
     series.into_iter().take(6).map(|(major, minor)| format!("{major}.{minor}")).collect()
 }
 
@@ -311,6 +317,7 @@ mod tests {
     fn series_are_listed_by_nearness_and_by_age() {
         assert_eq!(nearest_series(&archive(), "7.4"), ["7.3", "7.2", "7.10", "6.12"]);
         assert_eq!(nearest_series(&archive(), "5"), ["6.12", "7.2", "7.3", "7.10"]);
+        assert_eq!(nearest_series(&archive(), "9.9"), ["7.10", "7.3", "7.2", "6.12"]);
         let archive = archive();
         let each = newest_of_each(&archive);
         let versions: Vec<_> = each.iter().map(|candidate| candidate.version.as_str()).collect();

@@ -10,8 +10,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Suites that have kernels beyond those of a stable release.
-const EXTRA_SUITES: [&str; 3] = ["sid", "trixie-backports", "experimental"];
+/// Suites that have kernels beyond those of a stable release: the newest ones, candidates for
+/// releases, and (from bookworm's backports) the last ones without sched_ext.
+const EXTRA_SUITES: [&str; 4] = ["sid", "trixie-backports", "experimental", "bookworm-backports"];
 
 /// Names of Debian suites; a third party's repository may use them too.
 const SUITES: [&str; 14] = [
@@ -309,7 +310,7 @@ Signed-By:
 
 Types: deb
 URIs: http://mirror.invalid/debian
-Suites: sid trixie-backports experimental
+Suites: sid trixie-backports experimental bookworm-backports
 Components: main
 Architectures: amd64
 Targets: Packages
@@ -342,7 +343,7 @@ Check-Valid-Until: no
 
 Types: deb
 URIs: http://mirror.invalid/debian
-Suites: trixie-backports experimental
+Suites: trixie-backports experimental bookworm-backports
 Components: main
 Architectures: amd64
 Targets: Packages

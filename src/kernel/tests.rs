@@ -605,6 +605,20 @@ fn a_suite_that_is_gone_matters_only_to_those_who_need_it() {
 }
 
 #[test]
+fn a_machine_without_network_is_told_so() {
+    let archive = Archive::standard();
+    // The port that discards: nobody listens there.
+    let line = "deb [trusted=yes] http://127.0.0.1:9/debian bookworm main\n";
+    archive.bench.write("sources.list", line);
+    let text = archive.error("debian:7.2");
+    let begin =
+        "cannot get the package lists of the Debian archive: apt-get failed (exit status: 100)";
+    let end = "\ncheck the network connection (`apt-get update` has to work on this machine); \
+               kernels that `cryoscope kernel list` shows need none";
+    assert!(text.starts_with(begin) && text.ends_with(end), "{text}");
+}
+
+#[test]
 fn a_package_that_is_not_what_the_index_says_is_refused() {
     let archive = Archive::standard();
     let pool = "debian/pool/linux-binary-7.2.13+deb14-cloud-amd64_7.2.13-1_amd64.deb";

@@ -32,7 +32,7 @@ use packages::Candidate;
 use run::Running;
 
 /// What differs from the machine's own apt configuration, apart from paths. Hooks would act on
-/// the system; a sandbox user could not write below the cache directory; apt's cache of the parsed
+/// the system; lists that could not be had would not count as a failure; a sandbox user could not write below the cache directory; apt's cache of the parsed
 /// lists would save a second or two, but has 75 MB and is left half-written when apt is killed.
 const APT_CONF: &str = "\
 #clear APT::Update::Pre-Invoke;
@@ -43,6 +43,7 @@ const APT_CONF: &str = "\
 APT::Architecture \"amd64\";
 APT::Architectures { \"amd64\"; };
 APT::Sandbox::User \"root\";
+APT::Update::Error-Mode \"any\";
 APT::Get::AllowUnauthenticated \"false\";
 Acquire::AllowInsecureRepositories \"false\";
 Acquire::Languages \"none\";

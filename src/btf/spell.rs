@@ -12,7 +12,7 @@ pub(crate) trait Names {
     /// qualifiers), with `struct`, `union` or `enum` where it needs it.
     fn base(&self, id: TypeId) -> String;
 
-    /// What a type tag adds left of the type it is on; nothing for most.
+    /// What a type tag adds to the type it is on; nothing for most.
     fn tag(&self, _id: TypeId) -> Option<String> {
         None
     }
@@ -97,11 +97,11 @@ impl Speller<'_> {
                 self.qualify(word, target, inner, depth)
             }
             Some(Kind::TypeTag) => {
-                let rest = self.declare(target, inner, depth + 1);
-                match self.names.tag(id) {
-                    Some(tag) => format!("{tag} {rest}"),
-                    None => rest,
-                }
+                let inner = match self.names.tag(id) {
+                    Some(tag) => join(&tag, &inner),
+                    None => inner,
+                };
+                self.declare(target, inner, depth + 1)
             }
             Some(Kind::Array | Kind::FuncProto) => self.suffix(id, inner, depth),
             Some(Kind::Func | Kind::Var) => {

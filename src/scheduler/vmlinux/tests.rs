@@ -194,7 +194,7 @@ typedef int DEAD;
 typedef int __builtin_va_list___2[1];
 
 #ifndef BPF_NO_KFUNC_PROTOTYPES
-extern __attribute__((address_space(1))) void *bpf_do(struct item *item, struct hidden *, \
+extern void __attribute__((address_space(1))) *bpf_do(struct item *item, struct hidden *, \
 struct hidden *default_, enum state s, ...) __weak __ksym;
 #define __kfunc_bpf_do 1
 #endif

@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* Works for a while, then ends itself with an error. */
+#include "cryoscope.bpf.h"
+
+char _license[] SEC("license") = "GPL";
+
+/* How long it works, in nanoseconds. */
+const volatile u64 works_ns = 1000 * 1000 * 1000;
+
+u64 started_at;
+u64 nr_enqueued;
+
+void BPF_STRUCT_OPS(exits_enqueue, struct task_struct *p, u64 enq_flags)
+{
+	u64 ran = bpf_ktime_get_ns() - started_at;
+
+	__sync_fetch_and_add(&nr_enqueued, 1);
+	if (ran > works_ns)
+		scx_bpf_error("had enough of pid %d after %llu ms", p->pid, ran / 1000000);
+	scx_bpf_dsq_insert(p, SCX_DSQ_GLOBAL, SCX_SLICE_DFL, enq_flags);
+}
+
+s32 BPF_STRUCT_OPS(exits_init)
+{
+	started_at = bpf_ktime_get_ns();
+	return 0;
+}
+
+SCX_OPS_DEFINE(exits_ops,
+	.enqueue	= (void *)exits_enqueue,
+	.init		= (void *)exits_init,
+	.name		= "exits");

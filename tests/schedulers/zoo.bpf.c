@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * A map of every kind that can be read, with every size of value. What the host reads from RAM
+ * is compared with what the kernel itself says, so maps are filled such that mistakes show: every
+ * byte depends on the map, the key, the CPU and its own place, and of the entries that are put
+ * into hashes every seventh is taken out again, so that stale elements lie about.
+ *
+ * When sched_ext has enabled it, the maps do not change any more; variables do.
+ */
+#include "cryoscope.bpf.h"
+
+char _license[] SEC("license") = "GPL";
+
+#define NR_KEYS 24
+#define NR_BIG_KEYS 14000
+#define MAX_CPUS 64
+
+/* Sections of variables: initialized, zero, constant, and one of our own. */
+u64 initialized = 0x1122334455667788;
+u64 nr_enqueued;
+const volatile u32 constant = 4242;
+
+struct point {
+	s32 x;
+	s32 y;
+};
+
+struct point table[4] SEC(".data.custom") = { { 1, -1 }, { 2, -2 }, { 3, -3 }, { 4, -4 } };
+u64 custom_counter SEC(".data.custom") = 7;
+
+/* Updates that failed. Maps that allocate for each entry may refuse some when filled this fast. */
+u64 nr_failures;
+
+#define VALUE(size) \
+	struct value_##size { u8 bytes[size]; }
+VALUE(1);
+VALUE(2);
+VALUE(4);
+VALUE(8);
+VALUE(12);
+VALUE(4000);
+
+/* What entries are put in with, before they are filled in place. */
+struct value_4000 zeroes;
+
+/* Small values byte by byte; the large one by words, which is less for the verifier to do. */
+static __always_inline void fill(void *value, u32 size, u32 number, u32 key, u32 cpu)
+{
+	u32 state = (number << 20) ^ (key << 8) ^ cpu ^ 0x9e3779b9;
+	u8 *bytes = value;
+	u64 *words = value;
+	u32 i;
+
+	if (size % 8 == 0) {
+		for (i = 0; i < size / 8; i++) {
+			state = state * 1664525 + 1013904223;
+			words[i] = state * 0x9e3779b97f4a7c15ULL;
+		}
+	} else {
+		for (i = 0; i < size; i++) {
+			state = state * 1664525 + 1013904223;
+			bytes[i] = state >> 24;
+		}
+	}
+}
+
+/* How each group of kinds is filled: called by bpf_loop for each key. */
+
+#define ONE(map, size, number)                                  \
+	static long fill_##map(u32 key, void *unused)           \
+	{                                                       \
+		void *value;                                    \
+		put(&map, &key);                                \
+		value = bpf_map_lookup_elem(&map, &key);        \
+		if (value)                                      \
+			fill(value, size, number, key, 0);      \
+		take_out(&map, &key);                           \
+		return 0;                                       \
+	}
+
+#define PER_CPU(map, size, number)                                       \
+	static long fill_cpu_##map(u32 cpu, u32 *key)                    \
+	{                                                                \
+		void *value;                                             \
+		u32 k = *key;                                            \
+		value = bpf_map_lookup_percpu_elem(&map, &k, cpu);       \
+		if (!value)                                              \
+			return 1;                                        \
+		fill(value, size, number, k, cpu);                       \
+		return 0;                                                \
+	}                                                                \
+	static long fill_##map(u32 key, void *unused)                    \
+	{                                                                \
+		put(&map, &key);                                         \
+		bpf_loop(MAX_CPUS, fill_cpu_##map, &key, 0);             \
+		take_out(&map, &key);                                    \
+		return 0;                                                \
+	}
+
+static __always_inline void put(void *map, u32 *key)
+{
+	if (bpf_map_update_elem(map, key, &zeroes, BPF_ANY))
+		nr_failures++;
+}
+
+/* Arrays refuse, which is as good. */
+static __always_inline void take_out(void *map, u32 *key)
+{
+	if (*key % 7 == 0)
+		bpf_map_delete_elem(map, key);
+}
+
+#define DECLARE(map, kind, size, flags)             \
+	struct {                                    \
+		__uint(type, BPF_MAP_TYPE_##kind);  \
+		__uint(map_flags, flags);           \
+		__uint(max_entries, NR_KEYS * 2);   \
+		__type(key, u32);                   \
+		__type(value, struct value_##size); \
+	} map SEC(".maps");
+
+#define SIZE(prefix, kind, size, flags, how, number) \
+	DECLARE(prefix##_##size, kind, size, flags)  \
+	how(prefix##_##size, size, number)
+
+#define KIND(prefix, kind, flags, how, number)         \
+	SIZE(prefix, kind, 1, flags, how, number)      \
+	SIZE(prefix, kind, 2, flags, how, number + 1)  \
+	SIZE(prefix, kind, 4, flags, how, number + 2)  \
+	SIZE(prefix, kind, 8, flags, how, number + 3)  \
+	SIZE(prefix, kind, 12, flags, how, number + 4) \
+	SIZE(prefix, kind, 4000, flags, how, number + 5)
+
+KIND(arr, ARRAY, 0, ONE, 10)
+KIND(hash, HASH, 0, ONE, 20)
+KIND(lazy, HASH, BPF_F_NO_PREALLOC, ONE, 30)
+KIND(lru, LRU_HASH, 0, ONE, 40)
+KIND(pc_arr, PERCPU_ARRAY, 0, PER_CPU, 50)
+KIND(pc_hash, PERCPU_HASH, 0, PER_CPU, 60)
+KIND(pc_lazy, PERCPU_HASH, BPF_F_NO_PREALLOC, PER_CPU, 70)
+KIND(pc_lru, LRU_PERCPU_HASH, 0, PER_CPU, 80)
+
+/* Many entries; a struct as key, and one with a struct in it as value. */
+struct big_key {
+	u32 id;
+	u16 part;
+	u8 tag[6];
+};
+
+struct big_value {
+	u64 sum;
+	struct point at;
+	bool odd;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, NR_BIG_KEYS);
+	__type(key, struct big_key);
+	__type(value, struct big_value);
+} big SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, NR_BIG_KEYS);
+	__type(key, u64);
+	__type(value, u64);
+} big_lazy SEC(".maps");
+
+static long fill_big(u32 i, void *unused)
+{
+	struct big_key key = { .id = i, .part = i * 3, .tag = { i, i >> 8, 3, 4, 5, 6 } };
+	struct big_value value = { .sum = i * 1000000007ULL, .at = { i, -(s32)i }, .odd = i & 1 };
+	u64 lazy_key = i * 0x100000001ULL, lazy_value = ~value.sum;
+
+	if (bpf_map_update_elem(&big, &key, &value, BPF_ANY))
+		nr_failures++;
+	if (bpf_map_update_elem(&big_lazy, &lazy_key, &lazy_value, BPF_ANY))
+		nr_failures++;
+	if (i % 7 == 0) {
+		bpf_map_delete_elem(&big, &key);
+		bpf_map_delete_elem(&big_lazy, &lazy_key);
+	}
+	return 0;
+}
+
+/* Kinds whose contents nothing reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4096);
+} ring SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, 16);
+	__type(value, u32);
+} queue SEC(".maps");
+
+#define FILL(map) bpf_loop(NR_KEYS, fill_##map, 0, 0)
+#define FILL_KIND(prefix)     \
+	FILL(prefix##_1);     \
+	FILL(prefix##_2);     \
+	FILL(prefix##_4);     \
+	FILL(prefix##_8);     \
+	FILL(prefix##_12);    \
+	FILL(prefix##_4000)
+
+s32 BPF_STRUCT_OPS_SLEEPABLE(zoo_init)
+{
+	u32 number = 17;
+
+	FILL_KIND(arr);
+	FILL_KIND(hash);
+	FILL_KIND(lazy);
+	FILL_KIND(lru);
+	FILL_KIND(pc_arr);
+	FILL_KIND(pc_hash);
+	FILL_KIND(pc_lazy);
+	FILL_KIND(pc_lru);
+	bpf_loop(NR_BIG_KEYS, fill_big, 0, 0);
+	bpf_map_push_elem(&queue, &number, 0);
+	bpf_ringbuf_output(&ring, &number, sizeof(number), 0);
+	table[3].x = constant;
+	return 0;
+}
+
+void BPF_STRUCT_OPS(zoo_enqueue, struct task_struct *p, u64 enq_flags)
+{
+	__sync_fetch_and_add(&nr_enqueued, 1);
+	__sync_fetch_and_add(&custom_counter, 1);
+	scx_bpf_dsq_insert(p, SCX_DSQ_GLOBAL, SCX_SLICE_DFL, enq_flags);
+}
+
+SCX_OPS_DEFINE(zoo_ops,
+	.enqueue	= (void *)zoo_enqueue,
+	.init		= (void *)zoo_init,
+	.name		= "zoo");

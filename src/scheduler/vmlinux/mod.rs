@@ -23,7 +23,6 @@ mod tests;
 use crate::btf::{Btf, BtfError, TypeId};
 
 /// Changes whenever the generated text does for the same BTF: part of the cache key.
-#[allow(dead_code)] // until objects are cached
 pub(crate) const GENERATOR: &str = "vmlinux.h 1";
 
 /// Levels of types inside types that are followed. Kernels nest some forty deep.

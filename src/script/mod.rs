@@ -1,5 +1,7 @@
 //! The Rhai surface: the engine, its packages, and how a script's errors are told.
 
+#[allow(dead_code, unused_imports)]
+mod data;
 #[allow(dead_code)]
 mod fault;
 pub(crate) mod register;
@@ -9,3 +11,5 @@ mod source;
 pub mod surface;
 #[allow(dead_code)]
 mod units;
+#[allow(dead_code, unused_imports)]
+mod values;

@@ -1,7 +1,14 @@
 //! How everything that a script can name is registered: with a signature in the script's own
 //! words and a line of documentation, so that `cryoscope api` has nothing to make up.
 
-use rhai::{FnNamespace, FuncRegistration, Module, RhaiNativeFunc, Variant};
+use std::any::TypeId;
+
+use rhai::{Dynamic, FnNamespace, FuncRegistration, Module, RhaiNativeFunc, Variant};
+
+use super::fault::Native;
+
+/// What a loop goes through, one value or error after the other.
+pub(crate) type Items = Box<dyn Iterator<Item = Native<Dynamic>>>;
 
 /// A module under construction whose every function is documented.
 ///
@@ -70,6 +77,15 @@ impl<'m> Package<'m> {
     {
         let sig = Signature::parse(signature);
         self.set(FuncRegistration::new_index_getter(), &sig, doc, func)
+    }
+
+    /// Lets `for x in value` go through what `items` gives.
+    pub(crate) fn iterable<T: Variant + Clone>(
+        &mut self,
+        items: impl Fn(T) -> Items + Send + Sync + 'static,
+    ) -> &mut Self {
+        self.module.set_iter_result(TypeId::of::<T>(), move |value| items(value.cast::<T>()));
+        self
     }
 
     fn set<A: 'static, const N: usize, const X: bool, R, const F: bool, FUNC>(

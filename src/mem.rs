@@ -115,13 +115,12 @@ pub trait GuestMem: Send + Sync {
     }
 }
 
-/// Guest RAM that a file or memfd backs, mapped once and shared with the machine that runs on it.
+/// Guest RAM that files or memfds back, mapped once and shared with the machine that runs on it.
 pub struct MappedMem {
     mem: GuestMemoryMmap,
     regions: Vec<Region>,
-    file: File,
-    /// Where each region starts in `file`.
-    offsets: Vec<u64>,
+    /// What backs each region: a file and where in it the region starts.
+    backing: Vec<(File, u64)>,
 }
 
 impl MappedMem {
@@ -130,14 +129,27 @@ impl MappedMem {
     /// # Errors
     /// [`MemError::Host`] when the kernel refuses the mapping or the layout overlaps itself.
     pub fn new(file: File, layout: &[(Region, u64)]) -> Result<Self, MemError> {
+        let parts = layout.iter().map(|(region, offset)| {
+            let file = file.try_clone().map_err(|e| MemError::Host(e.to_string()))?;
+            Ok((*region, file, *offset))
+        });
+        Self::from_parts(parts.collect::<Result<_, MemError>>()?)
+    }
+
+    /// Maps regions, ascending, each from a file of its own (a machine with several NUMA nodes
+    /// has one for each): region, file, offset in the file.
+    ///
+    /// # Errors
+    /// As [`MappedMem::new`].
+    pub fn from_parts(parts: Vec<(Region, File, u64)>) -> Result<Self, MemError> {
         let host = |e: &dyn fmt::Display| MemError::Host(e.to_string());
-        let mut mapped = Vec::with_capacity(layout.len());
-        let (mut regions, mut offsets) = (Vec::new(), Vec::new());
-        for (region, offset) in layout {
-            let backing = file.try_clone().map_err(|e| host(&e))?;
+        let mut mapped = Vec::with_capacity(parts.len());
+        let (mut regions, mut backing) = (Vec::new(), Vec::new());
+        for (region, file, offset) in parts {
+            let shared = file.try_clone().map_err(|e| host(&e))?;
             let len = usize::try_from(region.len).map_err(|e| host(&e))?;
             let map = MmapRegionBuilder::new(len)
-                .with_file_offset(FileOffset::new(backing, *offset))
+                .with_file_offset(FileOffset::new(shared, offset))
                 .with_mmap_prot(libc::PROT_READ)
                 .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
                 .build()
@@ -145,42 +157,27 @@ impl MappedMem {
             let guest = GuestRegionMmap::new(map, GuestAddress(region.start.0))
                 .ok_or_else(|| MemError::Host("a region ends beyond the address space".into()))?;
             mapped.push(guest);
-            regions.push(*region);
-            offsets.push(*offset);
+            regions.push(region);
+            backing.push((file, offset));
         }
         let mem = GuestMemoryMmap::from_regions(mapped).map_err(|e| host(&e))?;
-        Ok(MappedMem { mem, regions, file, offsets })
+        Ok(MappedMem { mem, regions, backing })
     }
 
-    /// The extents of the file that hold data; everything when the file system cannot tell.
-    fn extents(&self) -> Vec<(u64, u64)> {
-        let fd = self.file.as_raw_fd();
+    /// The runs of RAM behind which the files hold data, ascending; none where the file system
+    /// cannot tell.
+    fn extents(&self) -> Vec<Region> {
         let mut out = Vec::new();
-        let mut at: i64 = 0;
-        loop {
-            // SAFETY: lseek on a descriptor that `self.file` owns; no memory is passed. The file
-            // offset it moves is used by nobody (all access goes through the mapping).
-            #[allow(unsafe_code)]
-            let (data, hole) = unsafe {
-                let data = libc::lseek(fd, at, libc::SEEK_DATA);
-                (data, if data < 0 { -1 } else { libc::lseek(fd, data, libc::SEEK_HOLE) })
-            };
-            if data < 0 || hole <= data {
-                return out;
+        for (region, (file, offset)) in self.regions.iter().zip(&self.backing) {
+            let (start, end) = (*offset, offset + region.len);
+            let mut at = start;
+            while let Some((data, hole)) = next_data(file, at).filter(|(data, _)| *data < end) {
+                let gpa = Gpa(region.start.0 + (data - start));
+                out.push(Region { start: gpa, len: hole.min(end) - data });
+                at = hole;
             }
-            out.push((data as u64, hole as u64));
-            at = hole;
         }
-    }
-
-    /// What of an extent of the file is RAM, region by region.
-    fn within(&self, (file_start, file_end): (u64, u64)) -> impl Iterator<Item = Region> {
-        self.regions.iter().zip(&self.offsets).filter_map(move |(region, offset)| {
-            let start = file_start.max(*offset);
-            let end = file_end.min(offset + region.len);
-            (start < end)
-                .then(|| Region { start: Gpa(region.start.0 + (start - offset)), len: end - start })
-        })
+        out
     }
 
     /// Populates the page tables of this process for a run of RAM.
@@ -211,17 +208,26 @@ impl GuestMem for MappedMem {
 
     /// Only pages that hold data are populated: touching a hole of a memfd would allocate it.
     fn prefault(&self) {
-        for extent in self.extents() {
-            self.within(extent).for_each(|run| self.populate(run));
-        }
+        self.extents().into_iter().for_each(|run| self.populate(run));
     }
 
     fn populated(&self) -> Vec<Region> {
-        let mut out: Vec<Region> =
-            self.extents().into_iter().flat_map(|extent| self.within(extent)).collect();
-        out.sort_by_key(|run| run.start);
-        out
+        self.extents()
     }
+}
+
+/// The first run of data in a file at or after `at`, as offsets of its start and end.
+fn next_data(file: &File, at: u64) -> Option<(u64, u64)> {
+    let fd = file.as_raw_fd();
+    let at = i64::try_from(at).ok()?;
+    // SAFETY: lseek on a descriptor that `file` owns; no memory is passed. The file offset that
+    // it moves is used by nobody (all access goes through the mapping).
+    #[allow(unsafe_code)]
+    let (data, hole) = unsafe {
+        let data = libc::lseek(fd, at, libc::SEEK_DATA);
+        (data, if data < 0 { -1 } else { libc::lseek(fd, data, libc::SEEK_HOLE) })
+    };
+    (hole > data).then_some((data as u64, hole as u64))
 }
 
 /// Memory made of single pages, for tests and small stored images: what is not there is not RAM.
@@ -332,5 +338,26 @@ mod tests {
         assert!(mem.read(Gpa(0x2000), &mut buf).is_err(), "the gap is not RAM");
         assert!(mem.read(Gpa(0x1fff), &mut buf).is_err(), "a read may not leave its region");
         assert_eq!(mem.size(), 0x4000);
+    }
+
+    #[test]
+    fn regions_of_several_files_read_as_one_memory() {
+        let memfd = |fill: u8| {
+            let fd = rustix::fs::memfd_create("ram", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+            let file = File::from(fd);
+            file.set_len(0x3000).unwrap();
+            file.write_all_at(&[fill; 0x1000], 0x1000).unwrap();
+            file
+        };
+        let region = |start| Region { start: Gpa(start), len: 0x2000 };
+        let parts = vec![(region(0), memfd(1), 0), (region(0x2000), memfd(2), 0x1000)];
+        let mem = MappedMem::from_parts(parts).unwrap();
+        let mut buf = [0; 4];
+        mem.read(Gpa(0x1ffe), &mut buf).unwrap();
+        assert_eq!(buf, [1, 1, 2, 2], "a read crosses from one file to the next");
+        let page = |gpa| Region { start: Gpa(gpa), len: 0x1000 };
+        assert_eq!(mem.populated(), [page(0x1000), page(0x2000)]);
+        let parts = vec![(region(0), memfd(1), 0), (region(0x1000), memfd(2), 0)];
+        assert!(matches!(MappedMem::from_parts(parts), Err(MemError::Host(_))));
     }
 }

@@ -102,12 +102,21 @@ impl Console {
     }
 }
 
-/// Text that is safe to show: lines and tabs stay, other control characters go.
+/// Text that is safe to show: lines and tabs stay; terminal sequences (`ESC [ .. letter`) and
+/// other control characters go.
 pub(super) fn printable(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes)
-        .chars()
-        .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
-        .collect()
+    let text = String::from_utf8_lossy(bytes);
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        if c == '\x1b' && chars.next_if_eq(&'[').is_some() {
+            while chars.next_if(|c| matches!(c, ' '..='?')).is_some() {}
+            chars.next_if(|c| matches!(c, '@'..='~'));
+        } else if !c.is_control() || matches!(c, '\n' | '\t') {
+            out.push(c);
+        }
+    }
+    out
 }
 
 #[cfg(test)]
@@ -131,9 +140,9 @@ mod tests {
     #[test]
     fn control_characters_do_not_reach_a_terminal() {
         let console = Console::new(0);
-        console.push(b"a\x1b[31mb\x07\tc\xff\r\n");
-        assert_eq!(console.text(), "a[31mb\tc\u{fffd}\n");
-        assert_eq!(console.tail(5), "a[31mb\tc\u{fffd}");
+        console.push(b"a\x1b[?1;31mb\x07\x1b[0m\x1bK\tc\xff\r\n\x1b[");
+        assert_eq!(console.text(), "abK\tc\u{fffd}\n");
+        assert_eq!(console.tail(5), "abK\tc\u{fffd}");
     }
 
     #[test]

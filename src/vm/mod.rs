@@ -14,14 +14,17 @@ use std::time::Duration;
 
 use crate::mem::GuestMem;
 
+pub mod channel;
 mod closure;
 mod console;
 mod exit;
 pub mod initramfs;
+mod qemu;
 pub mod topology;
 
 pub use console::Console;
 pub use exit::{ExitInfo, ExitKind, ExitWatch};
+pub use qemu::{OLDEST as OLDEST_QEMU, Version as QemuVersion, version as qemu_version};
 use topology::Topology;
 
 /// A machine, as plain data.
@@ -250,6 +253,17 @@ pub trait Engine: Send {
     fn stop(&mut self) -> ExitInfo;
 }
 
+/// Makes a machine and lets it run.
+///
+/// # Errors
+/// [`VmError`]: what cannot be asked for, what the host lacks, or how the machine ended before it
+/// could be handed out.
+pub fn start(spec: &VmSpec, choice: EngineChoice) -> Result<Box<dyn Engine>, VmError> {
+    match choice {
+        EngineChoice::Auto | EngineChoice::Qemu => Ok(Box::new(qemu::start(spec)?)),
+    }
+}
+
 /// A machine that could not be made or no longer does what it is told.
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
@@ -315,6 +329,17 @@ pub enum VmError {
         asked: String,
         /// What the host has, as text.
         host: String,
+    },
+    /// More text on the kernel's command line than it reads.
+    #[error(
+        "the kernel command line is {length} bytes long with the engine's own arguments, the \
+         kernel reads {most}; give fewer kernel arguments"
+    )]
+    KernelArgs {
+        /// Bytes.
+        length: usize,
+        /// The most it reads.
+        most: usize,
     },
     /// The kernel image cannot be used.
     #[error("kernel {path:?}: {reason}")]

@@ -1,0 +1,223 @@
+//! The command line: of QEMU, and of the kernel that it boots. Pure.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+
+use super::ram::LOW_MIB;
+use crate::vm::{Boot, TcgThreads, VmSpec};
+use crate::wire::PORT_NAME;
+
+/// Descriptors that QEMU inherits, by number.
+#[derive(Debug)]
+pub(super) struct Fds {
+    /// RAM of each node.
+    pub(super) ram: Vec<RawFd>,
+    /// The initramfs.
+    pub(super) initrd: RawFd,
+    /// QMP, a connected socket.
+    pub(super) qmp: RawFd,
+    /// The serial console, a connected socket.
+    pub(super) console: RawFd,
+    /// Frames, a connected socket.
+    pub(super) frames: RawFd,
+    /// QEMU's own log, a pipe.
+    pub(super) log: RawFd,
+}
+
+/// QEMU's arguments for a machine whose nodes have `node_mib` MiB of RAM each.
+///
+/// A q35 with nearly everything taken off it: microvm would start sooner, but with ACPI (which
+/// NUMA needs) it has no timer by which a stock kernel could calibrate, and without ACPI no PCI.
+/// SMM, SATA, USB and SMBus cost firmware and probing time and serve nobody here.
+pub(super) fn qemu(spec: &VmSpec, node_mib: &[u64], fds: &Fds) -> Vec<OsString> {
+    let mut args = Args::default();
+    let threads = match spec.tcg {
+        TcgThreads::Single => "single",
+        TcgThreads::Multi => "multi",
+    };
+    args.flag("-nodefaults").flag("-no-user-config").flag("-no-reboot");
+    args.pair("-display", "none");
+    args.pair("-accel", format!("tcg,thread={threads}"));
+    // The virtual clock stands still while the machine is stopped, and so must the wall clock.
+    args.pair("-rtc", "clock=vm");
+    // `max` without dies shows one LLC for all CPUs; as an Intel CPU it shows one for each die.
+    args.pair("-cpu", "max,vendor=GenuineIntel");
+    let t = &spec.topology;
+    args.pair(
+        "-smp",
+        format!(
+            "{},sockets={},dies={},cores={},threads={}",
+            t.cpus(),
+            t.nodes(),
+            t.llcs_per_node(),
+            t.cores_per_llc(),
+            t.threads_per_core()
+        ),
+    );
+    args.memory(node_mib, fds);
+    args.kernel(spec, fds);
+    args.devices(fds);
+    args.0
+}
+
+#[derive(Default)]
+struct Args(Vec<OsString>);
+
+impl Args {
+    fn flag(&mut self, name: &str) -> &mut Self {
+        self.0.push(name.into());
+        self
+    }
+
+    fn pair(&mut self, name: &str, value: impl Into<OsString>) -> &mut Self {
+        self.0.push(name.into());
+        self.0.push(value.into());
+        self
+    }
+
+    fn memory(&mut self, node_mib: &[u64], fds: &Fds) {
+        self.pair("-m", format!("{}M", node_mib.iter().sum::<u64>()));
+        let one = node_mib.len() == 1;
+        self.pair(
+            "-machine",
+            format!(
+                "q35,smm=off,sata=off,usb=off,smbus=off,vmport=off,\
+                 dump-guest-core=off,mem-merge=off,max-ram-below-4g={LOW_MIB}M{}",
+                if one { ",memory-backend=ram0" } else { "" }
+            ),
+        );
+        for (node, (mib, fd)) in node_mib.iter().zip(&fds.ram).enumerate() {
+            self.pair(
+                "-object",
+                format!(
+                    "memory-backend-file,id=ram{node},size={mib}M,mem-path=/proc/self/fd/{fd},\
+                     share=on"
+                ),
+            );
+            if !one {
+                self.pair("-numa", format!("node,nodeid={node},memdev=ram{node}"));
+                // A node is a socket, see `-smp` above.
+                self.pair("-numa", format!("cpu,node-id={node},socket-id={node}"));
+            }
+        }
+    }
+
+    fn kernel(&mut self, spec: &VmSpec, fds: &Fds) {
+        let (Boot::Elf(path) | Boot::BzImage(path)) = &spec.boot;
+        self.pair("-kernel", path);
+        self.pair("-initrd", format!("/proc/self/fd/{}", fds.initrd));
+        self.pair("-append", kernel(&spec.kargs));
+    }
+
+    fn devices(&mut self, fds: &Fds) {
+        for (id, fd) in [("qmp", fds.qmp), ("console", fds.console), ("frames", fds.frames)] {
+            self.pair("-chardev", format!("socket,id={id},fd={fd}"));
+        }
+        self.pair("-mon", "chardev=qmp,mode=control");
+        self.pair("-serial", "chardev:console");
+        self.pair("-device", "virtio-serial-pci,max_ports=2");
+        self.pair("-device", format!("virtserialport,chardev=frames,name={PORT_NAME}"));
+        // The only way in which QEMU tells a triple fault from a restart.
+        self.pair("-d", "cpu_reset");
+        self.pair("-D", format!("/proc/self/fd/{}", fds.log));
+    }
+}
+
+/// Kernel arguments that every machine here gets.
+const KERNEL: [(&str, &str); 7] = [
+    ("console=ttyS0", "the 8250 is built in, and works before anything else does"),
+    ("panic=-1", "restart at once on a panic, which ends the machine (-no-reboot)"),
+    ("oops=panic", "a kernel that has stumbled is no longer worth testing on"),
+    ("cryptomgr.notests", "self-tests of ciphers take a third of the boot under emulation"),
+    ("mitigations=off", "page-table isolation flushes the emulator's TLB at every system call"),
+    ("tsc=reliable", "the TSC stops with the machine; a watchdog would distrust it for that"),
+    ("random.trust_cpu=on", "nothing else here gives the guest randomness early"),
+];
+
+/// The kernel command line; what the caller asks comes last and wins.
+pub(super) fn kernel(asked: &[String]) -> String {
+    let ours = KERNEL.iter().map(|(arg, _why)| *arg);
+    ours.chain(asked.iter().map(String::as_str)).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::topology::Topology;
+    use std::sync::Arc;
+
+    /// The command line with one option on each line.
+    fn line(spec: &VmSpec, node_mib: &[u64]) -> String {
+        let ram = (20..).take(node_mib.len()).collect();
+        let fds = Fds { ram, initrd: 3, qmp: 4, console: 5, frames: 6, log: 7 };
+        let mut out = String::new();
+        for arg in qemu(spec, node_mib, &fds) {
+            let arg = arg.into_string().unwrap();
+            let gap = if arg.starts_with('-') { "\n" } else { " " };
+            out.extend([gap, &arg]);
+        }
+        out.trim_start().to_owned()
+    }
+
+    fn spec(boot: Boot, topology: &str) -> VmSpec {
+        let topology = Topology::parse(topology).unwrap();
+        VmSpec::new(boot, Arc::from([]), topology, 512 << 20)
+    }
+
+    #[test]
+    fn a_flat_machine_has_one_piece_of_ram() {
+        let mut spec = spec(Boot::Elf("/k/vmlinux".into()), "1n2l3c2t");
+        spec.kargs = vec!["loglevel=4".into(), "a=b".into()];
+        let golden = "\
+-nodefaults
+-no-user-config
+-no-reboot
+-display none
+-accel tcg,thread=single
+-rtc clock=vm
+-cpu max,vendor=GenuineIntel
+-smp 12,sockets=1,dies=2,cores=3,threads=2
+-m 512M
+-machine q35,smm=off,sata=off,usb=off,smbus=off,vmport=off,dump-guest-core=off,mem-merge=off,\
+max-ram-below-4g=2048M,memory-backend=ram0
+-object memory-backend-file,id=ram0,size=512M,mem-path=/proc/self/fd/20,share=on
+-kernel /k/vmlinux
+-initrd /proc/self/fd/3
+-append console=ttyS0 panic=-1 oops=panic cryptomgr.notests mitigations=off tsc=reliable \
+random.trust_cpu=on loglevel=4 a=b
+-chardev socket,id=qmp,fd=4
+-chardev socket,id=console,fd=5
+-chardev socket,id=frames,fd=6
+-mon chardev=qmp,mode=control
+-serial chardev:console
+-device virtio-serial-pci,max_ports=2
+-device virtserialport,chardev=frames,name=cryoscope.frames
+-d cpu_reset
+-D /proc/self/fd/7";
+        assert_eq!(line(&spec, &[512]), golden);
+    }
+
+    #[test]
+    fn nodes_are_sockets_with_ram_of_their_own() {
+        let mut spec = spec(Boot::BzImage("/k/vmlinuz".into()), "2n4l1c1t");
+        spec.tcg = TcgThreads::Multi;
+        let found = line(&spec, &[2048, 1024]);
+        let golden = [
+            "-accel tcg,thread=multi",
+            "-smp 4,sockets=2,dies=2,cores=1,threads=1",
+            "-m 3072M",
+            "-object memory-backend-file,id=ram0,size=2048M,mem-path=/proc/self/fd/20,share=on",
+            "-numa node,nodeid=0,memdev=ram0",
+            "-numa cpu,node-id=0,socket-id=0",
+            "-object memory-backend-file,id=ram1,size=1024M,mem-path=/proc/self/fd/21,share=on",
+            "-numa node,nodeid=1,memdev=ram1",
+            "-numa cpu,node-id=1,socket-id=1",
+            "-kernel /k/vmlinuz",
+        ];
+        let mut rest = found.lines();
+        for option in golden {
+            assert!(rest.any(|line| line == option), "{option} in its place in\n{found}");
+        }
+        assert!(!found.contains("memory-backend=ram0"), "{found}");
+    }
+}

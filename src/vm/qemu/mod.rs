@@ -1,0 +1,229 @@
+//! The QEMU engine: QEMU's emulator (TCG), so that it runs on any machine.
+//!
+//! Everything between QEMU and us is a descriptor that it inherits: RAM and the initramfs are
+//! memfds, control (QMP), console and frames are socket pairs, the log is a pipe. There is no name
+//! in any file system to clean up, and when QEMU ends, so does every stream.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use serde_json::{Value, json};
+
+use super::{
+    Capabilities, Capability, Console, Engine, ExitInfo, ExitWatch, Registers, TcgThreads, VmError,
+    VmSpec,
+};
+use crate::mem::{GuestMem, MappedMem};
+use process::{Launch, Outputs, Process};
+use qmp::{Qmp, QmpError};
+use ram::Ram;
+
+mod args;
+mod ending;
+mod image;
+mod limits;
+mod process;
+mod qmp;
+mod ram;
+mod registers;
+mod version;
+
+pub use version::{OLDEST, Version, version};
+
+/// How long QEMU may take until it greets us. It takes 50 ms; a machine that is busy with other
+/// things may take many times that.
+const GREETING: Duration = Duration::from_secs(30);
+/// How long stopping, continuing and queries may take. The emulator looks up from its work every
+/// 100 ms at the latest.
+const CONTROL: Duration = Duration::from_secs(10);
+
+/// A machine that QEMU emulates.
+pub(super) struct Qemu {
+    memory: Arc<MappedMem>,
+    qmp: Qmp,
+    console: Console,
+    transport: Option<OwnedFd>,
+    paused: bool,
+    cpus: u32,
+    threads: TcgThreads,
+    process: Process,
+}
+
+/// Makes the machine and lets it run.
+pub(super) fn start(spec: &VmSpec) -> Result<Qemu, VmError> {
+    limits::check(spec)?;
+    image::check(&spec.boot)?;
+    let node_mib = ram::share_out(spec.memory, spec.topology.nodes());
+    let ram = Ram::new(&node_mib)?;
+    let refused = |e: io::Error| VmError::Host {
+        what: "make the descriptors of a machine".to_owned(),
+        reason: e.to_string(),
+    };
+    let wires = Wires::new(ram.files, &spec.initramfs).map_err(refused)?;
+    let args = args::qemu(spec, &node_mib, &wires.fds);
+    let console = Console::new(spec.console_limit);
+    let (qmp, feed) = qmp::connection(wires.qmp.try_clone().map_err(refused)?);
+    let launch = Launch { program: spec.qemu.clone(), args, inherit: wires.inherit };
+    let outputs = Outputs {
+        console_socket: wires.console.into(),
+        console: console.clone(),
+        qmp_socket: wires.qmp.into(),
+        qmp: feed,
+        log_pipe: wires.log,
+    };
+    let process =
+        Process::spawn(launch, outputs).map_err(|e| version::spawn_error(&spec.qemu, &e))?;
+    let mut qemu = Qemu {
+        memory: ram.mem,
+        qmp,
+        console,
+        transport: Some(wires.frames.into()),
+        paused: false,
+        cpus: spec.topology.cpus(),
+        threads: spec.tcg,
+        process,
+    };
+    qemu.handshake(spec)?;
+    Ok(qemu)
+}
+
+/// Everything that connects us with QEMU.
+struct Wires {
+    fds: args::Fds,
+    inherit: Vec<OwnedFd>,
+    qmp: UnixStream,
+    console: UnixStream,
+    frames: UnixStream,
+    log: OwnedFd,
+}
+
+impl Wires {
+    fn new(ram: Vec<File>, initramfs: &[u8]) -> io::Result<Self> {
+        let mut initrd = ram::memfd("cryoscope-initramfs", initramfs.len() as u64)?;
+        initrd.write_all(initramfs)?;
+        let (qmp, their_qmp) = UnixStream::pair()?;
+        let (console, their_console) = UnixStream::pair()?;
+        let (frames, their_frames) = UnixStream::pair()?;
+        let (log, their_log) = pipe_with(PipeFlags::CLOEXEC)?;
+        let fds = args::Fds {
+            ram: ram.iter().map(AsRawFd::as_raw_fd).collect(),
+            initrd: initrd.as_raw_fd(),
+            qmp: their_qmp.as_raw_fd(),
+            console: their_console.as_raw_fd(),
+            frames: their_frames.as_raw_fd(),
+            log: their_log.as_raw_fd(),
+        };
+        let mut inherit: Vec<OwnedFd> = ram.into_iter().map(OwnedFd::from).collect();
+        inherit.extend([initrd.into(), their_qmp.into(), their_console.into()]);
+        inherit.extend([their_frames.into(), their_log]);
+        Ok(Wires { fds, inherit, qmp, console, frames, log })
+    }
+}
+
+impl Qemu {
+    /// Waits for QEMU to greet us; what keeps it from doing so is found out.
+    fn handshake(&mut self, spec: &VmSpec) -> Result<(), VmError> {
+        match self.qmp.greeting(GREETING) {
+            Ok(found) if found < OLDEST => return Err(version::too_old(&spec.qemu, found)),
+            Ok(_) => {}
+            Err(e) => {
+                let ended = self.exited();
+                let info = self.process.stop();
+                let said = ended.map_or(e.to_string(), |_| info.to_string());
+                return Err(version::diagnose(&spec.qemu, &said));
+            }
+        }
+        self.control("qmp_capabilities", &Value::Null).map(drop)
+    }
+
+    /// Carries out a command; the machine's own end is the better reason where there is one.
+    fn control(&mut self, command: &str, arguments: &Value) -> Result<Value, VmError> {
+        self.qmp.execute(command, arguments, CONTROL).map_err(|e| match e {
+            QmpError::Refused(reason) => VmError::Refused { command: command.to_owned(), reason },
+            QmpError::Timeout(waited) => {
+                VmError::Timeout { what: format!("QEMU to answer {command:?}"), waited }
+            }
+            // The connection ends a moment before the process is reaped.
+            QmpError::Closed(reason) => match self.process.watch().wait(CONTROL) {
+                Some(info) => VmError::Exited(Box::new(info)),
+                None => VmError::Refused { command: command.to_owned(), reason },
+            },
+        })
+    }
+}
+
+impl Engine for Qemu {
+    fn name(&self) -> &'static str {
+        "qemu-tcg"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        use Capability::{Freeze, Llcs, Memory, Nodes, ParallelCpus, Registers};
+        let parallel = (self.threads == TcgThreads::Multi).then_some(ParallelCpus);
+        [Memory, Freeze, Registers, Nodes, Llcs].into_iter().chain(parallel).collect()
+    }
+
+    fn memory(&self) -> Arc<dyn GuestMem> {
+        self.memory.clone()
+    }
+
+    fn pause(&mut self) -> Result<Duration, VmError> {
+        let start = Instant::now();
+        if !self.paused {
+            if let Err(e) = self.control("stop", &Value::Null) {
+                // A stop that comes late must not leave the machine standing. Commands are
+                // carried out in order, and this one's own failure adds nothing.
+                let _ = self.qmp.execute("cont", &Value::Null, Duration::ZERO);
+                return Err(e);
+            }
+            self.paused = true;
+        }
+        Ok(start.elapsed())
+    }
+
+    fn resume(&mut self) -> Result<Duration, VmError> {
+        let start = Instant::now();
+        if self.paused {
+            self.control("cont", &Value::Null)?;
+            self.paused = false;
+        }
+        Ok(start.elapsed())
+    }
+
+    fn registers(&mut self, cpu: u32) -> Result<Registers, VmError> {
+        if cpu >= self.cpus {
+            return Err(VmError::NoSuchCpu { cpu, cpus: self.cpus });
+        }
+        let arguments = json!({ "command-line": "info registers", "cpu-index": cpu });
+        let answer = self.control("human-monitor-command", &arguments)?;
+        let registers = registers::parse(cpu, answer.as_str().unwrap_or_default());
+        if registers.values.is_empty() {
+            return Err(VmError::Refused {
+                command: "info registers".to_owned(),
+                reason: answer.to_string().chars().take(200).collect(),
+            });
+        }
+        Ok(registers)
+    }
+
+    fn console(&self) -> Console {
+        self.console.clone()
+    }
+
+    fn take_transport(&mut self) -> Option<OwnedFd> {
+        self.transport.take()
+    }
+
+    fn exit_watch(&self) -> ExitWatch {
+        self.process.watch().clone()
+    }
+
+    fn stop(&mut self) -> ExitInfo {
+        self.process.stop()
+    }
+}

@@ -84,13 +84,17 @@ impl Capturer {
     }
 
     /// Does beforehand, while the machine runs, what makes [`Capturer::capture`] short: faults in
-    /// the memory, reads the types of objects that were not seen before, finds names.
+    /// the memory, reads the types of objects that were not seen before, finds names, and copies
+    /// once for practice.
     ///
     /// # Errors
     /// As [`Capturer::capture`]. A capture without preparation gives the same result, later.
-    pub fn prepare(&self) -> Result<(), CaptureError> {
+    pub fn prepare(&self, request: &CaptureRequest) -> Result<(), CaptureError> {
         self.mem.prefault();
-        self.kernel.maps()?;
+        let maps = self.kernel.maps()?.maps;
+        let wanted: Vec<MapInfo> =
+            order(&maps, request).into_iter().map(|i| maps[i].clone()).collect();
+        self.kernel.rehearse(&wanted, Budget::new(request.bytes, request.time));
         Ok(())
     }
 

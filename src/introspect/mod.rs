@@ -21,6 +21,10 @@ mod object;
 mod paging;
 mod space;
 mod symbols;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod vmcoreinfo;
 mod walk;
 

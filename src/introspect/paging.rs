@@ -255,6 +255,18 @@ pub(crate) mod tests {
             unreachable!("no level has pages of 1 << {shift} bytes");
         }
 
+        /// Takes the entry that maps the smallest page at `at` away.
+        pub(crate) fn unmap(&mut self, at: Kva) {
+            let mut table = self.tables.root;
+            for level in self.tables.levels {
+                let slot = Gpa(table.0 + (at.0 >> level.shift) % ENTRIES * 8);
+                if level.shift == 12 {
+                    self.mem.write(slot, &[0; 8]);
+                }
+                table = Gpa(self.read(slot) & ADDRESS);
+            }
+        }
+
         fn runs(&self, at: Kva, len: u64) -> Vec<Run> {
             let mut out = Vec::new();
             self.tables.walk(&self.mem, at, len, &mut |run| out.push(run));

@@ -43,6 +43,8 @@ struct Table<'a> {
     entries: Vec<u32>,
     torn_entries: BTreeMap<usize, Vec<String>>,
     notes: Notes,
+    /// Buckets whose lock was held.
+    held: HashSet<u32>,
     /// Elements in lists, whether they became entries or not.
     linked: u64,
 }
@@ -50,15 +52,30 @@ struct Table<'a> {
 /// Reasons, by kind.
 #[derive(Default)]
 struct Notes {
-    torn: Vec<(&'static str, Vec<String>)>,
+    torn: Vec<Note>,
     incomplete: Option<String>,
 }
 
+/// Reasons of one kind: the first few, and how many there are.
+struct Note {
+    kind: &'static str,
+    first: Vec<String>,
+    count: usize,
+}
+
 impl Notes {
-    fn torn(&mut self, kind: &'static str, text: String) {
-        match self.torn.iter_mut().find(|(k, _)| *k == kind) {
-            Some((_, all)) => all.push(text),
-            None => self.torn.push((kind, vec![text])),
+    fn torn(&mut self, kind: &'static str, text: impl FnOnce() -> String) {
+        let at = match self.torn.iter().position(|n| n.kind == kind) {
+            Some(at) => at,
+            None => {
+                self.torn.push(Note { kind, first: Vec::new(), count: 0 });
+                self.torn.len() - 1
+            }
+        };
+        let note = &mut self.torn[at];
+        note.count += 1;
+        if note.first.len() < SPELLED_OUT {
+            note.first.push(text());
         }
     }
 
@@ -67,13 +84,11 @@ impl Notes {
     }
 
     fn into_torn(self) -> impl Iterator<Item = String> {
-        self.torn.into_iter().flat_map(|(kind, mut all)| {
-            let more = all.len().saturating_sub(SPELLED_OUT);
-            all.truncate(SPELLED_OUT);
-            if more > 0 {
-                all.push(format!("{kind} in {more} more places"));
+        self.torn.into_iter().flat_map(|Note { kind, mut first, count }| {
+            if count > first.len() {
+                first.push(format!("{kind} in {} more places", count - first.len()));
             }
-            all
+            first
         })
     }
 }
@@ -91,6 +106,7 @@ impl<'a> Table<'a> {
             entries: Vec::new(),
             torn_entries: BTreeMap::new(),
             notes: Notes::default(),
+            held: HashSet::new(),
             linked: 0,
         }
     }
@@ -104,6 +120,7 @@ impl<'a> Table<'a> {
             }
             Elems::Walked { links, .. } => links,
         };
+        self.locks();
         for chain in &links.chains {
             self.chain(links, chain);
         }
@@ -143,17 +160,24 @@ impl<'a> Table<'a> {
         self.elem(number).get(g.key..g.key + g.key_size).unwrap_or_default()
     }
 
+    /// Finds the buckets that were being changed.
+    fn locks(&mut self) {
+        let Some(lock) = self.geometry.bucket_lock else { return };
+        let buckets = self.raw.buckets.chunks_exact(self.geometry.bucket_size);
+        for (bucket, raw) in buckets.enumerate() {
+            if lock.read(raw).is_some_and(|word| word != 0) {
+                let text = || format!("the lock of bucket {bucket} is held");
+                self.notes.torn("a bucket's lock is held", text);
+                self.held.insert(bucket as u32);
+            }
+        }
+    }
+
     /// Takes the elements of one bucket.
     fn chain(&mut self, links: &Links, chain: &Chain) {
         let g = self.geometry;
         let bucket = chain.bucket;
-        let start = bucket as usize * g.bucket_size;
-        let head = self.raw.buckets.get(start..start + g.bucket_size).unwrap_or_default();
-        let held = g.bucket_lock.and_then(|at| at.read(head)).unwrap_or(0) != 0;
-        if held {
-            let text = format!("the lock of bucket {bucket} is held");
-            self.notes.torn("a bucket's lock is held", text);
-        }
+        let held = self.held.contains(&bucket);
         let mut seen = Seen::default();
         let mut visited = HashSet::new();
         for (at, number) in &links.items[chain.start..chain.start + chain.len] {
@@ -163,14 +187,15 @@ impl<'a> Table<'a> {
             self.linked += 1;
             let hash = g.hash.read(self.elem(*number)).unwrap_or(0);
             if hash & u64::from(g.n_buckets - 1) != u64::from(bucket) {
-                let text = format!("the list of bucket {bucket} has an element of another bucket");
+                let text =
+                    || format!("the list of bucket {bucket} has an element of another bucket");
                 self.notes.torn("a list has an element of another bucket", text);
                 break;
             }
             // A replaced element stays linked until the new one, before it, is: the first wins.
             if let Some(entry) = seen.find(self.key(*number), self.entries.len()) {
                 let text = format!("a key appears twice in bucket {bucket}: it is being replaced");
-                self.notes.torn("a key appears twice", text.clone());
+                self.notes.torn("a key appears twice", || text.clone());
                 self.torn_entries.entry(entry).or_default().push(text);
                 continue;
             }
@@ -189,11 +214,11 @@ impl<'a> Table<'a> {
         match &chain.end {
             End::Nulls(n) if *n == u64::from(bucket) => {}
             End::Nulls(n) => {
-                let text = format!("the list of bucket {bucket} ends as that of bucket {n}");
+                let text = || format!("the list of bucket {bucket} ends as that of bucket {n}");
                 self.notes.torn("a list ends as another one", text);
             }
             End::Circle => {
-                let text = format!("the list of bucket {bucket} runs in a circle");
+                let text = || format!("the list of bucket {bucket} runs in a circle");
                 self.notes.torn("a list runs in a circle", text);
             }
             End::TooLong => {
@@ -202,7 +227,7 @@ impl<'a> Table<'a> {
                 ));
             }
             End::Broken(Broken::Outside) => {
-                let text = format!("the list of bucket {bucket} leads to what is no element");
+                let text = || format!("the list of bucket {bucket} leads to what is no element");
                 self.notes.torn("a list leads to what is no element", text);
             }
             End::Broken(Broken::Missing) => self.notes.incomplete(format!(
@@ -223,7 +248,7 @@ impl<'a> Table<'a> {
         let Some(counted) = self.raw.counted else { return };
         let linked = self.linked;
         if self.notes.incomplete.is_none() && counted.abs_diff(linked) > self.raw.cpus {
-            let text = format!("it counts {counted} elements, but {linked} are linked");
+            let text = || format!("it counts {counted} elements, but {linked} are linked");
             self.notes.torn("a count is off", text);
         }
     }

@@ -12,6 +12,8 @@ mod htab;
 mod layout;
 mod names;
 mod percpu;
+#[cfg(test)]
+pub(super) mod tests;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -1,0 +1,455 @@
+//! Maps of made-up guests, whole and damaged.
+
+use std::time::Duration;
+
+use super::super::testing::{Guest, HashAt, HashSpec, at, hash};
+use super::*;
+use crate::btf::testing::Builder;
+use crate::introspect::{MapContents, MapData};
+use crate::mem::Kva;
+
+type Entry = (Vec<u8>, Vec<u8>);
+
+fn entries(n: u32, value_size: usize) -> Vec<Entry> {
+    let value = |i: u32| (0..value_size).map(|b| (i as usize * 7 + b) as u8).collect();
+    (0..n).map(|i| (i.wrapping_mul(0x9e37_79b1).to_le_bytes().to_vec(), value(i))).collect()
+}
+
+fn spec<'a>(name: &'a str, kind: u32, prealloc: bool, entries: &'a [Entry]) -> HashSpec<'a> {
+    let cpus = if matches!(kind, 5 | 10) { 2 } else { 1 };
+    let value_size = entries.first().map_or(8, |(_, v)| v.len() as u64 / cpus);
+    HashSpec {
+        name,
+        kind,
+        prealloc,
+        key_size: 4,
+        value_size,
+        max_entries: 64,
+        buckets: 16,
+        entries,
+    }
+}
+
+/// A guest with maps of every kind that is read.
+pub(crate) fn busy_guest() -> Guest {
+    let mut guest = Guest::new();
+    let mut types = Builder::new();
+    let u64_ = types.int("unsigned long", 8, false);
+    let var = types.var("nr_enqueued", u64_);
+    let bss = types.datasec(".bss", 8, &[(var, 0, 8)]);
+    let btf = guest.btf(&types.encode());
+    let section = guest.array("fifo.bss", 8, &[vec![1; 8]]);
+    guest.set_types(section, btf, 0, bss);
+    guest.array("values", 12, &[vec![2; 12], vec![3; 12]]);
+    guest.percpu_array("sums", 8, &[vec![vec![4; 8], vec![5; 8]], vec![vec![6; 8], vec![7; 8]]]);
+    for (kind, prealloc) in [(1, true), (1, false), (9, true)] {
+        let made = guest.hash(&spec("hash", kind, prealloc, &entries(40, 24)));
+        guest.set_count(made.map, 40);
+    }
+    for (kind, prealloc) in [(5, true), (5, false), (10, true)] {
+        guest.hash(&spec("percpu_hash", kind, prealloc, &entries(40, 2 * 16)));
+    }
+    let ring = guest.other("ring", 27);
+    guest.prog(btf, &[section, ring]);
+    guest
+}
+
+fn budget() -> Budget {
+    Budget::new(1 << 30, Duration::from_secs(60))
+}
+
+fn read(kernel: &Kernel, map: Kva) -> MapContents {
+    let list = kernel.maps().unwrap();
+    let info = list.maps.iter().find(|m| m.kva == map).unwrap();
+    kernel.copy_map(info, &mut budget()).decode()
+}
+
+fn open(guest: Guest) -> Kernel {
+    Kernel::open(guest.mem()).unwrap()
+}
+
+/// Keys and values, sorted; per-CPU values one after the other.
+fn contents(contents: &MapContents) -> Vec<Entry> {
+    let mut out: Vec<Entry> = match &contents.data {
+        MapData::Hash { keys, values } => {
+            keys.iter().zip(values.iter()).map(|(k, v)| (k.to_vec(), v.to_vec())).collect()
+        }
+        MapData::PerCpuHash { keys, values } => {
+            let row = |i| (0..values.cpus()).flat_map(move |c| values.get(i, c).unwrap().to_vec());
+            keys.iter().enumerate().map(|(i, k)| (k.to_vec(), row(i).collect())).collect()
+        }
+        other => panic!("no hash: {other:?}"),
+    };
+    out.sort();
+    out
+}
+
+fn sorted(entries: &[Entry]) -> Vec<Entry> {
+    let mut all = entries.to_vec();
+    all.sort();
+    all
+}
+
+#[test]
+fn maps_are_listed_with_their_attributes() {
+    let mut guest = Guest::new();
+    guest.hash(&spec("tasks_with_a_long_name", 1, false, &entries(3, 24)));
+    guest.other("storage", 19);
+    guest.other("future", 99);
+    let kernel = open(guest);
+    let list = kernel.maps().unwrap();
+    assert_eq!(list.torn, None);
+    let map = &list.maps[0];
+    assert_eq!((map.id, map.name.as_str()), (2, "tasks_with_a_lo"));
+    assert_eq!((map.kind.number, map.kind.to_string()), (1, "hash".into()));
+    assert_eq!((map.key_size, map.value_size, map.max_entries, map.map_flags), (4, 24, 64, 1));
+    assert_eq!(map.full_name, None, "nothing tells the rest of it");
+    assert!(map.btf.is_none() && map.btf_error.is_none() && !map.frozen && map.torn.is_empty());
+    let kinds: Vec<_> = list.maps[1..].iter().map(|m| m.kind.to_string()).collect();
+    assert_eq!(kinds, ["cgroup_storage", "type 99"]);
+}
+
+#[test]
+fn maps_of_other_kinds_say_so() {
+    let mut guest = Guest::new();
+    let ring = guest.other("ring", 27);
+    let kernel = open(guest);
+    let reason = "maps of kind ringbuf cannot be decoded yet".to_owned();
+    assert_eq!(read(&kernel, ring).data, MapData::Unreadable { reason });
+}
+
+#[test]
+fn arrays_and_sections_are_read() {
+    let mut guest = Guest::new();
+    for size in [1, 2, 4, 8, 12, 4000] {
+        let values: Vec<Vec<u8>> = (0..9).map(|i| vec![i * 3 + 1; size]).collect();
+        let map = guest.array("a", size as u64, &values);
+        let kernel = open(std::mem::replace(&mut guest, Guest::new()));
+        let got = read(&kernel, map);
+        let MapData::Array { values: found } = &got.data else { panic!("{got:?}") };
+        assert!(found.iter().eq(values.iter()), "{size}");
+        assert!(got.torn.is_empty() && got.incomplete.is_none());
+    }
+}
+
+#[test]
+fn an_array_that_loses_a_page_keeps_what_comes_before() {
+    let mut guest = Guest::new();
+    let values: Vec<Vec<u8>> = (0..30).map(|i| vec![i; 400]).collect();
+    let map = guest.array("a", 400, &values);
+    guest.unmap(Kva(map.0 + 2 * 4096));
+    let kernel = open(guest);
+    let got = read(&kernel, map);
+    assert_eq!(got.data.len(), Some(20));
+    let hole = Kva(map.0 + 2 * 4096);
+    assert_eq!(got.incomplete, Some(format!("of entry 20 on: no page is mapped at {hole}")));
+}
+
+#[test]
+fn per_cpu_arrays_are_read_slot_by_slot() {
+    let mut guest = Guest::new();
+    let rows: Vec<Vec<Vec<u8>>> =
+        (0..5).map(|i| (0..2).map(|c| vec![i * 2 + c; 12]).collect()).collect();
+    let map = guest.percpu_array("p", 12, &rows);
+    let pointer = guest.read_u64(map.offset(at::ARRAY_VALUES + 8));
+    guest.unmap(Kva(pointer + Guest::cpu_offset(1)));
+    guest.write_u64(map.offset(at::ARRAY_VALUES + 2 * 8), 0);
+    let kernel = open(guest);
+    let got = read(&kernel, map);
+    let MapData::PerCpuArray { values } = &got.data else { panic!("{got:?}") };
+    assert_eq!((values.len(), values.cpus()), (5, 2));
+    let row = |i| (values.get(i, 0).map(<[u8]>::to_vec), values.get(i, 1).map(<[u8]>::to_vec));
+    assert_eq!(row(0), (Some(vec![0; 12]), Some(vec![1; 12])));
+    assert_eq!(row(1), (Some(vec![2; 12]), None), "its page is not mapped");
+    assert_eq!(row(2), (None, None), "its pointer is null");
+    assert_eq!(row(4), (Some(vec![8; 12]), Some(vec![9; 12])));
+}
+
+#[test]
+fn hashes_of_every_kind_are_read() {
+    for (kind, prealloc) in [(1, true), (1, false), (9, true), (5, true), (5, false), (10, true)] {
+        for size in [1, 2, 4, 8, 12, 4000] {
+            let mut guest = Guest::new();
+            let cpus = if matches!(kind, 5 | 10) { 2 } else { 1 };
+            let want = entries(50, size * cpus);
+            let made = guest.hash(&spec("h", kind, prealloc, &want));
+            guest.set_count(made.map, 50);
+            let kernel = open(guest);
+            let got = read(&kernel, made.map);
+            assert_eq!(contents(&got), sorted(&want), "kind {kind}, values of {size}");
+            assert_eq!((got.torn.len(), got.incomplete), (0, None));
+        }
+    }
+}
+
+#[test]
+fn a_large_table_with_few_elements_is_walked_instead_of_copied() {
+    let mut guest = Guest::new();
+    let want = entries(5, 4000);
+    let made = guest.hash(&HashSpec { max_entries: 500, ..spec("h", 1, true, &want) });
+    guest.set_count(made.map, 5);
+    let kernel = open(guest);
+    let list = kernel.maps().unwrap();
+    let raw = kernel.copy_map(&list.maps[0], &mut budget());
+    assert!(raw.bytes() < 64 * 4096, "{} bytes", raw.bytes());
+    assert_eq!(contents(&raw.decode()), sorted(&want));
+}
+
+#[test]
+fn keys_on_the_free_list_are_no_entries() {
+    let mut guest = Guest::new();
+    let want = entries(9, 8);
+    let made = guest.hash(&spec("h", 1, true, &want));
+    // A removed element keeps key and value.
+    let free = made.elems[8].0 - 48 * 3;
+    guest.write(Kva(free + at::ELEM_KEY), &[9, 9, 9, 9]);
+    let kernel = open(guest);
+    assert_eq!(contents(&read(&kernel, made.map)), sorted(&want));
+}
+
+/// A hash map of which a test has changed something, preallocated and not.
+fn damaged(change: impl Fn(&mut Guest, &HashAt, &[Entry])) -> [MapContents; 2] {
+    [true, false].map(|prealloc| {
+        let mut guest = Guest::new();
+        let want = entries(40, 8);
+        let made = guest.hash(&spec("h", 1, prealloc, &want));
+        change(&mut guest, &made, &want);
+        let kernel = open(guest);
+        read(&kernel, made.map)
+    })
+}
+
+fn bucket(key: &[u8]) -> u64 {
+    u64::from(hash(key)) % 16
+}
+
+#[test]
+fn a_key_that_is_being_replaced_appears_once_with_its_new_value() {
+    for got in damaged(|guest, made, want| {
+        // The new element is linked before the old one is unlinked.
+        let new = match guest.read_u64(made.map.offset(at::HTAB_ELEMS)) {
+            0 => guest.alloc(64),
+            slab => Kva(slab),
+        };
+        guest.write(new.offset(at::ELEM_KEY), &want[3].0);
+        guest.write(new.offset(at::ELEM_KEY + 8), &[0xee; 8]);
+        guest.write_u32(new.offset(at::ELEM_HASH), hash(&want[3].0));
+        guest.link(made.buckets, 16, new, &want[3].0);
+    }) {
+        let found = contents(&got);
+        let want = entries(40, 8);
+        assert_eq!(found.len(), 40);
+        let entry = found.iter().find(|(k, _)| *k == want[3].0).unwrap();
+        assert_eq!(entry.1, [0xee; 8]);
+        let b = bucket(&want[3].0);
+        let text = format!("a key appears twice in bucket {b}: it is being replaced");
+        assert_eq!(got.torn, std::slice::from_ref(&text));
+        let MapData::Hash { keys, .. } = &got.data else { panic!() };
+        let row = keys.iter().position(|k| k == want[3].0).unwrap();
+        assert_eq!(got.torn_entries.get(&row), Some(&vec![text]));
+    }
+}
+
+#[test]
+fn entries_of_a_locked_bucket_are_torn() {
+    for got in damaged(|guest, made, want| {
+        let b = bucket(&want[0].0);
+        guest.write_u32(made.buckets.offset(b * at::BUCKET + at::BUCKET_LOCK), 1);
+    }) {
+        let want = entries(40, 8);
+        let b = bucket(&want[0].0);
+        assert_eq!(got.torn, [format!("the lock of bucket {b} is held")]);
+        let MapData::Hash { keys, .. } = &got.data else { panic!() };
+        for (row, key) in keys.iter().enumerate() {
+            let torn = got.torn_entries.get(&row);
+            let text = format!("the lock of its bucket ({b}) is held");
+            assert_eq!(torn, (bucket(key) == b).then_some(&vec![text]));
+        }
+        assert_eq!(contents(&got), sorted(&want));
+    }
+}
+
+#[test]
+fn a_list_that_runs_in_a_circle_ends() {
+    for got in damaged(|guest, made, want| {
+        // The last element of a list leads back to its first.
+        let b = bucket(&want[0].0);
+        let first = guest.read_u64(made.buckets.offset(b * at::BUCKET));
+        guest.write_u64(made.elems[0], first);
+    }) {
+        let want = entries(40, 8);
+        assert_eq!(
+            got.torn,
+            [format!("the list of bucket {} runs in a circle", bucket(&want[0].0))]
+        );
+        assert_eq!(contents(&got), sorted(&want));
+    }
+}
+
+#[test]
+fn a_list_that_leads_astray_keeps_what_comes_before() {
+    let [whole, walked] = damaged(|guest, made, want| {
+        guest.write_u64(made.elems[0], 0xffff_8880_dead_0000);
+        // Another one ends as the list of a bucket that it is not in.
+        let other = want.iter().position(|(k, _)| bucket(k) != bucket(&want[0].0)).unwrap();
+        guest.write_u64(made.elems[other], 0xff << 1 | 1);
+    });
+    let want = entries(40, 8);
+    let a = bucket(&want[0].0);
+    let b = want.iter().map(|(k, _)| bucket(k)).find(|b| *b != a).unwrap();
+    assert_eq!(contents(&whole), sorted(&want));
+    assert_eq!(contents(&walked), sorted(&want));
+    let astray = format!("the list of bucket {a} leads to what is no element");
+    let wrong = format!("the list of bucket {b} ends as that of bucket 255");
+    let mut torn = whole.torn.clone();
+    torn.sort();
+    let mut both = [astray, wrong.clone()];
+    both.sort();
+    assert_eq!(torn, both);
+    assert_eq!(walked.torn, [wrong]);
+    let text = walked.incomplete.unwrap();
+    let start = format!("the rest of bucket {a}: cannot read 56 bytes at 0xffff8880dead0000: ");
+    assert!(text.starts_with(&start), "{text}");
+}
+
+#[test]
+fn an_element_of_another_bucket_ends_its_list() {
+    for got in damaged(|guest, made, _| {
+        let hash = guest.read_u64(made.elems[0].offset(at::ELEM_HASH)) as u32;
+        guest.write_u32(made.elems[0].offset(at::ELEM_HASH), hash ^ 1);
+    }) {
+        let want = entries(40, 8);
+        let b = bucket(&want[0].0);
+        assert_eq!(got.torn, [format!("the list of bucket {b} has an element of another bucket")]);
+        assert_eq!(contents(&got), sorted(&want[1..]));
+    }
+}
+
+#[test]
+fn a_count_that_is_far_off_is_told() {
+    for got in damaged(|guest, made, _| guest.set_count(made.map, 43)) {
+        assert_eq!(got.torn, ["it counts 43 elements, but 40 are linked"]);
+    }
+    for got in damaged(|guest, made, _| guest.set_count(made.map, 42)) {
+        assert!(got.torn.is_empty(), "each of two CPUs can be between counting and linking");
+    }
+}
+
+#[test]
+fn many_reasons_of_one_kind_are_summed_up() {
+    for got in damaged(|guest, made, _| {
+        for b in 0..16 {
+            guest.write_u32(made.buckets.offset(b * at::BUCKET + at::BUCKET_LOCK), 1);
+        }
+    }) {
+        assert_eq!(got.torn.len(), 5);
+        assert_eq!(got.torn[3], "the lock of bucket 3 is held");
+        assert_eq!(got.torn[4], "a bucket's lock is held in 12 more places");
+    }
+}
+
+#[test]
+fn tables_that_contradict_themselves_are_not_read() {
+    let reason = |got: &MapContents| match &got.data {
+        MapData::Unreadable { reason } => reason.clone(),
+        other => panic!("{other:?}"),
+    };
+    for got in damaged(|guest, made, _| guest.write_u32(made.map.offset(at::HTAB_N_BUCKETS), 17)) {
+        assert_eq!(reason(&got), "its table has 17 buckets, which is no power of two");
+    }
+    for got in damaged(|guest, made, _| guest.write_u32(made.map.offset(at::HTAB_ELEM_SIZE), 8)) {
+        assert_eq!(reason(&got), "its elements take 8 bytes, keys and values 56");
+    }
+    let mut guest = Guest::new();
+    let map = guest.array("a", 8, &[vec![1; 8]]);
+    guest.write_u32(map.offset(at::ARRAY_ELEM_SIZE), 16);
+    let kernel = open(guest);
+    assert_eq!(reason(&read(&kernel, map)), "its values of 8 bytes lie 16 bytes apart");
+}
+
+#[test]
+fn a_map_that_is_going_away_is_torn() {
+    let mut guest = Guest::new();
+    let dead = guest.array("dead", 8, &[vec![1; 8]]);
+    guest.write_u64(dead.offset(at::MAP_REFCNT), 0);
+    let moved = guest.array("moved", 8, &[vec![1; 8]]);
+    guest.write_u32(moved.offset(at::MAP_ID), 0);
+    let kernel = open(guest);
+    let gone = "nothing refers to it any more: it is being removed";
+    assert_eq!(read(&kernel, dead).torn, [gone]);
+    assert_eq!(read(&kernel, moved).torn, ["it calls itself map 0: it is being removed"]);
+}
+
+#[test]
+fn what_exceeds_the_budget_says_so() {
+    let mut guest = Guest::new();
+    let values: Vec<Vec<u8>> = (0..30).map(|i| vec![i; 400]).collect();
+    guest.array("a", 400, &values);
+    guest.hash(&spec("walked", 1, false, &entries(60, 8)));
+    guest.hash(&spec("whole", 1, true, &entries(60, 8)));
+    guest.percpu_array("p", 400, &[vec![vec![1; 400]; 2], vec![vec![2; 400]; 2]]);
+    let kernel = open(guest);
+    let maps = kernel.maps().unwrap().maps;
+    let with = |i: usize, bytes| {
+        let mut budget = Budget::new(bytes, Duration::from_secs(60));
+        let got = kernel.copy_map(&maps[i], &mut budget).decode();
+        assert_eq!(budget.exceeded(), Some(&*format!("the capture's budget of {bytes} bytes")));
+        got
+    };
+    let got = with(0, 1000);
+    assert_eq!(got.data.len(), Some(2));
+    let text = "2 of 30 entries fitted into the capture's budget";
+    assert_eq!(got.incomplete.as_deref(), Some(text));
+    let got = with(0, 10);
+    let reason = "it takes 12000 bytes, and 10 are left of the capture's budget".to_owned();
+    assert_eq!(got.data, MapData::Unreadable { reason });
+    let got = with(1, 16 * 16 + 100);
+    let text = got.incomplete.unwrap();
+    let want = "after 0 elements, in bucket 0: the capture's budget of 356 bytes ran out";
+    assert_eq!((got.data.len(), text.as_str()), (Some(0), want));
+    let got = with(2, 100);
+    let reason = "the capture's budget of 100 bytes ran out".to_owned();
+    assert_eq!(got.data, MapData::Unreadable { reason });
+    let got = with(3, 16 + 900);
+    let text = "from CPU 1 on: the capture's budget of 916 bytes ran out";
+    assert_eq!(got.incomplete.as_deref(), Some(text));
+    let MapData::PerCpuArray { values } = &got.data else { panic!() };
+    assert_eq!((values.cpus(), values.get(1, 0)), (2, Some(&[2; 400][..])));
+    assert_eq!(values.get(1, 1), None);
+
+    let mut late = Budget::new(1 << 30, Duration::ZERO);
+    std::thread::sleep(Duration::from_millis(1));
+    let got = kernel.copy_map(&maps[0], &mut late).decode();
+    let reason = "the capture's budget of 0ns ran out".to_owned();
+    assert_eq!(got.data, MapData::Unreadable { reason });
+}
+
+#[test]
+fn a_rehearsed_copy_is_the_same() {
+    let kernel = open(busy_guest());
+    let maps = kernel.maps().unwrap().maps;
+    let all = || -> Vec<MapContents> {
+        maps.iter().map(|m| kernel.copy_map(m, &mut budget()).decode()).collect()
+    };
+    let before = all();
+    kernel.rehearse(&maps, budget());
+    assert_eq!(all(), before);
+    assert_eq!(all(), before, "with and without kept buffers");
+}
+
+#[test]
+fn types_come_from_the_object_and_are_parsed_once() {
+    let mut guest = busy_guest();
+    let damaged = guest.btf(b"no BTF at all");
+    let map = guest.array("other", 8, &[vec![1; 8]]);
+    guest.set_types(map, damaged, 1, 2);
+    let kernel = open(guest);
+    let [first, again] = [(), ()].map(|()| kernel.maps().unwrap().maps);
+    let (a, b) = (first[0].btf.clone().unwrap(), again[0].btf.clone().unwrap());
+    assert!(Arc::ptr_eq(&a, &b));
+    assert_eq!(a.type_name(first[0].value_type), ".bss");
+    assert_eq!(first[0].section.as_deref(), Some(".bss"));
+    let bad = first.iter().find(|m| m.kva == map).unwrap();
+    assert!(bad.btf.is_none() && bad.btf_error.is_some());
+    assert_eq!((bad.key_type, bad.value_type), (0, 0));
+}

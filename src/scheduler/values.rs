@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::btf::{Btf, EnumShape, Field, FieldError, Shape, TypeId};
+use crate::btf::{Btf, EnumShape, Field, FieldError, Kind, MAX_HOPS, Shape, TypeId};
 
 use super::error::nearest;
 use super::object::{BpfObject, Variable};
@@ -29,12 +29,24 @@ pub(super) fn patches(
     let btf = &*object.btf;
     let field = btf.field(variable.ty, rest).map_err(|e| SchedulerError::Value {
         name: variable.name.clone(),
-        type_name: btf.type_name(variable.ty),
+        type_name: type_name(btf, variable.ty),
         problem: field_problem(e),
     })?;
     let mut out = Encoder { btf, variable, patches: Vec::new() };
     out.value(path, field, value, 0)?;
     Ok(out.patches)
+}
+
+/// The type without the qualifiers that tunables have for the verifier's sake.
+fn type_name(btf: &Btf, ty: TypeId) -> String {
+    let mut at = ty;
+    for _ in 0..MAX_HOPS {
+        match btf.kind(at) {
+            Some(Kind::Const | Kind::Volatile) => at = btf.target(at).unwrap_or_default(),
+            _ => break,
+        }
+    }
+    btf.type_name(at)
 }
 
 fn field_problem(error: FieldError) -> String {
@@ -52,7 +64,7 @@ fn field_problem(error: FieldError) -> String {
 fn no_such_variable(object: &BpfObject, name: &str) -> SchedulerError {
     let names = object.variables.iter().map(|v| v.name.as_str());
     let spelled =
-        |v: &Variable| format!("{} ({}, {})", v.name, object.btf.type_name(v.ty), v.section);
+        |v: &Variable| format!("{} ({}, {})", v.name, type_name(&object.btf, v.ty), v.section);
     // What is meant to be set comes first.
     let mut variables: Vec<&Variable> = object.variables.iter().collect();
     variables.sort_by_key(|v| !v.section.starts_with(".rodata"));
@@ -79,7 +91,7 @@ impl Encoder<'_> {
     ) -> Result<(), SchedulerError> {
         let bad = |problem: String| SchedulerError::Value {
             name: name.to_owned(),
-            type_name: self.btf.type_name(field.ty),
+            type_name: type_name(self.btf, field.ty),
             problem,
         };
         let shape = self.btf.shape(field.ty).map_err(|e| bad(e.to_string()))?;
@@ -124,7 +136,7 @@ impl Encoder<'_> {
     ) -> Result<(), SchedulerError> {
         let bad = |problem: String| SchedulerError::Value {
             name: name.to_owned(),
-            type_name: self.btf.type_name(field.ty),
+            type_name: type_name(self.btf, field.ty),
             problem,
         };
         if let (Value::String(text), 1) = (value, elem_size) {
@@ -163,7 +175,7 @@ impl Encoder<'_> {
     ) -> Result<(), SchedulerError> {
         let bad = |problem: String| SchedulerError::Value {
             name: name.to_owned(),
-            type_name: self.btf.type_name(field.ty),
+            type_name: type_name(self.btf, field.ty),
             problem,
         };
         let Value::Object(values) = value else {

@@ -2,15 +2,20 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
+use serde_json::json;
+
 use cryoscope::btf::{Btf, Kind, Shape, TypeId, Want};
 use cryoscope::kernel::progress::Printed;
 use cryoscope::kernel::{CacheDir, KernelImage, Kernels};
-use cryoscope::scheduler::vmlinux;
+use cryoscope::scheduler::{AttachPlan, Patch, SchedulerSpec, Toolchain, prepare, vmlinux};
 
+/// Those that can run schedulers, and one that cannot.
+const SCHED_EXT: [&str; 2] = ["debian:7.2", "debian:7.3"];
 const KERNELS: [&str; 3] = ["debian:6.12", "debian:7.2", "debian:7.3"];
 
 fn cache() -> CacheDir {
@@ -86,10 +91,22 @@ fn places(btf: &Btf, id: TypeId, base: u64, out: &mut Vec<(String, u64, Option<u
     }
 }
 
-fn compile(dir: &Path, source: &str, args: &[&str]) -> PathBuf {
+fn toolchain() -> Toolchain {
+    Toolchain::new(None, std::env::var_os("PATH"))
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn spec(src: &str) -> SchedulerSpec {
+    SchedulerSpec { src: src.into(), base_dir: root().into(), ..SchedulerSpec::default() }
+}
+
+fn clang(dir: &Path, source: &str, args: &[&str]) -> PathBuf {
     let (c, o) = (dir.join("t.c"), dir.join("t.o"));
     std::fs::write(&c, source).unwrap();
-    let out = Command::new("clang-19")
+    let out = Command::new(toolchain().clang().expect("looked for").expect("a compiler").path)
         .args(["-target", "bpf", "-g", "-O2", "-std=gnu11", "-Wall", "-Werror", "-c"])
         .args(["-ferror-limit=200", "-Wno-microsoft-anon-tag"])
         .args(args)
@@ -141,7 +158,7 @@ fn the_header_lays_every_type_out_as_the_kernel_does() {
                 );
             }
         }
-        compile(dir.path(), &source, &["-DBPF_NO_PRESERVE_ACCESS_INDEX"]);
+        clang(dir.path(), &source, &["-DBPF_NO_PRESERVE_ACCESS_INDEX"]);
 
         // Bitfields have no address, enumerators have suffixes where their names repeat: compare
         // what the compiler says of those.
@@ -164,7 +181,7 @@ fn the_header_lays_every_type_out_as_the_kernel_does() {
             }
         }
         assert!(bitfields.len() > 200 && enums.len() > 500, "{} {}", bitfields.len(), enums.len());
-        let ours = object_btf(&compile(dir.path(), &source, &[]));
+        let ours = object_btf(&clang(dir.path(), &source, &[]));
         let var = |name: String| {
             let var = ours.find(&name, Want::Var).expect("the variable");
             let Shape::Var { ty, .. } = *ours.shape(var).unwrap() else { panic!("{name}") };
@@ -191,4 +208,214 @@ fn the_header_lays_every_type_out_as_the_kernel_does() {
             assert_eq!(had, wanted, "{}", want.name);
         }
     }
+}
+
+const FIFO: &str = "examples/schedulers/fifo.bpf.c";
+
+#[test]
+fn a_scheduler_is_compiled_once_for_each_kernel() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = CacheDir::at(dir.path().join("cache"));
+    // The real compiler, and a note of every run.
+    let real = toolchain().clang().unwrap().expect("a compiler").path;
+    let (wrapper, runs) = (dir.path().join("clang"), dir.path().join("runs"));
+    let script = format!("#!/bin/sh\necho >> {}\nexec {} \"$@\"\n", runs.display(), real.display());
+    std::fs::write(&wrapper, script).unwrap();
+    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let tools = Toolchain::new(Some(wrapper), None);
+    let count = || std::fs::read_to_string(&runs).unwrap_or_default().lines().count();
+
+    let spec = SchedulerSpec {
+        rodata: [("slice_ns", json!(7)), ("direct_local", json!(false))]
+            .map(|(name, value)| (name.to_owned(), value))
+            .into(),
+        ..spec(FIFO)
+    };
+    let mut objects = Vec::new();
+    for (i, name) in SCHED_EXT.into_iter().enumerate() {
+        let kernel = kernel(name);
+        let ready = prepare(&spec, &kernel, &cache, &tools).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(count(), 2 * (i + 1), "asked for its version and run");
+        assert_eq!((ready.name.as_str(), ready.log.as_str()), ("fifo", ""));
+        let patch = |offset, bytes: &[u8]| Patch {
+            section: ".rodata".into(),
+            offset,
+            bytes: bytes.to_vec(),
+        };
+        assert_eq!(
+            ready.attach,
+            Some(AttachPlan::Object {
+                guest_path: "/scheduler/fifo.bpf.o".into(),
+                patches: vec![patch(8, &[0]), patch(0, &[7, 0, 0, 0, 0, 0, 0, 0])],
+            })
+        );
+        let config = format!("/boot/config-{}", kernel.release);
+        let files: Vec<_> = ready.files.iter().map(|f| f.guest.as_str()).collect();
+        assert_eq!(files, ["/scheduler/fifo.bpf.o", config.as_str()]);
+
+        let again = prepare(&spec, &kernel, &cache, &tools).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(again.object, ready.object);
+        assert_eq!(count(), 2 * (i + 1), "found in the cache");
+        objects.push(ready.object.expect("an object"));
+    }
+
+    // The same as an object.
+    let path = dir.path().join("fifo.bpf.o");
+    std::fs::write(&path, &objects[0]).unwrap();
+    let spec = SchedulerSpec { src: path.to_str().unwrap().into(), ..spec };
+    let kernel = kernel(SCHED_EXT[0]);
+    let nothing = Toolchain::new(Some("/nowhere/clang".into()), None);
+    let ready = prepare(&spec, &kernel, &cache, &nothing).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!((ready.name.as_str(), ready.object), ("fifo", Some(objects[0].clone())));
+}
+
+#[test]
+fn every_scheduler_here_compiles_without_a_word() {
+    let tools = toolchain();
+    for name in SCHED_EXT {
+        let kernel = kernel(name);
+        for src in ["broken_verifier", "exits", "stall", "zoo"] {
+            let src = format!("tests/schedulers/{src}.bpf.c");
+            let ready = prepare(&spec(&src), &kernel, &cache(), &tools);
+            let ready = ready.unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert_eq!(ready.log, "", "{name}: {src}");
+        }
+    }
+}
+
+#[test]
+fn the_compilers_words_are_shown_as_they_are() {
+    let src = "tests/schedulers/broken_syntax.bpf.c";
+    let error = prepare(&spec(src), &kernel("debian:7.2"), &cache(), &toolchain());
+    let text = error.expect_err("it does not compile").to_string();
+    let src = root().join(src);
+    let src = src.display();
+    let starts =
+        format!("{src} does not compile:\n{src}:9:64: error: expected ';' after expression");
+    assert!(text.starts_with(&starts), "{text}");
+    for says in [
+        "use of undeclared identifier 'SCX_DSQ_GLOBL'; did you mean 'SCX_DSQ_GLOBAL'?\n",
+        "2 errors generated.\nthe command was:\n  /",
+    ] {
+        assert!(text.contains(says), "{text}");
+    }
+    // The command is one that a shell can run, and ends as it did here.
+    let (_, command) = text.split_once("the command was:\n").unwrap();
+    let out = Command::new("sh").arg("-c").arg(command).output().unwrap();
+    assert!(!out.status.success());
+    assert!(String::from_utf8_lossy(&out.stderr).contains("2 errors generated."));
+}
+
+#[test]
+fn a_kernel_without_sched_ext_runs_no_scheduler() {
+    let kernel = kernel("debian:6.12");
+    let error = prepare(&spec(FIFO), &kernel, &cache(), &toolchain()).expect_err("refused");
+    assert!(error.to_string().contains("sched_ext"), "{error}");
+    assert!(prepare(&spec("none"), &kernel, &cache(), &toolchain()).is_ok());
+}
+
+#[test]
+fn options_of_a_real_scheduler_are_checked_by_its_types() {
+    let kernel = kernel("debian:7.2");
+    let with = |name: &str, value: serde_json::Value| {
+        let spec = SchedulerSpec { rodata: [(name.into(), value)].into(), ..spec(FIFO) };
+        prepare(&spec, &kernel, &cache(), &toolchain()).expect_err("refused").to_string()
+    };
+    assert_eq!(
+        with("slice", json!(1)),
+        "the scheduler has no variable `slice`; did you mean `slice_ns`?; it has slice_ns (u64, \
+         .rodata), direct_local (bool, .rodata), nr_enqueued (u64, .bss), nr_dispatched (u64, \
+         .bss), nr_select_local (u64, .bss), nr_running (u64, .bss), nr_stopping (u64, .bss), \
+         nr_tasks (u64, .bss), nr_untracked (u64, .bss), max_run_ns (u64, .bss), min_run_ns (u64, \
+         .data)"
+    );
+    assert_eq!(
+        with("slice_ns", json!(-5)),
+        "variable `slice_ns` is u64: -5 is out of its range 0 to 18446744073709551615"
+    );
+    assert_eq!(
+        with("direct_local", json!("off")),
+        "variable `direct_local` is bool: \"off\" is neither true nor false"
+    );
+}
+
+/// Compiles a source text as a scheduler for 7.2 and gives what `prepare` says of the object.
+fn object_is_refused(flags: &[&str], source: &str) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let object = dir.path().join("x.bpf.o");
+    let from = dir.path().join("x.c");
+    std::fs::write(&from, source).unwrap();
+    let status = Command::new(toolchain().clang().unwrap().expect("a compiler").path)
+        .args(["--target=bpf", "-O2", "-c", "-o"])
+        .args([&object, &from])
+        .args(flags)
+        .status();
+    assert!(status.unwrap().success());
+    let mut kernel = kernel("debian:7.2");
+    kernel.config = None;
+    let error = prepare(&spec(object.to_str().unwrap()), &kernel, &cache(), &toolchain());
+    error.expect_err("refused").to_string().replace(object.to_str().unwrap(), "x.bpf.o")
+}
+
+#[test]
+fn objects_that_cannot_be_loaded_are_refused_before_they_are() {
+    assert_eq!(
+        object_is_refused(&[], "int x = 1;"),
+        "x.bpf.o cannot be loaded: it has no BTF, the description of its types; compile it with -g"
+    );
+    assert_eq!(
+        object_is_refused(&["-g"], "int x = 1;"),
+        "x.bpf.o cannot be loaded: it has no struct_ops, so there is no scheduler in it to attach; \
+         sched_ext schedulers define a `struct sched_ext_ops` in section .struct_ops.link"
+    );
+    assert_eq!(
+        object_is_refused(
+            &["-g"],
+            "extern int CONFIG_HZ __attribute__((section(\".kconfig\")));\n\
+             struct ops { void *f; } o __attribute__((section(\".struct_ops.link\")));\n\
+             int f(void) { return CONFIG_HZ; }\n"
+        ),
+        format!(
+            "x.bpf.o uses values of the kernel's configuration, and that of kernel {0} was not \
+             found; put it beside the image as config-{0}, or use a kernel that has it (`debian:..`)",
+            kernel("debian:7.2").release
+        )
+    );
+}
+
+/// Damage at every place of an object that its readers look at ends in an error or in an object.
+#[test]
+fn damaged_objects_never_panic() {
+    let kernel = kernel("debian:7.2");
+    let (tools, cache) = (toolchain(), cache());
+    let ready = prepare(&spec(FIFO), &kernel, &cache, &tools).expect("compiled");
+    let good = ready.object.expect("an object");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("fifo.bpf.o");
+    let spec = SchedulerSpec {
+        rodata: [("slice_ns".to_owned(), json!(7))].into(),
+        ..spec(path.to_str().unwrap())
+    };
+    let sections = {
+        use object::{Object as _, ObjectSection as _};
+        let file = object::File::parse(&*good).unwrap();
+        let ranges = file.sections().filter(|s| s.name() == Ok(".BTF"));
+        ranges.filter_map(|s| s.file_range()).collect::<Vec<_>>()
+    };
+    let table = good.len() - 64 * 56;
+    let (btf, len) = (sections[0].0 as usize, sections[0].1 as usize);
+    let mut refused = 0;
+    for i in 0..400usize {
+        let mut bytes = good.to_vec();
+        // In turn: the ELF header, the section headers at the end, the BTF, and an early end.
+        match i % 4 {
+            0 => bytes[(i / 4) % 64] ^= 1 << (i % 7),
+            1 => bytes[table + (i * 37) % (64 * 56)] = (i * 73) as u8,
+            2 => bytes[btf + (i * 7919) % len] = (i * 31) as u8,
+            _ => bytes.truncate(i * good.len() / 400),
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        refused += usize::from(prepare(&spec, &kernel, &cache, &tools).is_err());
+    }
+    assert!(refused > 100, "{refused}");
 }

@@ -15,9 +15,8 @@ use super::error::{SnapshotError, SnapshotResult, join};
 use super::error_text::{quoted, with_article};
 use super::value::{self, FieldKind, Scalar};
 
-/// Elements of one array that are handed out at once. A value holds at most a few megabytes, so
-/// only a hostile type says more.
-const ELEMENTS: u64 = 1 << 20;
+/// Elements of one array that are handed out at once.
+const ELEMENTS: usize = 1 << 20;
 
 /// The two sides of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -272,8 +271,19 @@ impl Field {
     /// The elements of an array.
     ///
     /// # Errors
-    /// [`SnapshotError::TypeMismatch`] when this is no array.
+    /// [`SnapshotError::TypeMismatch`] when this is no array, or one of more than a million
+    /// elements.
     pub fn as_array(&self) -> SnapshotResult<Vec<Field>> {
+        let elements = self.elements()?;
+        if elements.len > ELEMENTS {
+            let actual = format!("{} of them, at most {ELEMENTS} can be listed", elements.len);
+            return Err(self.mismatch("elements to list", actual));
+        }
+        Ok((0..elements.len).map(|i| elements.at(i)).collect())
+    }
+
+    /// The elements of an array, each made when it is asked for.
+    pub(crate) fn elements(&self) -> SnapshotResult<Elements<'_>> {
         let Some((btf, at)) = self.typed() else {
             return Err(match self.ty {
                 Type::Untyped => self.no_rendered(),
@@ -284,18 +294,11 @@ impl Field {
         let Some(Shape::Array { elem, len, elem_size }) = shape.as_deref() else {
             return Err(self.mismatch("an array", self.described()));
         };
-        let (len, elem_size) = (u64::from(*len), *elem_size);
-        if len > ELEMENTS || (elem_size == 0 && len > 0) {
-            return Err(self.mismatch("an array that can be listed", self.described()));
-        }
-        let bytes = self.bytes()?.len() as u64;
-        let fits = bytes.checked_div(elem_size).unwrap_or_default().min(len);
-        let element = |i: u64| {
-            let offset = i.saturating_mul(elem_size);
-            let within = btf::Field { offset, bits: None, ty: *elem, size: elem_size };
-            self.placed(&format!("[{i}]"), within)
-        };
-        Ok((0..fits).map(element).collect())
+        let size = usize::try_from(*elem_size).unwrap_or(usize::MAX);
+        let there = self.bytes()?.len();
+        // Elements without a size would be as many as a hostile type says.
+        let fit = there.checked_div(size).unwrap_or_default();
+        Ok(Elements { field: self, elem: *elem, size, len: fit.min(*len as usize) })
     }
 
     /// The bytes here, as they lay in memory. Of a bitfield, the bytes that hold its bits.
@@ -455,6 +458,25 @@ impl Field {
 impl fmt::Debug for Field {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Field({}: {})", self.origin(), self.type_name())
+    }
+}
+
+/// The elements of an array.
+pub(crate) struct Elements<'a> {
+    field: &'a Field,
+    elem: TypeId,
+    /// How many there are.
+    pub(crate) len: usize,
+    /// Bytes of each; not 0 when there are any.
+    pub(crate) size: usize,
+}
+
+impl Elements<'_> {
+    /// The element at an index below the length.
+    pub(crate) fn at(&self, i: usize) -> Field {
+        let (i, size) = (i as u64, self.size as u64);
+        let offset = i.saturating_mul(size);
+        self.field.placed(&format!("[{i}]"), btf::Field { offset, bits: None, ty: self.elem, size })
     }
 }
 

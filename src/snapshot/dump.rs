@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::access::{Field, Side, for_each_member};
 use super::entry::Entry;
-use super::error::SnapshotError;
+use super::error::{SnapshotError, SnapshotResult};
 use super::error_text::escaped_text;
 use super::map::Map;
 use super::value::{FieldKind, Scalar, hex};
@@ -24,8 +24,8 @@ const SHORT: usize = 56;
 const NODES: usize = 4000;
 /// Levels of one dump.
 const LEVELS: usize = 12;
-/// Elements of one array that are shown.
-const ELEMENTS: usize = 1024;
+/// Elements of one array that are shown: when it is asked for, and as a part of something.
+const ELEMENTS: (usize, usize) = (1024, 64);
 /// Entries of one map that are shown when the map is asked for, and when the snapshot is.
 const ENTRIES: (usize, usize) = (64, 4);
 
@@ -34,11 +34,18 @@ struct Limited {
     out: String,
     left: usize,
     full: bool,
+    /// Elements of one array.
+    elements: usize,
 }
 
 impl Limited {
-    fn new(limit: usize) -> Limited {
-        Limited { out: String::new(), left: limit, full: false }
+    fn new(limit: usize, elements: usize) -> Limited {
+        Limited { out: String::new(), left: limit, full: false, elements }
+    }
+
+    /// Whether all of it fitted.
+    fn finish(self) -> (String, bool) {
+        (self.out, !self.full)
     }
 
     fn push(&mut self, text: &str) {
@@ -58,25 +65,33 @@ impl Field {
     /// `[1, 2, 0 x 30]`, `0xffff888003c0`. A place that cannot be read says why.
     #[must_use]
     pub fn inline(&self, max: usize) -> String {
+        self.one_line(max, ELEMENTS.0)
+    }
+
+    fn one_line(&self, max: usize, elements: usize) -> String {
         // Two characters are kept for the mark that something was cut.
-        let mut text = Limited::new(max.saturating_sub(2));
+        let mut text = Limited::new(max.saturating_sub(2), elements);
         write_inline(self, &mut text, 0);
-        if text.full { text.out + ".." } else { text.out }
+        match text.finish() {
+            (text, true) => text,
+            (text, false) => text + "..",
+        }
     }
 
     /// The value as an aligned tree.
     #[must_use]
     pub fn dump(&self) -> String {
-        let mut budget = NODES;
+        let mut budget = Budget { nodes: NODES, elements: ELEMENTS.0 };
         let label = if self.path().is_empty() { "value" } else { self.path() };
         layout(&[node(label.to_owned(), self, &mut budget, 0)])
     }
 
     /// The whole value on one line, if it is short.
     fn short(&self) -> Option<String> {
-        let mut text = Limited::new(SHORT);
+        let mut text = Limited::new(SHORT, ELEMENTS.0);
         write_inline(self, &mut text, 0);
-        (!text.full).then_some(text.out)
+        let (text, whole) = text.finish();
+        whole.then_some(text)
     }
 
     /// The members with their names.
@@ -129,14 +144,13 @@ fn write_inline(field: &Field, out: &mut Limited, depth: usize) {
 }
 
 fn write_elements(field: &Field, out: &mut Limited, depth: usize) {
-    let elements = match field.as_array() {
-        Ok(elements) => elements,
+    let runs = match runs(field, out.elements) {
+        Ok(runs) => runs,
         Err(error) => return out.push(&unreadable(&error)),
     };
-    for (i, run) in runs(&elements).into_iter().enumerate() {
+    for (i, run) in runs.shown.iter().enumerate() {
         out.push(if i == 0 { "" } else { ", " });
-        let Some(element) = elements.get(run.first) else { return };
-        write_inline(element, out, depth + 1);
+        write_inline(&run.element, out, depth + 1);
         if run.len > 1 {
             out.push(&format!(" x {}", run.len));
         }
@@ -144,34 +158,42 @@ fn write_elements(field: &Field, out: &mut Limited, depth: usize) {
             return;
         }
     }
-    if elements.len() > ELEMENTS {
-        out.push(&format!(", .. {} more", elements.len() - ELEMENTS));
+    if runs.more > 0 {
+        out.push(&format!(", .. {} more", runs.more));
     }
 }
 
-/// Neighbours in an array that are shown as one.
+/// The elements of an array as they are shown.
+struct Runs {
+    shown: Vec<Run>,
+    /// Elements that are not.
+    more: usize,
+}
+
+/// Neighbours that are shown as one.
 struct Run {
     first: usize,
     len: usize,
+    element: Field,
+    /// Nothing but zeros.
+    zero: bool,
 }
 
-/// Groups equal neighbours; fewer than four stay single.
-fn runs(elements: &[Field]) -> Vec<Run> {
-    let shown = &elements[..elements.len().min(ELEMENTS)];
-    let mut out = Vec::new();
+/// Groups equal neighbours (fewer than four stay single) into at most `limit` runs.
+fn runs(field: &Field, limit: usize) -> SnapshotResult<Runs> {
+    let elements = field.elements()?;
+    let bytes = field.bytes()?;
+    let chunk = |i: usize| bytes.get(i * elements.size..(i + 1) * elements.size);
+    let mut shown = Vec::new();
     let mut at = 0;
-    while let Some(first) = shown.get(at) {
-        let bytes = first.bytes().ok();
-        let alike = |other: &Field| bytes.is_some() && other.bytes().ok() == bytes;
-        let len = 1 + shown[at + 1..].iter().take_while(|f| alike(f)).count();
-        if len >= 4 {
-            out.push(Run { first: at, len });
-        } else {
-            out.extend((at..at + len).map(|first| Run { first, len: 1 }));
-        }
+    while at < elements.len && shown.len() < limit {
+        let same = (at + 1..elements.len).take_while(|&i| chunk(i) == chunk(at)).count();
+        let len = if same >= 3 { 1 + same } else { 1 };
+        let zero = chunk(at).is_some_and(|bytes| bytes.iter().all(|&b| b == 0));
+        shown.push(Run { first: at, len, element: elements.at(at), zero });
         at += len;
     }
-    out
+    Ok(Runs { shown, more: elements.len - at })
 }
 
 /// What holds a single value, as text.
@@ -213,14 +235,27 @@ fn unreadable(error: &SnapshotError) -> String {
     }
 }
 
+/// What a dump may still hold.
+struct Budget {
+    nodes: usize,
+    /// Elements of one array.
+    elements: usize,
+}
+
+impl Budget {
+    fn spend(&mut self) {
+        self.nodes = self.nodes.saturating_sub(1);
+    }
+}
+
 /// A line, or a line with others below it.
 enum Node {
     Leaf { label: String, text: String },
     Branch { label: String, below: Vec<Node> },
 }
 
-fn node(label: String, field: &Field, budget: &mut usize, depth: usize) -> Node {
-    *budget = budget.saturating_sub(1);
+fn node(label: String, field: &Field, budget: &mut Budget, depth: usize) -> Node {
+    budget.spend();
     if let Some(text) = field.short() {
         return Node::Leaf { label, text };
     }
@@ -236,14 +271,13 @@ fn node(label: String, field: &Field, budget: &mut usize, depth: usize) -> Node 
                 }),
             }
         }
-        FieldKind::Array => {
-            let elements = field.as_array().unwrap_or_default();
-            if elements.first().is_some_and(is_compound) {
-                let below = element_nodes(&elements, budget, depth);
-                return Node::Branch { label: label_of_type(&label), below };
+        FieldKind::Array => match runs(field, budget.elements) {
+            Ok(runs) if runs.shown.first().is_some_and(|run| is_compound(&run.element)) => {
+                let below = element_nodes(runs, budget, depth);
+                Node::Branch { label: label_of_type(&label), below }
             }
-            Node::Leaf { label, text: field.inline(8000) }
-        }
+            _ => Node::Leaf { label, text: field.one_line(16_000, budget.elements) },
+        },
         _ => Node::Leaf { label, text: field.inline(2000) },
     }
 }
@@ -255,12 +289,12 @@ fn is_compound(field: &Field) -> bool {
 /// Nodes of as many things as the budget allows, and a line that says how many it did not.
 fn nodes<T>(
     things: Vec<T>,
-    budget: &mut usize,
-    mut make: impl FnMut(&T, &mut usize) -> Node,
+    budget: &mut Budget,
+    mut make: impl FnMut(&T, &mut Budget) -> Node,
 ) -> Vec<Node> {
     let mut out = Vec::new();
     for (i, thing) in things.iter().enumerate() {
-        if *budget == 0 {
+        if budget.nodes == 0 {
             out.push(more(things.len() - i));
             break;
         }
@@ -273,40 +307,33 @@ fn more(n: usize) -> Node {
     Node::Leaf { label: "..".to_owned(), text: format!("{} more", grouped(n as u64)) }
 }
 
-fn element_nodes(elements: &[Field], budget: &mut usize, depth: usize) -> Vec<Node> {
-    let mut below = nodes(runs(elements), budget, |run, budget| {
+fn element_nodes(runs: Runs, budget: &mut Budget, depth: usize) -> Vec<Node> {
+    let mut below = nodes(runs.shown, budget, |run, budget| {
         let label = match run.len {
             1 => format!("[{}]", run.first),
             len => format!("[{}..{}]", run.first, run.first + len - 1),
         };
-        match elements.get(run.first) {
-            Some(element) if run.len > 1 && is_zero(element) => {
-                *budget = budget.saturating_sub(1);
-                Node::Leaf { label, text: "all zero".to_owned() }
-            }
-            Some(element) => node(label, element, budget, depth + 1),
-            None => Node::Leaf { label, text: String::new() },
+        if run.len > 1 && run.zero {
+            budget.spend();
+            return Node::Leaf { label, text: "all zero".to_owned() };
         }
+        node(label, &run.element, budget, depth + 1)
     });
-    if elements.len() > ELEMENTS {
-        below.push(more(elements.len() - ELEMENTS));
+    if runs.more > 0 {
+        below.push(more(runs.more));
     }
     below
-}
-
-fn is_zero(field: &Field) -> bool {
-    field.bytes().is_ok_and(|bytes| bytes.iter().all(|&b| b == 0))
 }
 
 impl Entry {
     /// The key and the value (of every CPU in a per-CPU map) as an aligned tree.
     #[must_use]
     pub fn dump(&self) -> String {
-        layout(&[entry_node(self, &mut { NODES })])
+        layout(&[entry_node(self, &mut Budget { nodes: NODES, elements: ELEMENTS.0 })])
     }
 }
 
-fn entry_node(entry: &Entry, budget: &mut usize) -> Node {
+fn entry_node(entry: &Entry, budget: &mut Budget) -> Node {
     let torn = entry.torn();
     let mut label = format!("[{}]", entry.key_text());
     if !torn.is_empty() {
@@ -323,7 +350,7 @@ fn entry_node(entry: &Entry, budget: &mut usize) -> Node {
         })
         .collect();
     if let Some(values) = single {
-        *budget = budget.saturating_sub(1);
+        budget.spend();
         return Node::Leaf { label, text: format!("by CPU: {}", values.join(", ")) };
     }
     let below = nodes((0..cpus).collect(), budget, |&cpu, budget| {
@@ -332,7 +359,7 @@ fn entry_node(entry: &Entry, budget: &mut usize) -> Node {
     Node::Branch { label, below }
 }
 
-fn value_node(label: String, entry: &Entry, budget: &mut usize) -> Node {
+fn value_node(label: String, entry: &Entry, budget: &mut Budget) -> Node {
     match entry.value() {
         Ok(value) => match node(label.clone(), &value, budget, 1) {
             // An entry is known by its map: its type would only repeat.
@@ -347,7 +374,7 @@ impl Map {
     /// The attributes and the entries as an aligned tree; of a large map the first entries.
     #[must_use]
     pub fn dump(&self) -> String {
-        layout(&[map_node(self, ENTRIES.0, &mut { NODES })])
+        layout(&[map_node(self, ENTRIES.0, &mut Budget { nodes: NODES, elements: ELEMENTS.1 })])
     }
 
     /// One line: name, kind, number of entries, types.
@@ -363,11 +390,14 @@ impl Map {
         if self.len().is_ok_and(|len| len != attrs.max_entries as usize) {
             out.push_str(&format!(" of {}", grouped(attrs.max_entries.into())));
         }
-        let name = |id| attrs.btf.as_ref().filter(|_| id != 0).map(|btf| btf.type_name(id));
-        match (self.is_section(), name(attrs.key_type), name(attrs.value_type)) {
-            (true, ..) => {}
-            (_, Some(key), Some(value)) => out.push_str(&format!(", {key} -> {value}")),
-            _ => out.push_str(&format!(", {} -> {} bytes", attrs.key_size, attrs.value_size)),
+        let side = |id, size: u32| match attrs.btf.as_ref().filter(|_| id != 0) {
+            Some(btf) => btf.type_name(id),
+            None => format!("{size} bytes"),
+        };
+        if !self.is_section() {
+            let (key, value) =
+                (side(attrs.key_type, attrs.key_size), side(attrs.value_type, attrs.value_size));
+            out.push_str(&format!(", {key} -> {value}"));
         }
         if let Some(cpu) = self.narrowed_to() {
             out.push_str(&format!(", CPU {cpu}"));
@@ -376,8 +406,8 @@ impl Map {
     }
 }
 
-fn map_node(map: &Map, limit: usize, budget: &mut usize) -> Node {
-    *budget = budget.saturating_sub(1);
+fn map_node(map: &Map, limit: usize, budget: &mut Budget) -> Node {
+    budget.spend();
     let mut below = Vec::new();
     for reason in map.torn() {
         below.push(Node::Leaf { label: "torn".to_owned(), text: reason });
@@ -422,7 +452,7 @@ impl Snapshot {
                 "snapshot \"{tag}\" at {s}.{ms:03} s is empty: its freeze did not complete: {reason}\n"
             );
         }
-        let mut budget = NODES;
+        let mut budget = Budget { nodes: NODES, elements: ELEMENTS.1 };
         let mut below = vec![self.pause_node()];
         for reason in self.torn() {
             below.push(Node::Leaf { label: "torn".to_owned(), text: reason.clone() });

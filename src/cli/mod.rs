@@ -9,6 +9,7 @@
 //! | 70 | a bug of ours |
 //! | 130 | interrupted |
 
+pub mod api;
 mod config;
 mod doctor;
 pub mod kernel;
@@ -36,6 +37,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Print everything that a script can name
+    Api(api::ApiArgs),
     /// List, fetch and inspect kernels
     Kernel(kernel::KernelArgs),
     /// Say what this machine can do, and how to mend what is missing
@@ -76,6 +79,7 @@ pub fn main() -> ExitCode {
     };
     let config = Config::from_environment();
     let done = match cli.command {
+        Command::Api(args) => api::run(&args),
         Command::Kernel(args) => config.cache().map(|cache| kernel::run(&args, cache)),
         Command::Doctor => doctor::run(&config),
     };

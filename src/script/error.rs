@@ -18,7 +18,7 @@ pub struct ScriptError {
     /// What is wrong.
     pub message: String,
     /// The author's line.
-    pub at: Option<ScriptPos>,
+    pub at: Option<Box<ScriptPos>>,
     /// What to do about it.
     pub help: Option<String>,
     /// Where it happened below the author's line, and how it got there, innermost first.
@@ -32,7 +32,7 @@ impl ScriptError {
     }
 
     pub(crate) fn at(mut self, at: Option<ScriptPos>) -> Self {
-        self.at = at;
+        self.at = at.map(Box::new);
         self
     }
 
@@ -49,7 +49,7 @@ impl ScriptError {
             text.push('\n');
             text.push_str(&line);
         }
-        Check::error("script", text).at(self.at.clone())
+        Check::error("script", text).at(self.at.as_deref().cloned())
     }
 
     /// The lines below the excerpt.
@@ -121,7 +121,9 @@ error: there is no function frob()
         assert_eq!(told, want);
         let check = error.check();
         assert_eq!(check.label, "script");
-        assert!(check.message.unwrap().starts_with("there is no function frob()\nhelp: write it\n"));
+        assert!(
+            check.message.unwrap().starts_with("there is no function frob()\nhelp: write it\n")
+        );
     }
 
     #[test]

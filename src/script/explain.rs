@@ -5,6 +5,7 @@ use rhai::{Dynamic, EvalAltResult, LexError, ParseError, ParseErrorType};
 use crate::snapshot::nearest;
 
 use super::data;
+use super::engine::{MAX_ARRAY, MAX_CALL_LEVELS, MAX_MAP, MAX_STRING};
 use super::fault::Fault;
 use super::surface::{Kind, Surface};
 
@@ -39,6 +40,8 @@ pub(crate) struct Known<'a> {
     pub(crate) functions: &'a [(String, usize)],
     /// Words of the script.
     pub(crate) words: &'a [String],
+    /// How many steps the script was allowed.
+    pub(crate) operations: u64,
 }
 
 /// A Rhai type's name in an author's words.
@@ -79,6 +82,8 @@ impl Known<'_> {
             }
             E::ErrorDotExpr(text, _) => self.no_property(text),
             E::ErrorIndexingType(text, _) => no_index(text),
+            E::ErrorArrayBounds(len, index, _) => out_of_bounds("array", "element", *len, *index),
+            E::ErrorStringBounds(len, index, _) => out_of_bounds("string", "character", *len, *index),
             E::ErrorIndexNotFound(index, _) => told(format!("there is nothing at index {index}")),
             E::ErrorModuleNotFound(name, _) => told(format!("there is no module \"{name}\"")),
             E::ErrorDataRace(..) => data_race(),
@@ -86,12 +91,12 @@ impl Known<'_> {
             E::ErrorMismatchOutputType(want, found, _) => mismatch(want, found),
             E::ErrorTooManyOperations(_) => told(format!(
                 "the script did not come to an end after {} steps",
-                super::engine::MAX_OPERATIONS
+                self.operations
             ))
             .help("is there a loop that never ends? Waiting with sleep(..) or t.hold(..) costs no steps"),
             E::ErrorStackOverflow(_) => told(format!(
                 "functions call each other more than {} deep",
-                super::engine::MAX_CALL_LEVELS
+                MAX_CALL_LEVELS
             ))
             .help("is there a function that calls itself without an end?"),
             E::ErrorDataTooLarge(what, _) => too_large(what),
@@ -131,7 +136,15 @@ impl Known<'_> {
             P::BadInput(LexError::ImproperSymbol(symbol, _)) => reserved(symbol),
             P::BadInput(LexError::UnterminatedString) => told("the string has no end")
                 .help("close it with \"; a text of several lines stands between backticks"),
-            P::BadInput(LexError::UnexpectedInput(what)) => told(format!("'{what}' is unexpected here")),
+            P::BadInput(LexError::UnexpectedInput(what)) => {
+                let told = told(format!("'{what}' is unexpected here"));
+                match !what.is_ascii() {
+                    true => told.help(
+                        "names are made of a-z, A-Z, 0-9 and _; other letters stand in strings",
+                    ),
+                    false => told,
+                }
+            }
             P::MissingToken(token, what) => told(format!("'{token}' is missing {what}")),
             P::AssignmentToConstant(name) => {
                 told(format!("{name} is a constant and cannot be assigned to"))
@@ -185,15 +198,22 @@ impl Known<'_> {
         }
         let name = qualified.rsplit("::").next().unwrap_or(qualified);
         let told = told(format!("there is no function {qualified}({given})"));
-        let same = self.signatures(name, types.first().copied());
+        let receiver = types.first().copied();
+        let is_ours = self.surface.types.iter().any(|t| Some(t.name.as_str()) == receiver);
+        let same = self.signatures(name, receiver, is_ours);
         if !same.is_empty() {
             return told.help(format!("there is {}", same.join(", ")));
         }
-        told.maybe(self.nearest_function(name, types.first().copied()))
+        if qualified != name {
+            let near = nearest(name, self.functions.iter().map(|(name, _)| name.as_str()));
+            return told.maybe(near.map(|near| format!("did you mean {near}?")));
+        }
+        told.maybe(self.nearest_function(name, receiver))
     }
 
     /// How functions of this name are called; those of the receiver's type when there are any.
-    fn signatures(&self, name: &str, receiver: Option<&str>) -> Vec<String> {
+    /// What other types have is no help for a receiver of ours (`is_ours`).
+    fn signatures(&self, name: &str, receiver: Option<&str>, is_ours: bool) -> Vec<String> {
         let named: Vec<_> = self
             .surface
             .functions
@@ -207,26 +227,35 @@ impl Known<'_> {
         }
         let mut out: Vec<String> = named
             .iter()
+            .filter(|f| !is_ours || f.owner.is_none())
             .map(|f| match &f.owner {
                 Some(owner) => format!("{} of {owner}", f.signature()),
                 None => f.signature(),
             })
             .collect();
-        out.extend(self.functions.iter().filter(|(n, _)| n == name).map(|(n, params)| match params {
-            1 => format!("{n}(..) with 1 parameter"),
-            params => format!("{n}(..) with {params} parameters"),
-        }));
+        out.extend(self.functions.iter().filter(|(n, _)| n == name).map(
+            |(n, params)| match params {
+                1 => format!("{n}(..) with 1 parameter"),
+                params => format!("{n}(..) with {params} parameters"),
+            },
+        ));
         out.truncate(4);
         out
     }
 
     fn nearest_function(&self, name: &str, receiver: Option<&str>) -> Option<String> {
-        let of_receiver =
-            self.surface.functions.iter().filter(|f| f.owner.is_some() && f.owner.as_deref() == receiver);
+        let of_receiver = self
+            .surface
+            .functions
+            .iter()
+            .filter(|f| f.owner.is_some() && f.owner.as_deref() == receiver);
         let own = nearest(name, of_receiver.clone().map(|f| f.name.as_str()));
         if let Some(near) = own {
             let found = of_receiver.clone().find(|f| f.name == near)?;
-            return Some(format!("did you mean x.{}?", found.signature()));
+            return Some(match found.kind == Kind::Property && near == name {
+                true => format!("it is a property: x.{name}, without parentheses"),
+                false => format!("did you mean x.{}?", found.signature()),
+            });
         }
         nearest(name, self.function_names()).map(|near| format!("did you mean {near}?"))
     }
@@ -234,17 +263,21 @@ impl Known<'_> {
     /// `Unknown property 'x' - a getter is not registered for type 'array'`
     fn no_property(&self, text: &str) -> Told {
         let quoted: Vec<&str> = text.split('\'').collect();
-        let (true, Some(name), Some(ty)) =
-            (text.starts_with("Unknown property"), quoted.get(1), quoted.get(3))
-        else {
+        let (Some(name), Some(ty)) = (quoted.get(1), quoted.get(3)) else {
             return told(text);
         };
         let ty = type_name(ty);
+        if text.starts_with("No writable property") {
+            return told(format!("the property \"{name}\" of {ty} cannot be set"));
+        }
+        if !text.starts_with("Unknown property") {
+            return told(text);
+        }
         let article = if ty.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
         let told = told(format!("{article} {ty} has no property \"{name}\""));
-        let members =
-            self.surface.functions.iter().filter(|f| f.owner.as_deref() == Some(ty));
-        if let Some(method) = members.clone().find(|f| f.kind == Kind::Function && f.name == *name) {
+        let members = self.surface.functions.iter().filter(|f| f.owner.as_deref() == Some(ty));
+        if let Some(method) = members.clone().find(|f| f.kind == Kind::Function && f.name == *name)
+        {
             return told.help(format!("it is a method: {}", method.signature()));
         }
         let near = nearest(name, members.clone().map(|f| f.name.as_str()));
@@ -262,12 +295,21 @@ fn thrown(value: &Dynamic) -> Told {
         return told(error.to_string());
     }
     if value.is_unit() {
-        return told("the script threw nothing, on purpose: `throw` without a value");
+        return told("the script threw without saying what");
     }
     match value.clone().into_immutable_string() {
         Ok(text) => told(text.as_str()),
         Err(_) => told(format!("the script threw {value}")),
     }
+}
+
+fn out_of_bounds(what: &str, part: &str, len: usize, index: i64) -> Told {
+    let parts = match len {
+        0 => format!("the {what} is empty"),
+        1 => format!("the {what} has 1 {part}"),
+        n => format!("the {what} has {n} {part}s, counted from 0"),
+    };
+    told(format!("there is nothing at index {index}: {parts}"))
 }
 
 fn data_race() -> Told {
@@ -288,9 +330,14 @@ fn mismatch(want: &str, found: &str) -> Told {
     }
 }
 
-/// `Length of array too large`, `Size of object map`, ...
+/// `Size of array/BLOB`, `Length of string`, `Size of object map`.
 fn too_large(what: &str) -> Told {
-    told(format!("{} is larger than scripts may have", what.to_lowercase()))
+    let limit = match what {
+        what if what.contains("string") => format!("a text is longer than {MAX_STRING} bytes"),
+        what if what.contains("map") => format!("a map has more than {MAX_MAP} properties"),
+        _ => format!("an array has more than {MAX_ARRAY} elements"),
+    };
+    told(format!("{limit}, which is more than scripts may have"))
 }
 
 /// `&str [i64]`, or the name of a type.
@@ -312,7 +359,9 @@ fn operator(sign: &str, types: &[&str]) -> Told {
                 ("string", "int" | "float") | ("int" | "float", "string") => {
                     told.help("read a number with parse_int(text), or write one with to_string(n)")
                 }
-                ("int", "float") | ("float", "int") => told.help("convert with to_float() or to_int()"),
+                ("int", "float") | ("float", "int") => {
+                    told.help("convert with to_float() or to_int()")
+                }
                 _ => told,
             }
         }
@@ -322,6 +371,9 @@ fn operator(sign: &str, types: &[&str]) -> Told {
 }
 
 fn reserved(name: &str) -> Told {
+    if name == "eval" {
+        return told("eval(..) is not available: code in a string has no line to point at");
+    }
     let told = told(format!("{name} is a word of the language and cannot be used as a name"));
     if name.starts_with(|c: char| c.is_alphabetic()) {
         told.help(format!("a member of that name is reached with brackets: x[\"{name}\"]"))

@@ -1,15 +1,47 @@
 //! The Rhai surface: the engine, its packages, and how a script's errors are told.
+//!
+//! A script is run twice, by different processes. The parent runs it to learn what it declares
+//! ([`collect`]); then a cell runs it again, and the one `scenario(..)` that the cell is for calls
+//! its closure there and then ([`run_scenario`]), so that imports, functions, constants and loop
+//! variables around it mean what they say.
+//!
+//! | file | job |
+//! |---|---|
+//! | `engine.rs` | limits, cancelling, what is registered |
+//! | `session.rs` | what the functions of one run share |
+//! | `declare.rs` | `scenario`, `boot` and their options |
+//! | `vm.rs`, `cgroup.rs` | the live machine |
+//! | `expect.rs`, `globals.rs` | judging |
+//! | `data.rs`, `values.rs` | snapshots and values |
+//! | `modules.rs` | `import`, and who called whom |
+//! | `error.rs`, `explain.rs`, `source.rs` | errors in an author's words, at an author's line |
+//! | `register.rs`, `surface.rs` | the reference: written once, read back from the engine |
 
-#[allow(dead_code, unused_imports)]
+mod cgroup;
 mod data;
-#[allow(dead_code)]
+mod declare;
+mod engine;
+mod error;
+mod expect;
+mod explain;
 mod fault;
+mod globals;
+mod modules;
+mod options;
 pub(crate) mod register;
-#[allow(dead_code)]
+mod run;
+mod session;
 mod source;
-#[allow(dead_code)]
 pub mod surface;
-#[allow(dead_code)]
+mod topology;
 mod units;
-#[allow(dead_code, unused_imports)]
 mod values;
+mod vm;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::ScriptError;
+use run::finish;
+pub use run::{End, ModuleDoc, Reference, collect, reference, run_scenario};
+pub use session::Boot;

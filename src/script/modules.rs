@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rhai::{
     Dynamic, Engine, EvalAltResult, FnAccess, FnPtr, FuncRegistration, Module, ModuleResolver,
-    NativeCallContext, Position, RhaiFunc, Scope, Shared, SharedModule,
+    NativeCallContext, Position, RhaiFunc, Scope, Shared,
 };
 
 use crate::snapshot::nearest;
@@ -22,7 +22,8 @@ use super::session::{Caller, Session};
 use super::source::Source;
 
 /// cryoscope's own modules: name and text.
-pub(crate) const STDLIB: &[(&str, &str)] = &[("std/checks", include_str!("../../stdlib/checks.rhai"))];
+pub(crate) const STDLIB: &[(&str, &str)] =
+    &[("std/checks", include_str!("../../stdlib/checks.rhai"))];
 
 /// Modules may import modules, but not deeper than this.
 const MAX_DEPTH: usize = 16;
@@ -36,8 +37,6 @@ pub(crate) struct Resolver {
 #[derive(Default)]
 struct Loaded {
     modules: BTreeMap<String, SharedModule>,
-    /// Names and numbers of parameters, for nearest names.
-    functions: BTreeSet<(String, usize)>,
     /// Being loaded, outermost first.
     loading: Vec<String>,
 }
@@ -49,11 +48,6 @@ impl Resolver {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Loaded> {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The functions of all modules loaded so far.
-    pub(crate) fn functions(&self) -> Vec<(String, usize)> {
-        self.lock().functions.iter().cloned().collect()
     }
 
     /// The module that `path` means in the script `importer`: its name and its text.
@@ -89,7 +83,11 @@ impl Resolver {
             None => {
                 let own: Vec<&str> = STDLIB.iter().map(|(name, _)| *name).collect();
                 let file = dir.join(format!("{stem}.rhai"));
-                format!("there is no file {}, and own modules are: {}", file.display(), own.join(", "))
+                format!(
+                    "there is no file {}, and own modules are: {}",
+                    file.display(),
+                    own.join(", ")
+                )
             }
         };
         refuse(format!("there is no module \"{path}\"; {hint}"))
@@ -110,7 +108,12 @@ impl Resolver {
         }
     }
 
-    fn load(&self, engine: &Engine, name: &str, source: Source) -> Result<SharedModule, Box<EvalAltResult>> {
+    fn load(
+        &self,
+        engine: &Engine,
+        name: &str,
+        source: Source,
+    ) -> Result<SharedModule, Box<EvalAltResult>> {
         self.session.sources.add(name, source.clone());
         let mut ast = engine.compile(&*source.text)?;
         ast.set_source(name);
@@ -121,7 +124,7 @@ impl Resolver {
             .collect();
         let mut inner = Module::eval_ast_as_new(Scope::new(), &ast, engine)?;
         inner.set_id(name);
-        self.lock().functions.append(&mut functions);
+        self.session.lock().module_functions.append(&mut functions);
         Ok(border(&Arc::new(inner), name, source.embedded).into())
     }
 }
@@ -146,7 +149,11 @@ impl ModuleResolver for Resolver {
             if circle || loaded.loading.len() >= MAX_DEPTH {
                 let mut way = loaded.loading.clone();
                 way.push(name);
-                let why = if circle { "modules import each other in a circle" } else { "modules are nested too deeply" };
+                let why = if circle {
+                    "modules import each other in a circle"
+                } else {
+                    "modules are nested too deeply"
+                };
                 return Err(here(Fault::argument(format!("{why}: {}", way.join(" imports ")))));
             }
             loaded.loading.push(name.clone());
@@ -159,7 +166,12 @@ impl ModuleResolver for Resolver {
                 loaded.modules.insert(name, module.clone());
                 Ok(module)
             }
-            Err(error) if error.is_system_exception() && !matches!(*error, EvalAltResult::ErrorParsing(..)) => Err(error),
+            Err(error)
+                if error.is_system_exception()
+                    && !matches!(*error, EvalAltResult::ErrorParsing(..)) =>
+            {
+                Err(error)
+            }
             Err(error) => Err(EvalAltResult::ErrorInModule(name, error, pos).into()),
         }
     }
@@ -216,6 +228,7 @@ fn border(inner: &SharedModule, name: &str, embedded: bool) -> Module {
     outer
 }
 
+type SharedModule = Arc<Module>;
 type Answer = Result<Dynamic, Box<EvalAltResult>>;
 
 /// The call of `function` in `inner` from outside.
@@ -260,13 +273,8 @@ fn at_home(closure: FnPtr, ctx: &NativeCallContext<'_>) -> Result<FnPtr, Box<Eva
     FnPtr::from_fn(AT_HOME, move |caller: NativeCallContext<'_>, args: &mut [&mut Dynamic]| {
         let mut state = home.clone();
         state.level = caller.call_level().max(level);
-        let ctx = NativeCallContext::new_with_all_fields(
-            caller.engine(),
-            AT_HOME,
-            None,
-            &state,
-            pos,
-        );
+        let ctx =
+            NativeCallContext::new_with_all_fields(caller.engine(), AT_HOME, None, &state, pos);
         let args: Vec<Dynamic> = args.iter().map(|a| (*a).clone()).collect();
         closure.call_raw(&ctx, None, args).map_err(|mut error| {
             // Rhai's map(..), filter(..) and their kin try again with an index when a closure of

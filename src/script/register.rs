@@ -131,7 +131,7 @@ impl<'a> Signature<'a> {
     fn parse(text: &'a str) -> Signature<'a> {
         let malformed = || -> ! { panic!("malformed signature: {text}") };
         let Some((name, rest)) = text.split_once('(') else { malformed() };
-        let Some((params, tail)) = rest.rsplit_once(')') else { malformed() };
+        let Some((params, tail)) = rest.split_once(')') else { malformed() };
         let returns = match tail.trim() {
             "" => "()",
             tail => match tail.strip_prefix("->") {
@@ -161,6 +161,8 @@ mod tests {
             (sig.name, sig.returns, sig.params),
             ("at", "SnapshotEntry", vec!["self: SnapshotMap", "i: int"])
         );
+        let sig = Signature::parse("exit_info(self: X) -> map|()");
+        assert_eq!((sig.returns, sig.params), ("map|()", vec!["self: X"]));
         let sig = Signature::parse("note(msg: any)");
         assert_eq!((sig.returns, sig.params), ("()", vec!["msg: any"]));
     }

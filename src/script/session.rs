@@ -1,8 +1,8 @@
 //! What the engine's functions share while one script runs: what is to happen, what has happened,
 //! and which line of the author is responsible.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rhai::{EvalAltResult, NativeCallContext, Position};
@@ -10,9 +10,11 @@ use rhai::{EvalAltResult, NativeCallContext, Position};
 use crate::scenario::ScenarioDecl;
 use crate::scenario::cell::{Cancel, Why};
 use crate::scenario::lab::{LabError, LabOps, LabResult};
+use crate::scenario::text::seconds;
 use crate::scenario::verdict::{Check, Recorder, ScriptPos};
 
 use super::End;
+use super::engine::Limits;
 use super::fault::{Fault, Native, terminate};
 use super::source::{Source, Sources};
 
@@ -43,6 +45,7 @@ pub(crate) struct Session {
     pub(crate) sources: Sources,
     pub(crate) recorder: Recorder,
     pub(crate) cancel: Cancel,
+    pub(crate) limits: Limits,
     state: Mutex<State>,
 }
 
@@ -53,8 +56,10 @@ pub(crate) struct State {
     pub(crate) declared: Vec<ScenarioDecl>,
     /// Whether the script was found to be a plain one.
     pub(crate) plain: bool,
-    /// Whether the script's own text calls `scenario`.
-    pub(crate) has_scenarios: bool,
+    /// What the script's text holds.
+    pub(crate) outline: Outline,
+    /// Functions of the modules imported so far: names and numbers of parameters.
+    pub(crate) module_functions: BTreeSet<(String, usize)>,
     /// Whether the one scenario that was asked for has run.
     pub(crate) ran: bool,
     /// Machines that a plain script has booted.
@@ -66,6 +71,57 @@ pub(crate) struct State {
     next: u64,
 }
 
+impl State {
+    /// Whether the script declares scenarios, so far or further on.
+    pub(crate) fn has_scenarios(&self) -> bool {
+        !self.outline.scenarios.is_empty() || !self.declared.is_empty()
+    }
+}
+
+/// What is known about a script's text before it runs. Lines count from 1.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outline {
+    /// Lines with a call of `scenario`, ascending.
+    pub(crate) scenarios: Vec<usize>,
+    /// Lines with a loop that has no end of its own (`loop`, `while`, `do`), ascending.
+    pub(crate) loops: Vec<usize>,
+    /// Functions: names and numbers of parameters.
+    pub(crate) functions: Vec<(String, usize)>,
+    /// What is called where, in order.
+    pub(crate) calls: Vec<(String, Position)>,
+    /// Functions that call themselves, and where they begin.
+    pub(crate) recursive: Vec<(String, usize)>,
+}
+
+impl Outline {
+    /// The loops that a script may be caught in that was called in `line`; one that is caught in
+    /// a scenario's body only tells the line of the `scenario`.
+    fn loops_from(&self, line: usize) -> Vec<usize> {
+        let body = self.scenarios.iter().position(|s| *s == line);
+        let end = body.and_then(|i| self.scenarios.get(i + 1)).copied().unwrap_or(usize::MAX);
+        let within = self.loops.iter().filter(|l| (line..end).contains(*l) && body.is_some());
+        let within: Vec<usize> = within.copied().collect();
+        if within.is_empty() { self.loops.clone() } else { within }
+    }
+
+    /// The first call of `name` at or behind `line`.
+    pub(crate) fn call_of(&self, name: &str, line: usize) -> Option<Position> {
+        let mut calls = self.calls.iter().filter(|(call, _)| call == name).map(|(_, pos)| *pos);
+        calls.find(|pos| pos.line() >= Some(line))
+    }
+
+    /// A sentence about the loops that a script may be caught in.
+    pub(crate) fn suspects(&self, at: Option<&ScriptPos>) -> Option<String> {
+        let lines = self.loops_from(at?.line);
+        let shown: Vec<String> = lines.iter().take(5).map(usize::to_string).collect();
+        match shown.len() {
+            0 => None,
+            1 => Some(format!("a loop begins in line {}", shown[0])),
+            _ => Some(format!("loops begin in lines {}", shown.join(", "))),
+        }
+    }
+}
+
 /// The author's call that led into a module of cryoscope's own; it rides in the engine's tag.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
@@ -74,10 +130,15 @@ pub(crate) struct Caller {
 }
 
 impl Session {
-    pub(crate) fn new(mode: Mode, file: PathBuf, recorder: Recorder, cancel: Cancel) -> Arc<Self> {
-        let sources = Sources::default();
-        let state = Mutex::default();
-        Arc::new(Session { mode, file, sources, recorder, cancel, state })
+    pub(crate) fn new(
+        mode: Mode,
+        file: &Path,
+        limits: Limits,
+        recorder: Recorder,
+        cancel: Cancel,
+    ) -> Arc<Self> {
+        let (file, sources, state) = (file.to_path_buf(), Sources::default(), Mutex::default());
+        Arc::new(Session { mode, file, sources, recorder, cancel, limits, state })
     }
 
     /// The name of the script itself among the sources.
@@ -165,21 +226,43 @@ impl Session {
 
     /// The scenario is over because somebody, or the clock, wants it to be.
     pub(crate) fn cancelled(&self, at: Option<ScriptPos>) -> Box<EvalAltResult> {
-        let ended = self.lock().end.is_some();
-        if !ended {
-            self.recorder.record(self.why_cancelled().at(at));
+        if self.lock().end.is_none() {
+            self.record_cancelled(at, None);
         }
         self.end(End::Cancelled)
     }
 
-    fn why_cancelled(&self) -> Check {
-        match self.cancel.why() {
+    /// Records why the run was told to end.
+    pub(crate) fn record_cancelled(&self, at: Option<ScriptPos>, hint: Option<String>) {
+        let check = match self.cancel.why() {
             Some(Why::Deadline(limit)) => {
-                let limit = crate::script::explain::seconds(limit);
-                let text = format!("the scenario did not end within its {limit}");
+                let limit = seconds(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
+                let mut text = format!("the scenario did not end within its {limit}");
+                if let Some(hint) = hint {
+                    text.push_str(&format!("\nhelp: is there a loop that never ends? {hint}"));
+                }
                 Check::error("deadline", text)
             }
             _ => Check::error("interrupted", "interrupted"),
+        };
+        self.recorder.record(check.at(at));
+    }
+
+    /// The script itself, once it was read.
+    pub(crate) fn script(&self) -> Option<Source> {
+        self.sources.get(&self.main())
+    }
+
+    /// Functions that the script and its modules define: names and numbers of parameters.
+    pub(crate) fn functions(&self) -> Vec<(String, usize)> {
+        let state = self.lock();
+        state.outline.functions.iter().chain(&state.module_functions).cloned().collect()
+    }
+
+    /// Prints for the script, unless it is only collected: then everything comes again.
+    pub(crate) fn print(&self, text: &str) {
+        if !self.collecting() {
+            self.recorder.print(text);
         }
     }
 

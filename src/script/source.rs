@@ -82,9 +82,8 @@ impl Source {
         let rest = self.from(pos)?;
         let open = rest.find('(')? + 1;
         let mut depth = 1usize;
-        let mut words = Tokens::new(&rest[open..]);
         let mut previous: Option<(usize, &str)> = None;
-        while let Some((at, token)) = words.next() {
+        for (at, token) in Tokens::new(&rest[open..]) {
             match token {
                 "(" | "[" | "{" | "#{" => depth += 1,
                 ")" | "]" | "}" => depth -= 1,

@@ -4,7 +4,7 @@ use rhai::Engine;
 use serde::Deserialize;
 
 /// The whole registered surface, sorted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Surface {
     /// Types, by name.
     pub types: Vec<TypeDoc>,
@@ -61,8 +61,7 @@ impl FunctionDoc {
     /// The signature in a script's words: `freeze(tag: string) -> Snapshot`.
     #[must_use]
     pub fn signature(&self) -> String {
-        let params: Vec<String> =
-            self.params.iter().map(|(name, ty)| format!("{name}: {}", spaced(ty))).collect();
+        let params: Vec<String> = self.params.iter().map(|(name, ty)| param(name, ty)).collect();
         let params = params.join(", ");
         let returns = match self.returns.as_str() {
             "" => String::new(),
@@ -79,6 +78,10 @@ impl FunctionDoc {
             }
         }
     }
+}
+
+fn param(name: &str, ty: &str) -> String {
+    if ty.is_empty() { name.to_string() } else { format!("{name}: {}", spaced(ty)) }
 }
 
 /// `int|string` as `int | string`.
@@ -136,8 +139,8 @@ fn function(raw: RawFunction) -> FunctionDoc {
     FunctionDoc { owner, kind, name, params, returns: raw.return_type, doc }
 }
 
-fn uncommented(comments: &[String]) -> String {
-    let lines = comments.iter().flat_map(|c| c.lines());
+pub(super) fn uncommented(comments: &[impl AsRef<str>]) -> String {
+    let lines = comments.iter().flat_map(|c| c.as_ref().lines());
     let lines: Vec<&str> = lines
         .map(|l| l.strip_prefix("///").unwrap_or(l))
         .map(|l| l.strip_prefix(' ').unwrap_or(l))

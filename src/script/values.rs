@@ -178,20 +178,20 @@ fn named(e: &EnumValue, name: &str, field: &Dynamic) -> Native<i128> {
 
 /// A number to compare or compute with.
 #[derive(Clone, Copy)]
-pub(super) enum Number {
+pub(crate) enum Number {
     Whole(i128),
     Float(f64),
 }
 
 impl Number {
-    pub(super) fn of(scalar: &Scalar) -> Option<Number> {
+    pub(crate) fn of(scalar: &Scalar) -> Option<Number> {
         match scalar {
             Scalar::Float(x) => Some(Number::Float(*x)),
             other => other.number().map(Number::Whole),
         }
     }
 
-    pub(super) fn float(self) -> f64 {
+    pub(crate) fn float(self) -> f64 {
         match self {
             Number::Whole(n) => n as f64,
             Number::Float(x) => x,

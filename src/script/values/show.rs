@@ -51,7 +51,8 @@ fn type_of(value: &Dynamic) -> &'static str {
         .or_else(|| is(value.is::<Entry>(), "SnapshotEntry"))
         .or_else(|| is(value.is::<Arc<Snapshot>>(), "Snapshot"))
         .or_else(|| is(value.is::<SnapshotError>(), "SnapshotError"))
-        .unwrap_or("value of another type")
+        .or_else(|| value.type_name().rsplit("::").next())
+        .unwrap_or("value")
 }
 
 /// A value on one line; text is quoted.

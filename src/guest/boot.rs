@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use cryoscope::wire::{PORT_ARG, PORT_NAME, Policy, TTY_ARG};
+use cryoscope::wire::{PORT_ARG, PORT_NAME, TTY_ARG};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, mount};
@@ -53,7 +53,7 @@ pub(crate) fn first_steps() {
     mount_all(&FIRST);
     // The scheduler under test must not be able to starve, or be disturbed by, who controls it.
     // Children start as ordinary processes.
-    if let Err(error) = sys::set_policy(None, Policy::Fifo(1), true) {
+    if let Err(error) = sys::take_precedence() {
         kmsg::say(&format!("stays an ordinary process: {error}"));
     }
 }

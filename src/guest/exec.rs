@@ -15,9 +15,9 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::applets;
 use crate::jobs::{Task, World};
-use crate::process::{Ended, PATH, environment, own_image, read_some};
+use crate::process::{Ended, PATH, environment, read_some};
 use crate::refuse;
-use crate::sys::{self, Image, Start, reason};
+use crate::sys::{self, Image, Role, Start, reason};
 use crate::text::clean;
 
 /// Of each stream, its beginning.
@@ -74,8 +74,26 @@ pub(crate) fn find_program(name: &str) -> Option<String> {
     PATH.iter().map(|dir| format!("{dir}/{name}")).find(|path| runs(path))
 }
 
-/// The image of a program in the guest, or of an applet when there is none.
-pub(crate) fn image(argv: &[String], env: &[(String, String)]) -> Result<Image, Refusal> {
+/// Something to run.
+pub(crate) enum Program {
+    /// A file in the guest.
+    File(Image),
+    /// A command of the agent's own, with its arguments.
+    Applet(Vec<String>),
+}
+
+impl Program {
+    /// Starts it.
+    pub(crate) fn spawn(&self, start: &Start<'_>) -> io::Result<Pid> {
+        match self {
+            Program::File(image) => sys::spawn(Role::Program(image), start),
+            Program::Applet(argv) => sys::spawn(Role::Own(&|| applets::main(argv)), start),
+        }
+    }
+}
+
+/// A program in the guest, or an applet when there is none of that name.
+pub(crate) fn program(argv: &[String], env: &[(String, String)]) -> Result<Program, Refusal> {
     let Some(name) = argv.first().filter(|n| !n.is_empty()) else {
         return Err(refuse(RefusalKind::Invalid, "no program named"));
     };
@@ -84,15 +102,14 @@ pub(crate) fn image(argv: &[String], env: &[(String, String)]) -> Result<Image, 
     };
     if let Some(path) = find_program(name) {
         let argv: Result<_, _> = argv.iter().map(|a| CString::new(a.as_str())).collect();
-        return Ok(Image {
+        return Ok(Program::File(Image {
             path: CString::new(path).map_err(|e| bad(&e))?,
             argv: argv.map_err(|e| bad(&e))?,
             envp: environment(env).map_err(|e| bad(&e))?,
-        });
+        }));
     }
     if applets::NAMES.contains(&name.as_str()) {
-        let words: Vec<&str> = ["applet"].into_iter().chain(argv.iter().map(|a| &**a)).collect();
-        return own_image(name, &words).map_err(|e| bad(&e));
+        return Ok(Program::Applet(argv.to_vec()));
     }
     let why = if !name.contains('/') {
         format!("it is neither in {} nor built in", PATH.join(", "))
@@ -113,7 +130,7 @@ pub(crate) fn image(argv: &[String], env: &[(String, String)]) -> Result<Image, 
 
 /// Starts a program.
 pub(crate) fn start(argv: &[String], timeout: Duration, now: Instant) -> Result<ExecTask, Refusal> {
-    let image = image(argv, &[])?;
+    let program = program(argv, &[])?;
     let limit = now + timeout.min(LONGEST);
     let steps = || -> io::Result<ExecTask> {
         let flags = PipeFlags::CLOEXEC;
@@ -126,11 +143,11 @@ pub(crate) fn start(argv: &[String], timeout: Duration, now: Instant) -> Result<
         let start = Start {
             stdio: [null.as_fd(), out_end.as_fd(), err_end.as_fd()],
             report: report_end.as_fd(),
-            keep_report: false,
             cgroup: None,
+            go: None,
         };
         Ok(ExecTask {
-            pid: sys::spawn(&image, &start)?,
+            pid: program.spawn(&start)?,
             limit,
             ended: None,
             timed_out: false,

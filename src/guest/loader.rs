@@ -2,7 +2,7 @@
 //! its own, is not in PID 1. It prints what libbpf and the verifier say, tells the outcome on its
 //! report pipe, and lets the scheduler go on SIGTERM.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::sync::Mutex;
 
 use cryoscope::wire::{Patch, Refusal, RefusalKind};
@@ -52,12 +52,12 @@ pub(crate) fn hold(path: &str) -> i32 {
     }
 }
 
-/// The whole life of a loader of the object at `path`. Patches come as JSON on standard input.
-pub(crate) fn main(path: &str) -> i32 {
+/// The whole life of a loader of the object at `path`.
+pub(crate) fn main(path: &str, patches: &[Patch]) -> i32 {
     let report = sys::take_report();
     let _ = rustix::thread::set_name(c"loader");
     set_print(Some((PrintLevel::Info, print)));
-    let loaded = read_patches().and_then(|patches| load(path, &patches)).and_then(|mut object| {
+    let loaded = load(path, patches).and_then(|mut object| {
         // From here on a signal must not end the process before it has let go.
         sys::block_termination();
         attach(path, &mut object).map(|(links, names)| (object, links, names))
@@ -77,15 +77,6 @@ pub(crate) fn main(path: &str) -> i32 {
     drop(links);
     drop(object);
     0
-}
-
-fn read_patches() -> Result<Vec<Patch>, Refusal> {
-    let mut text = String::new();
-    io::stdin()
-        .read_to_string(&mut text)
-        .map_err(|e| refuse(RefusalKind::Kernel, format!("cannot read the patches: {e}")))?;
-    serde_json::from_str(&text)
-        .map_err(|e| refuse(RefusalKind::Invalid, format!("the patches are damaged: {e}")))
 }
 
 fn load(path: &str, patches: &[Patch]) -> Result<Object, Refusal> {

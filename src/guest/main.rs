@@ -41,10 +41,7 @@ fn main() -> ExitCode {
     }
     let args: Vec<String> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
     let code = match &args[..] {
-        [_, role, spec, part] if role == "worker" => worker::main(spec, part == "leads"),
-        [_, role, path] if role == "loader" => loader::main(path),
         [_, role, path] if role == "hold" => loader::hold(path),
-        [_, role, argv @ ..] if role == "applet" => applets::main(argv),
         _ => {
             eprintln!(
                 "cryoscope-agent is PID 1 of the machines that cryoscope boots; it is not run by \

@@ -1,4 +1,4 @@
-//! Child processes: how they end, what they print, how the agent starts itself in another role.
+//! Child processes: how they end, what they find around them, what they print.
 
 use std::ffi::CString;
 use std::fmt;
@@ -7,8 +7,6 @@ use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 use rustix::process::WaitStatus;
-
-use crate::sys::Image;
 
 /// Where programs are looked for.
 pub(crate) const PATH: [&str; 6] =
@@ -82,16 +80,6 @@ pub(crate) fn environment(extra: &[(String, String)]) -> io::Result<Vec<CString>
         .map(|b| (*b).to_owned());
     let added = extra.iter().map(|(name, value)| format!("{name}={value}"));
     fixed.chain(added).map(|text| Ok(CString::new(text)?)).collect()
-}
-
-/// This program again, in another role, under the name `name`.
-pub(crate) fn own_image(name: &str, args: &[&str]) -> io::Result<Image> {
-    let words = std::iter::once(&name).chain(args);
-    Ok(Image {
-        path: c"/proc/self/exe".to_owned(),
-        argv: words.map(|w| Ok(CString::new(*w)?)).collect::<io::Result<_>>()?,
-        envp: environment(&[])?,
-    })
 }
 
 /// Reads what a non-blocking descriptor has now, at most one megabyte; false at its end.

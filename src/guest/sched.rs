@@ -18,22 +18,21 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use cryoscope::wire::{Attach, Event, Refusal, RefusalKind, SchedulerState};
 use rustix::event::PollFlags;
-use rustix::fs::MemfdFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::kmsg::{self, SchedulerEnd};
-use crate::process::{Ended, own_image, read_some};
-use crate::sys::{self, Image, Start};
+use crate::process::{Ended, read_some};
+use crate::sys::{self, Role, Start};
 use crate::text::{Ring, tail};
 use crate::uevent::Uevents;
-use crate::{exec, maps, refuse};
+use crate::{exec, loader, maps, refuse};
 
 const SYSFS: &str = "/sys/kernel/sched_ext";
 /// How long a scheduler that has left may take to say its last words and end.
@@ -108,26 +107,28 @@ pub(crate) fn enable_seq() -> u64 {
 impl Run {
     /// Starts the process that `plan` asks for.
     pub(crate) fn start(plan: &Attach) -> Result<Self, Refusal> {
-        let null = |e: io::Error| setup_failed(&e);
-        let (image, stdin, program, ours) = match plan {
+        let failed = |e: io::Error| {
+            let message = format!("cannot start the scheduler's process: {}", sys::reason(&e));
+            refuse(RefusalKind::Kernel, message)
+        };
+        match plan {
             Attach::Object { path, patches, .. } => {
-                let json = serde_json::to_vec(patches).map_err(|e| setup_failed(&e.into()))?;
-                let memfd = rustix::fs::memfd_create("patches", MemfdFlags::CLOEXEC);
-                let mut file = File::from(memfd.map_err(|e| setup_failed(&e.into()))?);
-                let rewind = |f: &mut File| io::Seek::rewind(f);
-                file.write_all(&json).and_then(|()| rewind(&mut file)).map_err(null)?;
-                let image = own_image("loader", &["loader", path]).map_err(null)?;
-                (image, file, path.clone(), true)
+                let life = || loader::main(path, patches);
+                let start = |start: &Start<'_>| sys::spawn(Role::Own(&life), start);
+                Self::spawn(&start, path.clone(), true).map_err(failed)
             }
             Attach::Program { argv, env, .. } => {
-                let image = exec::image(argv, env)?;
-                (image, File::open("/dev/null").map_err(null)?, argv[0].clone(), false)
+                let program = exec::program(argv, env)?;
+                Self::spawn(&|start| program.spawn(start), argv[0].clone(), false).map_err(failed)
             }
-        };
-        Self::spawn(&image, &stdin, program, ours).map_err(null)
+        }
     }
 
-    fn spawn(image: &Image, stdin: &File, program: String, ours: bool) -> io::Result<Self> {
+    fn spawn(
+        spawn: &dyn Fn(&Start<'_>) -> io::Result<Pid>,
+        program: String,
+        ours: bool,
+    ) -> io::Result<Self> {
         let (out, out_end) = pipe_with(PipeFlags::CLOEXEC)?;
         let (report, report_end) = pipe_with(PipeFlags::CLOEXEC)?;
         for fd in [&out, &report] {
@@ -136,14 +137,15 @@ impl Run {
         let maps_before = maps::all_ids();
         let mark = kmsg::Mark::end().ok();
         let seq_before = enable_seq();
+        let null = File::open("/dev/null")?;
         let start = Start {
-            stdio: [stdin.as_fd(), out_end.as_fd(), out_end.as_fd()],
+            stdio: [null.as_fd(), out_end.as_fd(), out_end.as_fd()],
             report: report_end.as_fd(),
-            keep_report: ours,
             cgroup: None,
+            go: None,
         };
         Ok(Run {
-            pid: sys::spawn(image, &start)?,
+            pid: spawn(&start)?,
             program,
             ours,
             stage: Stage::Attaching,
@@ -217,11 +219,6 @@ impl Run {
         };
         Event::SchedulerExited { reason, log: self.log(), dmesg: tail(&end.lines, 200, 32 << 10) }
     }
-}
-
-fn setup_failed(error: &io::Error) -> Refusal {
-    let message = format!("cannot start the scheduler's process: {}", sys::reason(error));
-    refuse(RefusalKind::Kernel, message)
 }
 
 impl Scheduler {

@@ -70,7 +70,7 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     Ok(())
 }
 
-/// What a child process is to become.
+/// A program to execute.
 pub(crate) struct Image {
     /// The file to execute.
     pub(crate) path: CString,
@@ -80,95 +80,160 @@ pub(crate) struct Image {
     pub(crate) envp: Vec<CString>,
 }
 
+/// What a child process is to become.
+#[derive(Clone, Copy)]
+pub(crate) enum Role<'a> {
+    /// Another program.
+    Program(&'a Image),
+    /// A part of this one, without executing it anew (under emulation that takes a tenth of a
+    /// second); what it returns is its exit code.
+    Own(&'a dyn Fn() -> i32),
+}
+
 /// What a child process starts with.
 pub(crate) struct Start<'a> {
     /// Standard input, output and error.
     pub(crate) stdio: [BorrowedFd<'a>; 3],
-    /// The pipe on which it says that it could not start, as descriptor [`REPORT`].
+    /// The pipe on which it says that it could not start, as descriptor [`REPORT`]. Other
+    /// programs find it closed.
     pub(crate) report: BorrowedFd<'a>,
-    /// Whether the program knows of the report and keeps it, or it closes when it starts.
-    pub(crate) keep_report: bool,
     /// An open `cgroup.procs` file of the group that it enters before anything else.
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
+    /// A pipe that the child finds as descriptor [`GO`], to wait at until the agent closes its
+    /// end. Until then it runs ahead of all ordinary processes, under the agent's own policy, so
+    /// that whatever the scheduler under test does, the child comes that far.
+    pub(crate) go: Option<BorrowedFd<'a>>,
 }
 
 /// The descriptor of the report pipe in a child.
-pub(crate) const REPORT: RawFd = 3;
+const REPORT: RawFd = 3;
+/// The descriptor of the starting line in a child, if it has one.
+const GO: RawFd = 4;
+/// The agent's own policy, which its children do not inherit unless they are to.
+const AGENT: Policy = Policy::Fifo(1);
 
-/// Forks; the child enters its cgroup and a process group of its own, and executes `image`. Its
-/// failure to do so arrives on the report pipe. The parent never waits: a child that gets no CPU
-/// (a stalled scheduler, a starved group) must not stop the agent.
-pub(crate) fn spawn(image: &Image, start: &Start<'_>) -> io::Result<Pid> {
+/// Puts PID 1 ahead of all ordinary processes.
+pub(crate) fn take_precedence() -> io::Result<()> {
+    set_policy(None, AGENT, true)
+}
+
+/// Forks; the child enters its cgroup and a process group of its own, closes what is the
+/// agent's, and takes on its role. Its failure to do so arrives on the report pipe. The parent
+/// never waits: a child that gets no CPU (a stalled scheduler, a starved group) must not stop the
+/// agent.
+pub(crate) fn spawn(role: Role<'_>, start: &Start<'_>) -> io::Result<Pid> {
+    let urgent = start.go.is_some() && set_policy(None, AGENT, false).is_ok();
+    // SAFETY: the agent has one thread, so the child may run any code. It never returns into the
+    // caller: all of it happens in `child`, which does not unwind and ends in `_exit`.
+    #[allow(unsafe_code)]
+    let forked = check(unsafe { libc::fork() });
+    if let Ok(0) = forked {
+        child(role, start);
+    }
+    if urgent {
+        take_precedence()?;
+    }
+    Pid::from_raw(forked?).ok_or_else(|| io::Error::other("fork gave no process"))
+}
+
+/// The child's side of [`spawn`].
+fn child(role: Role<'_>, start: &Start<'_>) -> ! {
+    let live = || -> i32 {
+        let done = prepare(start).and_then(|()| match role {
+            Role::Own(life) => Ok(life()),
+            Role::Program(image) => execute(image),
+        });
+        done.unwrap_or_else(|error| {
+            let what = match role {
+                Role::Program(image) => image.path.to_string_lossy(),
+                Role::Own(_) => "a process of the agent".into(),
+            };
+            let text = format!("cannot run {what}: {}", reason(&error));
+            // One of them is open; a failure to report changes nothing.
+            for fd in [start.report.as_raw_fd(), REPORT] {
+                // SAFETY: `text` is valid for its length; a bad descriptor is refused.
+                #[allow(unsafe_code)]
+                let _ = unsafe { libc::write(fd, text.as_ptr().cast(), text.len()) };
+            }
+            127
+        })
+    };
+    let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(live)).unwrap_or(101);
+    let _ = io::Write::flush(&mut io::stdout());
+    // SAFETY: ends this process, without running anything that was registered for the agent's.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::_exit(code)
+    }
+}
+
+fn prepare(start: &Start<'_>) -> io::Result<()> {
+    if let Some(procs) = start.cgroup
+        && rustix::io::write(procs, b"0").is_err()
+    {
+        // A group without real-time runtime of its own takes ordinary processes only.
+        set_policy(None, Policy::Normal, false)?;
+        rustix::io::write(procs, b"0")?;
+    }
+    // SAFETY: plain calls on descriptors that are open; nothing that this process still uses is
+    // among those closed; the signal set is initialized before use.
+    #[allow(unsafe_code)]
+    unsafe {
+        check(libc::setpgid(0, 0))?;
+        for (target, fd) in (0..).zip(start.stdio) {
+            check(libc::dup2(fd.as_raw_fd(), target))?;
+        }
+        if start.report.as_raw_fd() != REPORT {
+            check(libc::dup2(start.report.as_raw_fd(), REPORT))?;
+        }
+        check(libc::fcntl(REPORT, libc::F_SETFD, libc::FD_CLOEXEC))?;
+        let mut first = GO as libc::c_uint;
+        if let Some(go) = start.go {
+            if go.as_raw_fd() != GO {
+                check(libc::dup2(go.as_raw_fd(), GO))?;
+            }
+            first += 1;
+        }
+        libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0);
+        let mut set: libc::sigset_t = mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+    Ok(())
+}
+
+/// Returns only what went wrong.
+fn execute(image: &Image) -> io::Result<i32> {
     let pointers = |list: &[CString]| {
         let mut all: Vec<*const libc::c_char> = list.iter().map(|s| s.as_ptr()).collect();
         all.push(std::ptr::null());
         all
     };
     let (argv, envp) = (pointers(&image.argv), pointers(&image.envp));
-    // SAFETY: the agent has one thread, so the child may run any code. It ends in `execve` or
-    // `_exit` and never returns into the caller.
-    #[allow(unsafe_code)]
-    let pid = check(unsafe { libc::fork() })?;
-    if let Some(pid) = Pid::from_raw(pid) {
-        return Ok(pid);
-    }
-    let error = become_image(image, start, &argv, &envp);
-    let text = format!("cannot run {}: {}", image.path.to_string_lossy(), reason(&error));
-    // SAFETY: descriptor REPORT or the original is open; a failure to report changes nothing.
+    // SAFETY: both are NULL-terminated arrays of strings that outlive the call.
     #[allow(unsafe_code)]
     unsafe {
-        libc::write(start.report.as_raw_fd(), text.as_ptr().cast(), text.len());
-        libc::write(REPORT, text.as_ptr().cast(), text.len());
-        libc::_exit(127)
+        check(libc::execve(image.path.as_ptr(), argv.as_ptr(), envp.as_ptr()))
     }
 }
 
-/// The child's side of [`spawn`]; returns only what went wrong.
-fn become_image(
-    image: &Image,
-    start: &Start<'_>,
-    argv: &[*const libc::c_char],
-    envp: &[*const libc::c_char],
-) -> io::Error {
-    let steps = || -> io::Result<()> {
-        if let Some(procs) = start.cgroup {
-            rustix::io::write(procs, b"0")?;
-        }
-        // SAFETY: plain calls on descriptors that are open; the signal set is initialized before
-        // use; `argv` and `envp` are NULL-terminated arrays of strings that outlive the call.
-        #[allow(unsafe_code)]
-        unsafe {
-            check(libc::setpgid(0, 0))?;
-            for (target, fd) in (0..).zip(start.stdio) {
-                check(libc::dup2(fd.as_raw_fd(), target))?;
-            }
-            if start.report.as_raw_fd() != REPORT {
-                check(libc::dup2(start.report.as_raw_fd(), REPORT))?;
-            }
-            let flags = if start.keep_report { 0 } else { libc::FD_CLOEXEC };
-            check(libc::fcntl(REPORT, libc::F_SETFD, flags))?;
-            let first = REPORT as libc::c_uint + 1;
-            libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0);
-            let mut set: libc::sigset_t = mem::zeroed();
-            libc::sigemptyset(&raw mut set);
-            libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
-            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-            check(libc::execve(image.path.as_ptr(), argv.as_ptr(), envp.as_ptr()))?;
-        }
-        Ok(())
-    };
-    steps().err().unwrap_or_else(|| io::Error::other("execve returned"))
-}
-
-/// The report pipe of this process, which [`spawn`] started with `keep_report`.
+/// The report pipe of this process, a child of [`spawn`]; to be called once.
 pub(crate) fn take_report() -> OwnedFd {
-    // SAFETY: `spawn` put the pipe there, and nothing else in this process owns the number. Not
-    // inherited by what this process might start.
+    // SAFETY: `prepare` put the pipe there, and nothing else in this process owns the number.
     #[allow(unsafe_code)]
     unsafe {
-        libc::fcntl(REPORT, libc::F_SETFD, libc::FD_CLOEXEC);
         OwnedFd::from_raw_fd(REPORT)
     }
+}
+
+/// Waits until the agent opens the starting line of this process, a child of [`spawn`] that has
+/// one.
+pub(crate) fn wait_for_go() {
+    // SAFETY: `prepare` put the pipe there, and nothing else in this process owns the number.
+    #[allow(unsafe_code)]
+    let go = unsafe { OwnedFd::from_raw_fd(GO) };
+    while rustix::io::read(&go, &mut [0]) == Err(rustix::io::Errno::INTR) {}
 }
 
 /// Sends a signal to every process but this one.

@@ -12,9 +12,9 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::jobs::{Task, World};
-use crate::process::{Ended, own_image, read_some};
-use crate::sys::{self, Start, reason};
-use crate::worker::{READY, name};
+use crate::process::{Ended, read_some};
+use crate::sys::{self, Role, Start, reason};
+use crate::worker::{self, READY, name};
 use crate::{kmsg, refuse};
 
 /// All at one time; each takes some hundred kilobytes of the guest's memory.
@@ -25,8 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Worker {
     /// Whether it had no policy of its own and follows the scheduler under test.
     follows: bool,
-    /// Whether it was told to end, so that its end is no event.
-    stopping: bool,
+    /// Whether its end is an event: it was started, and was not told to end.
+    expected: bool,
 }
 
 /// Those alive, or dead and not yet reaped.
@@ -40,7 +40,7 @@ impl Workers {
     pub(crate) fn ended(&mut self, pid: u32, how: Ended) -> Option<Event> {
         let worker = self.alive.remove(&pid)?;
         let reason = how.to_string();
-        (!worker.stopping).then_some(Event::WorkerExited { pid, reason })
+        worker.expected.then_some(Event::WorkerExited { pid, reason })
     }
 
     /// Kills workers; [`StopTask`] waits for their end.
@@ -49,7 +49,7 @@ impl Workers {
         for pid in pids {
             // Only workers, which this process has not reaped: the number is still theirs.
             let Some(worker) = self.alive.get_mut(&pid) else { continue };
-            worker.stopping = true;
+            worker.expected = false;
             if let Some(target) = pid.try_into().ok().and_then(Pid::from_raw) {
                 let _ = kill_process(target, Signal::KILL);
             }
@@ -65,7 +65,7 @@ impl Workers {
     /// Puts workers without a policy of their own under the scheduler that has just come, for
     /// one that takes only tasks of SCHED_EXT.
     pub(crate) fn follow_scheduler(&self) {
-        let following = self.alive.iter().filter(|(_, w)| w.follows && !w.stopping);
+        let following = self.alive.iter().filter(|(_, w)| w.follows && w.expected);
         for (pid, _) in following {
             let target = i32::try_from(*pid).ok().and_then(Pid::from_raw);
             if let Err(error) = sys::set_policy(target, Policy::Ext, false) {
@@ -81,6 +81,9 @@ pub(crate) struct StartTask {
     /// Their report pipes, with what came.
     waiting: Vec<(u32, OwnedFd, Vec<u8>)>,
     kind: WorkKind,
+    policy: Option<Policy>,
+    /// Closing it lets them go.
+    line: Option<OwnedFd>,
 }
 
 /// Starts them. They are ready when the task is done.
@@ -108,14 +111,16 @@ pub(crate) fn start(work: &Work, world: &mut World) -> Result<StartTask, Refusal
         ));
     }
     let entrance = work.cgroup.as_deref().map(|name| world.groups.entrance(name)).transpose()?;
-    let mut spec = work.clone();
     let follows = work.policy.is_none();
-    if follows && world.sched.is_in_charge() {
-        spec.policy = Some(Policy::Ext);
-    }
-    let mut task = StartTask { pids: Vec::new(), waiting: Vec::new(), kind: work.kind };
-    let started = spawn_all(&spec, entrance.as_ref().map(AsFd::as_fd), &mut task, &mut |pid| {
-        world.workers.alive.insert(pid, Worker { follows, stopping: false });
+    let mut task = StartTask {
+        pids: Vec::new(),
+        waiting: Vec::new(),
+        kind: work.kind,
+        policy: work.policy,
+        line: None,
+    };
+    let started = spawn_all(work, entrance.as_ref().map(AsFd::as_fd), &mut task, &mut |pid| {
+        world.workers.alive.insert(pid, Worker { follows, expected: false });
     });
     if let Err(error) = started {
         world.workers.kill(task.pids.iter().copied());
@@ -131,39 +136,70 @@ fn spawn_all(
     task: &mut StartTask,
     note: &mut dyn FnMut(u32),
 ) -> io::Result<()> {
-    let json = serde_json::to_string(spec)?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
     let console = rustix::stdio::stderr();
-    let (leader, follower) = (image(spec, &json, true)?, image(spec, &json, false)?);
-    let mut one = |image: &sys::Image, stdin: BorrowedFd<'_>, stdout: BorrowedFd<'_>| {
+    let (go, line) = pipe_with(PipeFlags::CLOEXEC)?;
+    task.line = Some(line);
+    let mut one = |leads: bool, stdin: BorrowedFd<'_>, stdout: BorrowedFd<'_>| {
         let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let start = Start {
             stdio: [stdin, stdout, console],
             report: theirs.as_fd(),
-            keep_report: true,
             cgroup,
+            go: Some(go.as_fd()),
         };
-        let pid = Pid::as_raw(Some(sys::spawn(image, &start)?)) as u32;
+        let pid =
+            Pid::as_raw(Some(sys::spawn(Role::Own(&|| worker::main(spec, leads)), &start)?)) as u32;
         note(pid);
         task.pids.push(pid);
         task.waiting.push((pid, ours, Vec::new()));
         io::Result::Ok(())
     };
     if spec.kind != WorkKind::Pipe {
-        return (0..spec.count).try_for_each(|_| one(&leader, null.as_fd(), console));
+        return (0..spec.count).try_for_each(|_| one(true, null.as_fd(), console));
     }
     for _ in 0..spec.count / 2 {
         let (ping_in, ping_out) = pipe_with(PipeFlags::CLOEXEC)?;
         let (pong_in, pong_out) = pipe_with(PipeFlags::CLOEXEC)?;
-        one(&leader, pong_in.as_fd(), ping_out.as_fd())?;
-        one(&follower, ping_in.as_fd(), pong_out.as_fd())?;
+        one(true, pong_in.as_fd(), ping_out.as_fd())?;
+        one(false, ping_in.as_fd(), pong_out.as_fd())?;
     }
     Ok(())
 }
 
-fn image(spec: &Work, json: &str, leads: bool) -> io::Result<sys::Image> {
-    let role = if leads { "leads" } else { "follows" };
-    own_image(name(spec.kind), &["worker", json, role])
+impl StartTask {
+    /// All are ready and wait: gives them their policy and lets them run.
+    fn let_go(&mut self, world: &mut World) -> Result<Answer, Refusal> {
+        let fail = |task: &Self, world: &mut World, message: String| {
+            world.workers.kill(task.pids.iter().copied());
+            Err(refuse(RefusalKind::Kernel, message))
+        };
+        let kind = name(self.kind);
+        let follow = if world.sched.is_in_charge() { Policy::Ext } else { Policy::Normal };
+        let policy = self.policy.unwrap_or(follow);
+        for pid in self.pids.clone() {
+            let Some(worker) = world.workers.alive.get_mut(&pid) else {
+                let message = format!("{kind} worker (pid {pid}): it ended before it could work");
+                return fail(self, world, message);
+            };
+            let target = i32::try_from(pid).ok().and_then(Pid::from_raw);
+            if let Err(error) = sys::set_policy(target, policy, false) {
+                let hint = match (policy, error.raw_os_error()) {
+                    (Policy::Ext, Some(libc::EINVAL)) => " (this kernel has no sched_ext)",
+                    (Policy::Fifo(_) | Policy::Rr(_), Some(libc::EINVAL)) => {
+                        " (priorities are 1 to 99)"
+                    }
+                    _ => "",
+                };
+                let why = reason(&error);
+                let message = format!("{kind} worker (pid {pid}): policy {policy:?}: {why}{hint}");
+                return fail(self, world, message);
+            }
+            worker.expected = true;
+        }
+        self.line = None;
+        Ok(Answer::Workers(self.pids.clone()))
+    }
 }
 
 impl Task for StartTask {
@@ -187,7 +223,7 @@ impl Task for StartTask {
             world.workers.kill(self.pids.iter().copied());
             return Some(Err(refuse(RefusalKind::Kernel, message)));
         }
-        self.waiting.is_empty().then(|| Ok(Answer::Workers(self.pids.clone())))
+        self.waiting.is_empty().then(|| self.let_go(world))
     }
 
     fn timed_out(&mut self, world: &mut World) -> Refusal {

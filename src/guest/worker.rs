@@ -1,12 +1,12 @@
-//! What a worker process does: it takes on its name, nice value, CPUs and policy, says that it is
-//! ready, and works until it is killed.
+//! What a worker process does: it takes on its name, nice value and CPUs, says that it is ready,
+//! waits until all that start together are and have their policy, and works until it is killed.
 
 use std::ffi::CString;
 use std::hint::black_box;
 use std::io;
 use std::time::Duration;
 
-use cryoscope::wire::{Policy, Work, WorkKind};
+use cryoscope::wire::{Work, WorkKind};
 use rustix::thread::CpuSet;
 
 use crate::sys;
@@ -28,32 +28,24 @@ pub(crate) fn name(kind: WorkKind) -> &'static str {
     }
 }
 
-/// The whole life of a worker. `spec` is its [`Work`] as JSON; `leads` says whether it makes the
-/// first move of a `pipe` pair.
-pub(crate) fn main(spec: &str, leads: bool) -> i32 {
+/// The whole life of a worker; `leads` says whether it makes the first move of a `pipe` pair.
+pub(crate) fn main(work: &Work, leads: bool) -> i32 {
     let report = sys::take_report();
-    let work: Work = match serde_json::from_str(spec) {
-        Ok(work) => work,
-        Err(error) => return fail(&report, &format!("its description is damaged: {error}")),
-    };
-    if let Err(why) = become_what_was_asked(&work) {
-        return fail(&report, &why);
+    if let Err(why) = become_what_was_asked(work) {
+        let _ = rustix::io::write(&report, why.as_bytes());
+        return 1;
     }
     if rustix::io::write(&report, READY).is_err() {
         return 1;
     }
     drop(report);
+    sys::wait_for_go();
     match work.kind {
         WorkKind::Spin => spin(),
         WorkKind::Yield => yielding(),
         WorkKind::Sleep => sleep(work.period_us.map_or(DEFAULT_PERIOD, Duration::from_micros)),
         WorkKind::Pipe => pipe(leads),
     }
-}
-
-fn fail(report: &std::os::fd::OwnedFd, why: &str) -> i32 {
-    let _ = rustix::io::write(report, why.as_bytes());
-    1
 }
 
 fn become_what_was_asked(work: &Work) -> Result<(), String> {
@@ -71,18 +63,6 @@ fn become_what_was_asked(work: &Work) -> Result<(), String> {
                 ""
             };
             format!("affinity to CPUs {cpus:?}: {}{hint}", sys::reason(&e))
-        })?;
-    }
-    if let Some(policy) = work.policy {
-        sys::set_policy(None, policy, false).map_err(|e| {
-            let hint = match (policy, e.raw_os_error()) {
-                (Policy::Ext, Some(libc::EINVAL)) => " (this kernel has no sched_ext)",
-                (Policy::Fifo(_) | Policy::Rr(_), Some(libc::EINVAL)) => {
-                    " (priorities are 1 to 99)"
-                }
-                _ => "",
-            };
-            format!("policy {policy:?}: {}{hint}", sys::reason(&e))
         })?;
     }
     Ok(())

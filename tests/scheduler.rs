@@ -419,3 +419,44 @@ fn damaged_objects_never_panic() {
     }
     assert!(refused > 100, "{refused}");
 }
+
+/// The headers of the scx project keep the kernel's constants in variables, which their loaders
+/// fill in; here there is no such loader.
+#[test]
+fn constants_in_variables_are_filled_in_from_the_kernel() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = CacheDir::at(dir.path().join("cache"));
+    std::fs::create_dir(dir.path().join("inc")).unwrap();
+    let header = "const volatile u64 __SCX_DSQ_LOCAL __attribute__((weak));\n\
+                  const volatile u64 __SCX_DSQ_GLOBAL __attribute__((weak));\n\
+                  const volatile u64 __SCX_NO_SUCH_THING __attribute__((weak));\n";
+    std::fs::write(dir.path().join("inc/constants.bpf.h"), header).unwrap();
+    let source = "#define BPF_NO_KFUNC_PROTOTYPES\n\
+                  #include <vmlinux.h>\n\
+                  #include <constants.bpf.h>\n\
+                  void scx_bpf_dsq_insert(struct task_struct *p, u64 dsq, u64 slice, u64 flags) __ksym;\n\
+                  __attribute__((section(\"struct_ops/e\"), used)) void e(u64 *words) {\n\
+                      struct task_struct *p = (void *)words[0];\n\
+                      scx_bpf_dsq_insert(p, __SCX_DSQ_GLOBAL, __SCX_NO_SUCH_THING, __SCX_DSQ_LOCAL);\n\
+                  }\n\
+                  __attribute__((section(\".struct_ops.link\"), used))\n\
+                  struct sched_ext_ops ops = { .enqueue = (void *)e, .name = \"own\" };\n";
+    std::fs::write(dir.path().join("own.bpf.c"), source).unwrap();
+    let spec = SchedulerSpec {
+        src: "own.bpf.c".into(),
+        base_dir: dir.path().into(),
+        include: vec!["inc".into()],
+        rodata: [("__SCX_DSQ_GLOBAL".to_owned(), json!(5))].into(),
+        ..SchedulerSpec::default()
+    };
+    let ready = prepare(&spec, &kernel("debian:7.2"), &cache, &toolchain());
+    let Some(AttachPlan::Object { patches, .. }) = ready.expect("compiled").attach else {
+        panic!("an object")
+    };
+    let mut values: Vec<u64> =
+        patches.iter().map(|p| u64::from_le_bytes(p.bytes[..].try_into().unwrap())).collect();
+    // The author's own value comes last.
+    assert_eq!(values.pop(), Some(5));
+    values.sort_unstable();
+    assert_eq!(values, [1 << 63 | 1, 1 << 63 | 2]);
+}

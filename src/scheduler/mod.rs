@@ -21,19 +21,20 @@ mod tests;
 mod values;
 pub mod vmlinux;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::btf::{Btf, Kind, Shape};
 use crate::kernel::{CacheDir, KernelImage};
 
 pub use clang::{Clang, OLDEST as OLDEST_CLANG, Toolchain};
 pub use error::SchedulerError;
 
 use form::Form;
-use object::BpfObject;
+use object::{BpfObject, Variable};
 
 /// The source that stands for the kernel's own scheduler.
 pub const NONE: &str = "none";
@@ -209,7 +210,8 @@ fn from_object(
         let release = kernel.release.clone();
         return Err(SchedulerError::NoConfig { path: object.path, release });
     }
-    let mut patches = Vec::new();
+    let mut patches = constants(&object, kernel)?;
+    // Later ones win, so an author can say otherwise.
     for (name, value) in &spec.rodata {
         patches.extend(values::patches(&object, name, value)?);
     }
@@ -224,6 +226,38 @@ fn from_object(
     };
     let attach = Some(AttachPlan::Object { guest_path, patches });
     Ok(Prepared { name, attach, files: vec![file], object: Some(bytes), log: String::new() })
+}
+
+/// Values for the constants that the headers of the scx project keep in variables (`__SCX_X`
+/// for `SCX_X`), for their loaders to fill in from the kernel. Constants that the kernel does not
+/// have stay zero, which is what those headers expect.
+fn constants(object: &BpfObject, kernel: &KernelImage) -> Result<Vec<Patch>, SchedulerError> {
+    let wanted: Vec<_> = object
+        .variables
+        .iter()
+        .filter(|v| v.section == ".rodata" && object.btf.size_of(v.ty) == Some(8))
+        .filter_map(|v| Some((v, v.name.strip_prefix("__").filter(|n| n.starts_with("SCX_"))?)))
+        .collect();
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let damaged = |source| SchedulerError::KernelBtf { release: kernel.release.clone(), source };
+    let btf = Btf::parse(&kernel.btf_bytes()?).map_err(damaged)?;
+    let mut known = HashMap::new();
+    for id in 1..btf.len() {
+        if matches!(btf.kind(id), Some(Kind::Enum | Kind::Enum64))
+            && let Shape::Enum(e) = &*btf.shape(id).map_err(damaged)?
+        {
+            let ours = e.variants.iter().filter(|(name, _)| name.starts_with("SCX_"));
+            known.extend(ours.map(|(name, value)| (name.clone(), *value)));
+        }
+    }
+    let patch = |(variable, constant): (&Variable, &str)| {
+        let bytes = known.get(constant)?.to_le_bytes()[..8].to_vec();
+        let section = variable.section.clone();
+        Some(Patch { section, offset: variable.offset, bytes })
+    };
+    Ok(wanted.into_iter().filter_map(patch).collect())
 }
 
 fn from_program(src: &Path, spec: &SchedulerSpec) -> Prepared {

@@ -7,6 +7,7 @@
 
 mod error;
 mod field;
+mod lend;
 mod map;
 mod origin;
 mod snapshot;
@@ -24,6 +25,7 @@ use super::register::Package;
 use super::values;
 
 pub(crate) use error::error_of;
+pub(crate) use lend::lend;
 pub(crate) use origin::origin_of;
 
 /// Registers the types and all that can be done with them.

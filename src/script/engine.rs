@@ -63,6 +63,8 @@ pub(crate) fn engine(session: &Arc<Session>) -> Engine {
     // Code in a string has no line of the author.
     engine.disable_symbol("eval");
     watch(&mut engine, session);
+    let names = session.clone();
+    data::lend(&mut engine, move |name| names.sources.assign(name));
     let printer = session.clone();
     engine.on_print(move |text| printer.print(text));
     let printer = session.clone();

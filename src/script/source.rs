@@ -1,8 +1,8 @@
 //! Script texts by name: lines for error messages, and the words of an argument for labels.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rhai::Position;
 
@@ -115,6 +115,33 @@ impl Source {
     }
 }
 
+/// Adds the names that a script assigns to, other than in their definitions. Names of properties
+/// are among them; nothing that is assigned to is missing.
+fn assigned(text: &str, names: &mut BTreeSet<String>) {
+    let mut previous = "";
+    let is_name = |token: &str| token.starts_with(|c: char| c.is_alphabetic() || c == '_');
+    for (at, token) in Tokens::new(text) {
+        let after = &text[at + token.len()..];
+        if token.starts_with('`') && token.len() > 2 {
+            // Text between backticks has code in it.
+            assigned(&token[1..token.len() - 1], names);
+        } else if is_name(token) && !matches!(previous, "let" | "const") && is_assignment(after) {
+            names.insert(token.to_string());
+        }
+        previous = token;
+    }
+}
+
+/// Whether `=`, `+=` or another of their kind is the first thing in `text`.
+fn is_assignment(text: &str) -> bool {
+    let Some((at, _)) = Tokens::new(text).next() else { return false };
+    let sign = &text[at..];
+    let operators = ["**", "<<", ">>", "+", "-", "*", "/", "%", "&", "|", "^"];
+    let rest = operators.iter().find_map(|o| sign.strip_prefix(o)).unwrap_or(sign);
+    let rest = rest.strip_prefix('=');
+    rest.is_some_and(|rest| !rest.starts_with(['=', '>']))
+}
+
 /// Where the argument at the start of `text` ends: at its comma or at the closing parenthesis.
 fn end_of_argument(text: &str) -> Option<usize> {
     let mut depth = 0usize;
@@ -203,17 +230,33 @@ impl<'a> Iterator for Tokens<'a> {
 
 /// The scripts that one run has read, by the name under which the engine knows them.
 #[derive(Debug, Default)]
-pub(crate) struct Sources(Mutex<BTreeMap<String, Source>>);
+pub(crate) struct Sources(Mutex<All>);
+
+#[derive(Debug, Default)]
+struct All {
+    sources: BTreeMap<String, Source>,
+    /// Names that any of them assigns to.
+    assigned: BTreeSet<String>,
+}
 
 impl Sources {
     pub(crate) fn add(&self, name: &str, source: Source) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.insert(name.to_string(), source);
+        let mut all = self.lock();
+        assigned(&source.text, &mut all.assigned);
+        all.sources.insert(name.to_string(), source);
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<Source> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(name).cloned()
+        self.lock().sources.get(name).cloned()
+    }
+
+    /// Whether any script may assign to a variable of that name after its definition.
+    pub(crate) fn assign(&self, name: &str) -> bool {
+        self.lock().assigned.contains(name)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, All> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -250,6 +293,18 @@ mod tests {
         let two = source("let ü = 1;\nlet y = 2; expect(ü + y).eq(3);");
         assert_eq!(two.first_argument(Position::new(2, 12)).as_deref(), Some("ü + y"));
         assert_eq!(two.first_argument(Position::new(9, 1)), None);
+    }
+
+    #[test]
+    fn names_that_are_assigned_to_are_known() {
+        let text = "let a = 1; const b = 2; a == 1; a >= b; a => c; d = 1; e += 1; f **= 2;\n\
+                    g <<= 1; h /* why */ = 2; i != 1; j <= 2; k.l = 3; `m ${n = 4}`; \"o = 5\";\n\
+                    // p = 6\nlet q = |r| r = 7; s[0] = 8";
+        let sources = Sources::default();
+        sources.add("x", source(text));
+        let names: Vec<String> = sources.lock().assigned.iter().cloned().collect();
+        assert_eq!(names, ["d", "e", "f", "g", "h", "l", "n", "r"]);
+        assert!(sources.assign("d") && !sources.assign("a"));
     }
 
     #[test]

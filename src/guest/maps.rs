@@ -172,7 +172,7 @@ fn lookup(fd: &OwnedFd, key: &[u8], size: usize) -> io::Result<Vec<u8>> {
 
 /// Bytes that one lookup writes (kernel: `bpf_map_value_size` in `kernel/bpf/syscall.c`): kinds
 /// with a value per CPU give one for each *possible* CPU, rounded up to 8 bytes; kinds that hold
-/// descriptors give ids.
+/// descriptors give ids, for which the kernel demands values of 4 bytes.
 fn value_size(info: &HeldMap) -> io::Result<usize> {
     use libbpf_sys as b;
     let one = info.value_size as usize;
@@ -188,7 +188,7 @@ fn value_size(info: &HeldMap) -> io::Result<usize> {
             }
             one.next_multiple_of(8) * cpus
         }
-        _ => one.max(4),
+        _ => one,
     };
     if size > 3 * PAGE / 2 {
         return Err(io::Error::other(format!("a value has {size} bytes, too many for a frame")));

@@ -1,0 +1,147 @@
+//! The truth: what the host reads from a guest's RAM equals, key by key and byte by byte, what
+//! the guest's own kernel says through the bpf() syscall.
+//!
+//! The test scheduler `zoo` fills maps of every kind that can be read, with every size of value,
+//! tens of thousands of entries among them, and takes some out again. The agent holds the maps
+//! open, the scheduler is detached, so nothing moves, and both readers read.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use cryoscope::introspect::{Budget, Kernel, MapData, MapInfo};
+use cryoscope::mem::GuestMem;
+use cryoscope::vm::Boot;
+use cryoscope::wire::{Answer, HeldMap, Op};
+use support::Guest;
+
+/// Key to value; of a per-CPU map the value is one string a CPU.
+type Contents = BTreeMap<Vec<u8>, Vec<Vec<u8>>>;
+
+/// What the syscall says.
+fn said(guest: &Guest, map: &HeldMap, cpus: usize) -> Contents {
+    let (mut all, mut skip) = (Contents::new(), 0);
+    let per_cpu = matches!(map.kind, 5 | 6 | 10);
+    let (size, stride) = (map.value_size as usize, (map.value_size as usize).next_multiple_of(8));
+    loop {
+        let page = guest.call(Op::DumpMap { id: map.id, skip });
+        let Answer::MapPage { entries, next, more } = page else {
+            panic!("{}: {page:?}", map.name);
+        };
+        for (key, value) in entries {
+            let values = match per_cpu {
+                true => {
+                    (0..cpus).map(|c| value.0[c * stride..c * stride + size].to_vec()).collect()
+                }
+                false => vec![value.0],
+            };
+            assert!(all.insert(key.0, values).is_none(), "{}: the syscall repeats a key", map.name);
+        }
+        if !more {
+            return all;
+        }
+        skip = next;
+    }
+}
+
+/// What the host reads.
+fn read(kernel: &Kernel, map: &MapInfo) -> Contents {
+    let mut budget = Budget::new(256 << 20, std::time::Duration::from_secs(60));
+    let contents = kernel.copy_map(map, &mut budget).decode();
+    assert_eq!(contents.incomplete, None, "{}", map.name);
+    assert_eq!(contents.torn, Vec::<String>::new(), "{}", map.name);
+    assert!(contents.torn_entries.is_empty(), "{}: {:?}", map.name, contents.torn_entries);
+    let index = |i: usize| (i as u32).to_le_bytes().to_vec();
+    let cpus = |values: &cryoscope::introspect::PerCpuValues, i| {
+        (0..values.cpus())
+            .map(|cpu| values.get(i, cpu).unwrap_or_else(|| panic!("{}: no CPU {cpu}", map.name)))
+            .map(<[u8]>::to_vec)
+            .collect::<Vec<_>>()
+    };
+    let listed: Vec<(Vec<u8>, Vec<Vec<u8>>)> = match contents.data {
+        MapData::Array { values } => {
+            values.iter().enumerate().map(|(i, v)| (index(i), vec![v.to_vec()])).collect()
+        }
+        MapData::PerCpuArray { values } => {
+            (0..values.len()).map(|i| (index(i), cpus(&values, i))).collect()
+        }
+        MapData::Hash { keys, values } => {
+            keys.iter().zip(values.iter()).map(|(k, v)| (k.to_vec(), vec![v.to_vec()])).collect()
+        }
+        MapData::PerCpuHash { keys, values } => {
+            keys.iter().enumerate().map(|(i, k)| (k.to_vec(), cpus(&values, i))).collect()
+        }
+        MapData::Unreadable { reason } => panic!("{} cannot be read: {reason}", map.name),
+    };
+    let count = listed.len();
+    let all: Contents = listed.into_iter().collect();
+    assert_eq!(all.len(), count, "{}: the host gives a key twice", map.name);
+    all
+}
+
+/// Both readers agree on every map of the zoo. How many entries were compared.
+fn compare(guest: &Guest, held: &[HeldMap], kernel: &Kernel) -> usize {
+    let cpus = kernel.nr_cpu_ids() as usize;
+    let listed = kernel.maps().expect("the list of maps");
+    assert_eq!(listed.torn, None);
+    let (mut entries, mut kinds) = (0, BTreeMap::<&str, usize>::new());
+    for map in held {
+        let info = listed.maps.iter().find(|m| m.id == map.id);
+        let info = info.unwrap_or_else(|| panic!("{} (id {}) is not listed", map.name, map.id));
+        assert_eq!(
+            (&info.name, info.kind.number, info.key_size, info.value_size, info.max_entries),
+            (&map.name, map.kind, map.key_size, map.value_size, map.max_entries),
+        );
+        if !matches!(map.kind, 1 | 2 | 5 | 6 | 9 | 10) {
+            let mut budget = Budget::new(1 << 20, std::time::Duration::from_secs(1));
+            let contents = kernel.copy_map(info, &mut budget).decode();
+            match contents.data {
+                MapData::Unreadable { reason } => {
+                    assert!(reason.contains(&info.kind.name), "{}: {reason}", map.name);
+                }
+                other => panic!("{}: {other:?}, but nothing reads {}", map.name, info.kind),
+            }
+            continue;
+        }
+        let (said, read) = (said(guest, map, cpus), read(kernel, info));
+        assert_eq!(said.len(), read.len(), "{}: number of entries", map.name);
+        for (key, value) in &said {
+            assert_eq!(Some(value), read.get(key), "{}: key {key:02x?}", map.name);
+        }
+        entries += said.len();
+        *kinds.entry(&info.kind.name).or_default() += said.len();
+    }
+    for kind in ["array", "hash", "lru_hash", "percpu_array", "percpu_hash", "lru_percpu_hash"] {
+        assert!(kinds.get(kind).is_some_and(|n| *n > 0), "no entry of kind {kind}: {kinds:?}");
+    }
+    entries
+}
+
+fn zoo(spec: &str, boot: fn(&cryoscope::kernel::KernelImage) -> Boot, topology: &str) {
+    let image = support::kernel(spec);
+    let prepared = support::scheduler("tests/schedulers/zoo.bpf.c", &image);
+    let guest = Guest::boot(boot(&image), topology, |fs| support::stage(fs, &prepared));
+    guest.call(support::attach(&prepared));
+    let answer = guest.call(Op::HoldMaps);
+    let Answer::Maps(held) = answer else { panic!("{answer:?}") };
+    assert!(held.len() > 50, "the zoo has {} maps", held.len());
+    guest.call(Op::Detach);
+
+    let mem: Arc<dyn GuestMem> = guest.engine.memory();
+    let kernel = Kernel::open(mem).unwrap_or_else(|e| panic!("{e}"));
+    let entries = compare(&guest, &held, &kernel);
+    assert!(entries > 20_000, "only {entries} entries were compared");
+    let big = held.iter().find(|m| m.name == "big").expect("the map of many entries");
+    assert!(said(&guest, big, 1).len() >= 10_000);
+}
+
+#[test]
+fn maps_read_from_ram_equal_the_syscalls_on_7_2_with_kaslr() {
+    zoo("debian:7.2", support::bzimage, "1n1l2c1t");
+}
+
+#[test]
+fn maps_read_from_ram_equal_the_syscalls_on_7_3() {
+    zoo("debian:7.3", support::elf, "1n2l2c1t");
+}

@@ -41,8 +41,7 @@ repeat: setup ## the smoke scripts ten times over kernels, boot paths and topolo
 	tools/repeat
 
 bench: setup ## whole runs measured against a bare QEMU in the same run
-	$(CARGO) build --release --bins --benches
-	benches/runs
+	$(CARGO) bench --bench runs
 
 clean:
 	$(CARGO) clean

@@ -8,10 +8,8 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use cryoscope::introspect::{Budget, Kernel, MapData, MapInfo};
-use cryoscope::mem::GuestMem;
 use cryoscope::vm::Boot;
 use cryoscope::wire::{Answer, HeldMap, Op};
 use support::Guest;
@@ -128,8 +126,7 @@ fn zoo(spec: &str, boot: fn(&cryoscope::kernel::KernelImage) -> Boot, topology: 
     assert!(held.len() > 50, "the zoo has {} maps", held.len());
     guest.call(Op::Detach);
 
-    let mem: Arc<dyn GuestMem> = guest.engine.memory();
-    let kernel = Kernel::open(mem).unwrap_or_else(|e| panic!("{e}"));
+    let kernel = Kernel::open(guest.memory()).unwrap_or_else(|e| panic!("{e}"));
     let entries = compare(&guest, &held, &kernel);
     assert!(entries > 20_000, "only {entries} entries were compared");
     let big = held.iter().find(|m| m.name == "big").expect("the map of many entries");

@@ -4,10 +4,12 @@
 #![allow(dead_code, unreachable_pub)]
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cryoscope::kernel::progress::Silent;
 use cryoscope::kernel::{self, CacheDir, KernelImage};
+use cryoscope::mem::GuestMem;
 use cryoscope::scheduler::{self, AttachPlan, Contents, Prepared, SchedulerSpec, Toolchain};
 use cryoscope::vm::channel::Channel;
 use cryoscope::vm::initramfs::Initramfs;
@@ -91,7 +93,7 @@ pub fn attach(prepared: &Prepared) -> Op {
 /// A guest whose agent has said hello. When a test that holds one fails, it prints the console,
 /// the frames and how the machine ended.
 pub struct Guest {
-    pub engine: Box<dyn Engine>,
+    engine: Option<Box<dyn Engine>>,
     pub channel: Channel,
 }
 
@@ -108,11 +110,21 @@ impl Guest {
         let transport = engine.take_transport().expect("a transport");
         let watch = engine.exit_watch();
         let channel = Channel::new(transport, Some(watch)).expect("a channel");
-        let guest = Guest { engine, channel };
+        let guest = Guest { engine: Some(engine), channel };
         if let Err(e) = guest.channel.hello(BOOT) {
             panic!("waiting for the agent's hello: {e}");
         }
         guest
+    }
+
+    /// Hands out the machine, for those who freeze it themselves.
+    pub fn take_engine(&mut self) -> Box<dyn Engine> {
+        self.engine.take().expect("the machine is still here")
+    }
+
+    /// Guest RAM.
+    pub fn memory(&self) -> Arc<dyn GuestMem> {
+        self.engine.as_ref().expect("the machine is still here").memory()
     }
 
     /// One request that must succeed.
@@ -144,9 +156,11 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- console\n{}", self.engine.console().tail(60));
             eprintln!("--- frames\n{}", self.channel.trace().join("\n"));
-            eprintln!("--- machine: {:?}", self.engine.exited());
+            if let Some(engine) = &self.engine {
+                eprintln!("--- console\n{}", engine.console().tail(60));
+                eprintln!("--- machine: {:?}", engine.exited());
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use super::Failure;
 use crate::kernel::CacheDir;
 use crate::scenario::report::Style;
+use crate::scheduler::Toolchain;
 
 /// The configuration: everything that comes from outside the command line.
 #[derive(Clone, Debug)]
@@ -17,6 +18,8 @@ pub struct Config {
     pub style: Style,
     /// This program, to start cells with.
     pub program: PathBuf,
+    /// Where programs are looked for.
+    path: Option<OsString>,
 }
 
 /// The parts of the environment that matter.
@@ -26,6 +29,7 @@ struct Environment {
     home: Option<OsString>,
     no_color: Option<OsString>,
     term: Option<OsString>,
+    path: Option<OsString>,
     /// Columns of the terminal on standard output, when it is one.
     columns: Option<u16>,
 }
@@ -43,6 +47,7 @@ impl Config {
             home: std::env::var_os("HOME"),
             no_color: std::env::var_os("NO_COLOR"),
             term: std::env::var_os("TERM"),
+            path: std::env::var_os("PATH"),
             columns,
         };
         // Linux names the running program even when its file was replaced meanwhile.
@@ -61,7 +66,7 @@ impl Config {
             false => Style::plain().width as u16,
         });
         let style = Style { colour: live && !wants_none, live, width: width.max(40).into() };
-        Config { cache: cache.map_err(|e| e.to_string()), style, program }
+        Config { cache: cache.map_err(|e| e.to_string()), style, program, path: environment.path }
     }
 
     /// The cache directory.
@@ -70,6 +75,19 @@ impl Config {
     /// When the environment names no place for one.
     pub fn cache(&self) -> Result<&CacheDir, Failure> {
         self.cache.as_ref().map_err(|e| Failure::new(e.as_str()))
+    }
+
+    /// Where compilers are, with the one that the command line names, if it does.
+    #[must_use]
+    pub fn tools(&self, clang: Option<PathBuf>) -> Toolchain {
+        Toolchain::new(clang, self.path.clone())
+    }
+
+    /// Whether a program is on the search path.
+    #[must_use]
+    pub fn has_program(&self, name: &str) -> bool {
+        let path = self.path.as_deref().unwrap_or_default();
+        std::env::split_paths(path).any(|dir| dir.join(name).is_file())
     }
 
     /// The guest's agent, which lies beside this program.

@@ -4,25 +4,22 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use super::{Config, Failure, print};
-use crate::child::command_dying_with_parent;
 use crate::kernel::progress::Silent;
 use crate::kernel::{CacheDir, Kernels};
+use crate::vm::{QEMU, qemu_version};
 
-/// The oldest QEMU that is known to do.
-const QEMU_NEEDED: (u32, u32) = (7, 2);
-/// Clang from which on the kernel's own example schedulers compile.
-const CLANG_NEEDED: u32 = 16;
 /// Memory that a small machine and we ourselves need.
 const MEMORY_NEEDED: u64 = 1 << 30;
 
 /// What this machine is like.
 #[derive(Clone, Debug)]
 struct Facts {
-    qemu: Option<Version>,
-    clang: Option<Version>,
+    /// The version, or why there is none that will do, with the remedy.
+    qemu: Result<String, String>,
+    /// Version and program; the same.
+    clang: Result<String, String>,
     /// Programs for fetching kernels that are not there.
     no_apt: Vec<&'static str>,
     keyring: bool,
@@ -33,14 +30,6 @@ struct Facts {
     kvm: bool,
     memory: Option<u64>,
     cores: usize,
-}
-
-/// A program and what it says of its version.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Version {
-    program: String,
-    number: (u32, u32),
-    text: String,
 }
 
 /// How much a finding matters.
@@ -85,8 +74,8 @@ pub(super) fn run(config: &Config) -> Result<u8, Failure> {
 
 fn judge(facts: &Facts) -> Vec<Finding> {
     vec![
-        qemu(facts.qemu.as_ref()),
-        clang(facts.clang.as_ref()),
+        told("qemu", &facts.qemu),
+        told("clang", &facts.clang),
         agent(&facts.agent),
         cache(&facts.cache),
         kernels(facts),
@@ -97,40 +86,15 @@ fn judge(facts: &Facts) -> Vec<Finding> {
     ]
 }
 
-fn qemu(found: Option<&Version>) -> Finding {
-    let install = "install it: apt-get install qemu-system-x86";
-    let Some(version) = found else {
-        return Finding::missing(
-            "qemu",
-            "there is no qemu-system-x86_64 on the search path",
-            install,
-        );
-    };
-    let text = format!("{} ({})", version.text, version.program);
-    if version.number >= QEMU_NEEDED {
-        return Finding::good("qemu", text);
+/// What others say as "cause; remedy".
+fn told(what: &'static str, found: &Result<String, String>) -> Finding {
+    match found {
+        Ok(text) => Finding::good(what, text),
+        Err(why) => {
+            let (text, remedy) = why.split_once("; ").unwrap_or((why, "see above"));
+            Finding::missing(what, text, remedy)
+        }
     }
-    let (major, minor) = QEMU_NEEDED;
-    let text = format!("{text}: older than {major}.{minor}");
-    Finding::missing(
-        "qemu",
-        text,
-        "upgrade it: apt-get install qemu-system-x86 (Debian 12 or later)",
-    )
-}
-
-fn clang(found: Option<&Version>) -> Finding {
-    let install = "install it: apt-get install clang-19";
-    let Some(version) = found else {
-        let text = "there is no clang on the search path, so no .bpf.c can be compiled";
-        return Finding::missing("clang", text, install);
-    };
-    let text = format!("{} ({})", version.text, version.program);
-    if version.number.0 >= CLANG_NEEDED {
-        return Finding::good("clang", text);
-    }
-    let text = format!("{text}: older than {CLANG_NEEDED}, which compiles schedulers");
-    Finding::missing("clang", text, install)
 }
 
 fn agent(found: &Result<PathBuf, String>) -> Finding {
@@ -249,9 +213,9 @@ fn gather(config: &Config) -> Facts {
     };
     let apt = ["apt-get", "apt-cache", "apt-config", "dpkg-deb"];
     Facts {
-        qemu: version("qemu-system-x86_64"),
-        clang: newest_clang(),
-        no_apt: apt.into_iter().filter(|program| !on_path(program)).collect(),
+        qemu: qemu(),
+        clang: clang(config),
+        no_apt: apt.into_iter().filter(|program| !config.has_program(program)).collect(),
         keyring: has_keyring(),
         cache,
         agent: config.agent().map_err(|e| e.message),
@@ -289,60 +253,30 @@ pub(super) fn available_memory() -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-fn search_path() -> Vec<PathBuf> {
-    std::env::var_os("PATH").map(|p| std::env::split_paths(&p).collect()).unwrap_or_default()
+fn qemu() -> Result<String, String> {
+    let (major, minor, micro) = qemu_version(Path::new(QEMU)).map_err(|e| e.to_string())?;
+    Ok(format!("{QEMU} {major}.{minor}.{micro}"))
 }
 
-fn on_path(program: &str) -> bool {
-    search_path().iter().any(|dir| dir.join(program).is_file())
-}
-
-/// The newest of `clang`, `clang-14`, `clang-19`, ... on the search path.
-fn newest_clang() -> Option<Version> {
-    let mut names = std::collections::BTreeSet::new();
-    for dir in search_path() {
-        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let number = name.strip_prefix("clang-");
-            if name == "clang" || number.is_some_and(|n| n.parse::<u32>().is_ok()) {
-                names.insert(name);
-            }
-        }
-    }
-    names.iter().filter_map(|name| version(name)).max_by_key(|v| v.number)
-}
-
-/// What `PROGRAM --version` says.
-fn version(program: &str) -> Option<Version> {
-    let mut command = Command::new(program);
-    command.arg("--version").stdin(Stdio::null()).stderr(Stdio::null());
-    let output = command_dying_with_parent(command).output().ok()?;
-    parse_version(program, &String::from_utf8_lossy(&output.stdout))
-}
-
-/// The first line, and the first `N.N` in it.
-fn parse_version(program: &str, output: &str) -> Option<Version> {
-    let text = output.lines().next()?.trim().to_string();
-    let number = text.split(|c: char| !(c.is_ascii_digit() || c == '.')).find_map(|word| {
-        let mut parts = word.split('.');
-        Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+fn clang(config: &Config) -> Result<String, String> {
+    let found = config.tools(None).clang().map_err(|e| e.to_string())?;
+    let found = found.ok_or_else(|| {
+        "there is no clang on the search path, so no .bpf.c can be compiled; install one (on \
+         Debian: apt-get install clang-19)"
+            .to_string()
     })?;
-    Some(Version { program: program.into(), number, text })
+    let version = found.version().map_err(|e| e.to_string())?;
+    Ok(format!("{} {version}", found.path.display()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn found(program: &str, number: (u32, u32)) -> Option<Version> {
-        let text = format!("{program} version {}.{}", number.0, number.1);
-        Some(Version { program: program.into(), number, text })
-    }
-
     fn good() -> Facts {
         Facts {
-            qemu: found("qemu", (7, 2)),
-            clang: found("clang-19", (19, 1)),
+            qemu: Ok("qemu-system-x86_64 7.2.22".into()),
+            clang: Ok("/usr/bin/clang-19 19.1.7".into()),
             no_apt: vec![],
             keyring: true,
             cache: Ok("/home/me/.cache/cryoscope".into()),
@@ -363,18 +297,16 @@ mod tests {
     fn a_good_machine_lacks_nothing() {
         assert_eq!(missing(&good()), []);
         let text = report(&judge(&good()));
-        assert!(text.contains("      ok  qemu      qemu version 7.2 (qemu)\n"), "{text}");
+        assert!(text.contains("      ok  qemu      qemu-system-x86_64 7.2.22\n"), "{text}");
         assert!(text.ends_with("Scenarios can run here: cryoscope run scripts/smoke.rhai\n"));
     }
 
     #[test]
     fn each_missing_thing_has_its_remedy() {
         type Change = fn(&mut Facts);
-        let cases: [(Change, &str, &str); 9] = [
-            (|f| f.qemu = None, "qemu", "apt-get install qemu-system-x86"),
-            (|f| f.qemu = found("qemu", (5, 2)), "qemu", "upgrade it"),
-            (|f| f.clang = None, "clang", "apt-get install clang-19"),
-            (|f| f.clang = found("clang", (14, 0)), "clang", "apt-get install clang-19"),
+        let cases: [(Change, &str, &str); 7] = [
+            (|f| f.qemu = Err("no QEMU; install it".into()), "qemu", "install it"),
+            (|f| f.clang = Err("too old; install one".into()), "clang", "install one"),
             (|f| f.agent = Err("no agent".into()), "agent", "cargo build"),
             (|f| f.cache = Err("not writable".into()), "cache", "XDG_CACHE_HOME"),
             (|f| f.kernels = Err("unreadable".into()), "kernels", "delete the cache"),
@@ -412,19 +344,5 @@ mod tests {
         );
         facts.kernels = Ok(vec![("debian:6.12".into(), false)]);
         assert_eq!(missing(&facts).len(), 1, "that one has no sched_ext");
-    }
-
-    #[test]
-    fn versions_are_read_as_programs_print_them() {
-        let cases = [
-            ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright", Some((7, 2))),
-            ("Debian clang version 19.1.4 (1~deb12u1)\nTarget: x", Some((19, 1))),
-            ("clang version 22.0.0", Some((22, 0))),
-            ("no numbers", None),
-            ("", None),
-        ];
-        for (output, want) in cases {
-            assert_eq!(parse_version("x", output).map(|v| v.number), want, "{output:?}");
-        }
     }
 }

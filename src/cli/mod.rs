@@ -10,9 +10,11 @@
 //! | 130 | interrupted |
 
 pub mod api;
+mod cell;
 mod config;
 mod doctor;
 pub mod kernel;
+mod run;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -37,6 +39,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run scenarios: each boots a machine of its own
+    Run(run::Args),
+    /// Run one scenario, as `run` says on standard input
+    #[command(hide = true)]
+    Cell,
     /// Print everything that a script can name
     Api(api::ApiArgs),
     /// List, fetch and inspect kernels
@@ -79,6 +86,8 @@ pub fn main() -> ExitCode {
     };
     let config = Config::from_environment();
     let done = match cli.command {
+        Command::Run(args) => run::run(&args, &config),
+        Command::Cell => cell::run(&config),
         Command::Api(args) => api::run(&args),
         Command::Kernel(args) => config.cache().map(|cache| kernel::run(&args, cache)),
         Command::Doctor => doctor::run(&config),

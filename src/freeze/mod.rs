@@ -130,18 +130,20 @@ impl Freezer {
         Ok(capturer(&mut self.capturer, &*self.engine)?)
     }
 
-    /// Stops the machine, copies what `request` asks for, lets it go on. `meta.pause` is filled in.
-    /// A machine that does not stop in time gives a placeholder.
+    /// Stops the machine, copies what `request` asks for, lets it go on. `meta` is asked for when
+    /// all is ready and the machine is about to be stopped; its `pause` is filled in. A machine
+    /// that does not stop in time gives a placeholder.
     ///
     /// # Errors
     /// Every [`FreezeError`]. The machine runs afterwards unless it is a [`FreezeError::Machine`].
     pub fn freeze(
         &mut self,
         request: &CaptureRequest,
-        mut meta: Meta,
+        meta: impl FnOnce() -> Meta,
     ) -> Result<Arc<Snapshot>, FreezeError> {
         let capturer = capturer(&mut self.capturer, &*self.engine)?;
         capturer.prepare(request)?;
+        let mut meta = meta();
         match rendezvous(&mut *self.engine, &mut self.phase, || capturer.capture(request))? {
             Rendezvous::Missed(reason) => Ok(Snapshot::placeholder(meta, reason)),
             Rendezvous::Met { outcome, times } => {
@@ -433,7 +435,7 @@ mod tests {
     #[test]
     fn a_machine_without_a_kernel_is_not_stopped() {
         let mut freezer = Freezer::new(Box::new(Fake::default()));
-        let error = freezer.freeze(&CaptureRequest::default(), Meta::default()).err();
+        let error = freezer.freeze(&CaptureRequest::default(), Meta::default).err();
         let error = error.expect("there is no kernel in empty memory");
         assert!(matches!(error, FreezeError::NotYet(_) | FreezeError::Unreadable(_)), "{error}");
         assert_eq!(freezer.phase(), Phase::Running);

@@ -68,6 +68,8 @@ pub struct Overrides {
     pub boot: Option<BootPath>,
     /// `--engine`, `auto` or `qemu`.
     pub engine: Option<String>,
+    /// `--clang`.
+    pub clang: Option<PathBuf>,
 }
 
 impl Overrides {
@@ -328,6 +330,7 @@ mod tests {
             topology: Some("1n2l2c1t".into()),
             boot: Some(BootPath::BzImage),
             engine: None,
+            clang: None,
         };
         overrides.apply(&mut options);
         assert_eq!(options.kernel, "debian:7.3");

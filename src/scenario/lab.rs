@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, SnapshotError};
 use crate::vm::topology::Topology;
 pub use crate::wire::{Exec as ExecOutcome, Policy, SchedulerState, WorkKind};
 
@@ -21,6 +21,9 @@ pub enum LabError {
     /// The author asked for something that makes no sense or is not there. A script may catch it.
     #[error("{0}")]
     Argument(String),
+    /// A snapshot lacks what was asked for. A script may catch it, as what an accessor throws.
+    #[error("{0}")]
+    Snapshot(SnapshotError),
     /// The machine cannot serve what was asked for; the scenario is skipped with this reason.
     #[error("{0}")]
     Unsupported(String),
@@ -51,7 +54,9 @@ impl LabError {
         match self {
             LabError::Unsupported(_) | LabError::Interrupted => None,
             LabError::Scheduler(_) => Some(Check::fail("scheduler", text).at(at)),
-            LabError::Argument(_) => Some(Check::error("script", text).at(at)),
+            LabError::Argument(_) | LabError::Snapshot(_) => {
+                Some(Check::error("script", text).at(at))
+            }
             LabError::Timeout(_) => Some(Check::error("deadline", text).at(at)),
             LabError::Setup(_) => Some(Check::error("set-up", text).at(at)),
             LabError::Machine(_) => Some(Check::error("machine", text).at(at)),
@@ -61,7 +66,7 @@ impl LabError {
     /// Whether a script's `catch` may see this. Of the others the scenario is over.
     #[must_use]
     pub fn is_catchable(&self) -> bool {
-        matches!(self, LabError::Argument(_) | LabError::Timeout(_))
+        matches!(self, LabError::Argument(_) | LabError::Snapshot(_) | LabError::Timeout(_))
     }
 }
 
@@ -314,6 +319,11 @@ mod tests {
         let cases = [
             (LabError::Argument(text()), Some(Outcome::Error), true),
             (LabError::Timeout(text()), Some(Outcome::Error), true),
+            (
+                LabError::Snapshot(SnapshotError::PlaceholderSnapshot { tag: None }),
+                Some(Outcome::Error),
+                true,
+            ),
             (LabError::Setup(text()), Some(Outcome::Error), false),
             (LabError::Machine(text()), Some(Outcome::Error), false),
             (LabError::Scheduler(text()), Some(Outcome::Fail), false),

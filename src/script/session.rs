@@ -203,7 +203,10 @@ impl Session {
     pub(crate) fn lab<T>(&self, ctx: &NativeCallContext<'_>, answer: LabResult<T>) -> Native<T> {
         answer.map_err(|error| match Fault::try_from(&error) {
             Ok(fault) => fault.thrown(),
-            Err(()) => self.over(error, self.place(ctx)),
+            Err(()) => match error {
+                LabError::Snapshot(error) => crate::script::data::thrown(error),
+                error => self.over(error, self.place(ctx)),
+            },
         })
     }
 

@@ -27,6 +27,9 @@ pub use exit::{ExitInfo, ExitKind, ExitWatch};
 pub use qemu::{OLDEST as OLDEST_QEMU, Version as QemuVersion, version as qemu_version};
 use topology::Topology;
 
+/// The QEMU program that is looked for.
+pub const QEMU: &str = "qemu-system-x86_64";
+
 /// A machine, as plain data.
 #[derive(Clone, Debug)]
 pub struct VmSpec {
@@ -61,7 +64,7 @@ impl VmSpec {
             memory,
             tcg: TcgThreads::default(),
             console_limit: 1 << 20,
-            qemu: PathBuf::from("qemu-system-x86_64"),
+            qemu: PathBuf::from(QEMU),
         }
     }
 }

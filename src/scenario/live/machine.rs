@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::scenario::lab::LabError;
 use crate::scenario::text::tail;
-use crate::snapshot::{CaptureRequest, Meta, Snapshot};
+use crate::snapshot::{CaptureRequest, Meta, Snapshot, SnapshotError};
 use crate::vm::ExitInfo;
 use crate::wire::{Answer, Event, Op, Refusal, RefusalKind};
 
@@ -21,8 +21,16 @@ pub(super) trait Machine: Send + Sync {
     /// Waits for something that happened unasked; `None` when nothing did.
     fn wait_event(&self, within: Duration) -> Result<Option<Event>, CallError>;
 
-    /// Stops the CPUs, copies, lets them run on. `meta.pause` is filled in.
-    fn freeze(&self, request: &CaptureRequest, meta: Meta) -> Result<Arc<Snapshot>, CallError>;
+    /// Finds out, while the machine runs, what the first freeze would have to find out.
+    fn get_ready(&self) {}
+
+    /// Stops the CPUs, copies, lets them run on. `meta` is asked for just before; its `pause` is
+    /// filled in.
+    fn freeze(
+        &self,
+        request: &CaptureRequest,
+        meta: &dyn Fn() -> Meta,
+    ) -> Result<Arc<Snapshot>, CallError>;
 
     /// The console so far.
     fn console(&self) -> String;
@@ -46,6 +54,8 @@ pub(super) enum CallError {
     Timeout(String),
     /// The machine or the channel to it is gone, or cannot be trusted any more.
     Gone(String),
+    /// The machine is well, but the snapshot lacks what was asked for.
+    Snapshot(SnapshotError),
 }
 
 impl CallError {
@@ -54,6 +64,7 @@ impl CallError {
         match self {
             CallError::Refused(refusal) => refused(&refusal),
             CallError::Timeout(text) | CallError::Gone(text) => LabError::Machine(text),
+            CallError::Snapshot(error) => LabError::Snapshot(error),
         }
     }
 

@@ -15,7 +15,10 @@
 mod boot;
 mod clock;
 mod groups;
+mod kept;
 mod machine;
+mod real;
+mod stage;
 #[cfg(test)]
 mod tests;
 
@@ -39,6 +42,7 @@ use super::{ExpectExit, SchedulerExit};
 use crate::snapshot::{CaptureRequest, Meta, Snapshot};
 use crate::wire::{Answer, Event, Op};
 use clock::Clock;
+use kept::Kept;
 use machine::{CallError, Machine};
 
 /// How long the agent may take for what it does at once: generous, since an emulated machine
@@ -49,7 +53,7 @@ const GLANCE: Duration = Duration::from_millis(50);
 /// How long a machine may take to power off before it is ended.
 const POWER_OFF: Duration = Duration::from_secs(5);
 /// Ends of logs that go into the report.
-const LOG_END: usize = 16 << 10;
+const LOG_END: usize = 8 << 10;
 /// Workers that are looked at in the end; looking takes time in the guest.
 const LOOKED_AT: usize = 64;
 
@@ -239,7 +243,9 @@ impl Lab {
         let fault = self.fault();
         self.machine.stop();
         if let Some(dir) = &self.parts.keep {
-            self.keep_logs(dir, &log, dmesg.as_deref());
+            let kept =
+                Kept { console: &self.machine.console(), scheduler: &log, dmesg: dmesg.as_deref() };
+            kept.write(dir, self.parts.attempt, &self.parts.recorder);
         }
         (logs, fault)
     }
@@ -328,23 +334,6 @@ impl Lab {
             }
         }
     }
-
-    fn keep_logs(&self, dir: &std::path::Path, log: &str, dmesg: Option<&str>) {
-        let suffix =
-            if self.parts.attempt > 1 { format!("-{}", self.parts.attempt) } else { String::new() };
-        let console = self.machine.console();
-        let files =
-            [("console", Some(console.as_str())), ("scheduler", Some(log)), ("dmesg", dmesg)];
-        for (name, text) in files {
-            let Some(text) = text else { continue };
-            let path = dir.join(format!("{name}{suffix}.log"));
-            let kept = std::fs::create_dir_all(dir).and_then(|()| std::fs::write(&path, text));
-            if let Err(e) = kept {
-                let why = super::text::plain(&e);
-                self.parts.recorder.note(format!("cannot keep {}: {why}", path.display()), None);
-            }
-        }
-    }
 }
 
 /// The number of the policy SCHED_EXT (kernel: `include/uapi/linux/sched.h`).
@@ -401,14 +390,14 @@ impl LabOps for Lab {
     fn freeze(&self, tag: &str, maps: Option<&[String]>) -> LabResult<Arc<Snapshot>> {
         self.go_on()?;
         let tag = self.fresh_tag(tag);
-        let (elapsed_ms, phase) = {
+        let meta = || {
             let state = self.state();
-            (state.clock.elapsed_ms(Instant::now()), state.phase.clone())
+            let elapsed_ms = state.clock.elapsed_ms(Instant::now());
+            Meta { tag: tag.clone(), elapsed_ms, phase: state.phase.clone(), ..Meta::default() }
         };
-        let request =
-            CaptureRequest { maps: maps.map(<[String]>::to_vec), ..CaptureRequest::default() };
-        let meta = Meta { tag: tag.clone(), elapsed_ms, phase, ..Meta::default() };
-        let snapshot = self.machine.freeze(&request, meta).map_err(|e| self.failed(e))?;
+        let maps = maps.map(<[String]>::to_vec);
+        let request = CaptureRequest { maps, ..CaptureRequest::default() };
+        let snapshot = self.machine.freeze(&request, &meta).map_err(|e| self.failed(e))?;
         let pause = snapshot.pause();
         let mut state = self.state();
         state.clock.take_out(Duration::from_micros(pause.total_us));
@@ -416,8 +405,8 @@ impl LabOps for Lab {
         drop(state);
         self.parts.events.send(&RunEvent::Frozen {
             cell: self.parts.events.cell(),
-            tag,
-            elapsed_ms,
+            tag: snapshot.tag().to_string(),
+            elapsed_ms: snapshot.elapsed_ms(),
             pause_us: pause.total_us,
             copy_us: pause.copy_us,
         });

@@ -6,7 +6,7 @@ use super::machine::CallError;
 use super::*;
 use crate::scenario::lab::{Policy, WorkKind};
 use crate::scenario::verdict::Rules;
-use crate::snapshot::Pause;
+use crate::snapshot::{Pause, SnapshotError};
 use crate::vm::topology::Topology;
 use crate::vm::{ExitInfo, ExitKind};
 use crate::wire::{Refusal, RefusalKind};
@@ -85,9 +85,17 @@ impl Machine for Fake {
         Ok(event)
     }
 
-    fn freeze(&self, _: &CaptureRequest, meta: Meta) -> Result<Arc<Snapshot>, CallError> {
+    fn freeze(
+        &self,
+        request: &CaptureRequest,
+        meta: &dyn Fn() -> Meta,
+    ) -> Result<Arc<Snapshot>, CallError> {
+        if let Some([name]) = request.maps.as_deref() {
+            let (requested, available) = (name.clone(), vec!["fifo.bss".into()]);
+            return Err(CallError::Snapshot(SnapshotError::MapNotFound { requested, available }));
+        }
         let pause = Pause { total_us: 5_000_000, ..Pause::default() };
-        Ok(Snapshot::new(Meta { pause, ..meta }, vec![], vec![]))
+        Ok(Snapshot::new(Meta { pause, ..meta() }, vec![], vec![]))
     }
 
     fn console(&self) -> String {
@@ -169,6 +177,15 @@ fn a_tag_that_is_used_again_gets_a_number_and_a_note() {
     assert!(lab.snapshot("end#2").is_some() && lab.snapshot("end#4").is_none());
     let notes = format!("{:?}", notes.lock().unwrap());
     assert!(notes.contains(r#"the tag \"end\" was used before: this snapshot is \"end#3\""#));
+}
+
+#[test]
+fn a_map_that_is_not_there_can_be_caught() {
+    let bench = bench(ExpectExit::None);
+    let error = bench.lab.freeze("a", Some(&["fifo.bsss".to_string()])).unwrap_err();
+    assert!(error.is_catchable(), "{error:?}");
+    assert!(matches!(error, LabError::Snapshot(SnapshotError::MapNotFound { .. })));
+    bench.lab.freeze("a", None).expect("the machine is well");
 }
 
 #[test]

@@ -6,8 +6,6 @@ use crate::scenario::event::Logs;
 use crate::scenario::text::{caret, clean, head, tail};
 use crate::scenario::verdict::{Check, Outcome, ScriptPos};
 
-/// Lines of a log's end that are shown.
-const LOG_LINES: usize = 20;
 /// Lines of a value that are shown.
 const VALUE_LINES: usize = 30;
 
@@ -49,12 +47,12 @@ pub(super) fn place(at: &ScriptPos, style: Style) -> Vec<String> {
     indented(&caret(at, style.width.saturating_sub(8)))
 }
 
-/// The ends of the logs, as lines.
-pub(super) fn logs(logs: &Logs, style: Style) -> Vec<String> {
+/// The last `lines` lines of each log, as lines.
+pub(super) fn logs(logs: &Logs, lines: usize, style: Style) -> Vec<String> {
     let mut out = Vec::new();
     for (name, log) in [("the scheduler's log", &logs.scheduler), ("the console", &logs.console)] {
         let log = clean(log);
-        let end = tail(&log, LOG_LINES, 8 << 10);
+        let end = tail(&log, lines, 8 << 10);
         if end.trim().is_empty() {
             continue;
         }
@@ -127,10 +125,10 @@ mod tests {
 
     #[test]
     fn only_the_ends_of_logs_are_shown_and_nothing_of_empty_ones() {
-        assert!(logs(&Logs::default(), Style::plain()).is_empty());
+        assert!(logs(&Logs::default(), 5, Style::plain()).is_empty());
         let console = (0..100).map(|i| format!("line {i}\r\n")).collect();
-        let shown = logs(&Logs { scheduler: " \n".into(), console }, Style::plain());
-        assert_eq!(shown.len(), 1 + LOG_LINES);
+        let shown = logs(&Logs { scheduler: " \n".into(), console }, 5, Style::plain());
+        assert_eq!(shown.len(), 1 + 5);
         assert_eq!(shown[0], "end of the console:");
         assert_eq!(shown.last().map(String::as_str), Some("│ line 99"));
     }

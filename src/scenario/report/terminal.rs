@@ -131,7 +131,9 @@ impl<W: Write> Terminal<W> {
         let mut out = vec![self.head(&word, colour_of(outcome), &seconds(end.duration_ms), &rest)];
         out.extend(body(&said, &end.verdict, style));
         if matches!(outcome, Outcome::Fail | Outcome::Error) {
-            out.extend(logs(&end.logs, style).iter().map(|line| format!("    {line}")));
+            // A machine that broke says more on its console than one that worked.
+            let lines = if outcome == Outcome::Error { 20 } else { 8 };
+            out.extend(logs(&end.logs, lines, style).iter().map(|line| format!("    {line}")));
             out.push(String::new());
         }
         self.lines(&out);
@@ -157,7 +159,7 @@ impl<W: Write> Terminal<W> {
         if *not_run > 0 {
             parts.push(format!("{not_run} not run"));
         }
-        let mut out = vec![String::new()];
+        let mut out = Vec::new();
         let bad: Vec<_> = self.cells.iter().filter(|c| c.outcome > Some(Outcome::Pass)).collect();
         if self.cells.len() > 1 {
             for cell in bad {
@@ -386,7 +388,6 @@ cryoscope 0.1.0: 3 scenarios
        start            b.rhai: scenario 2
         SKIP     6.2 s  b.rhai: scenario 2
     skip: needs two nodes
-
         fail  a.rhai: scenario 1
 1 passed, 1 failed, 1 skipped in 31.2 s
 ";

@@ -1,0 +1,306 @@
+//! `cryoscope run`: scripts in, a report and an exit code out.
+
+mod files;
+mod plan;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Args as ClapArgs;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use super::{Config, Failure, print, say};
+use crate::kernel::{CacheDir, KernelImage, Spec, progress::Printed, resolve};
+use crate::scenario::cell::{CellSpec, Overrides, SPEC_VERSION};
+use crate::scenario::event::CellInfo;
+use crate::scenario::process::{Program, Stop};
+use crate::scenario::report::{Fan, JsonLines, Keep, Terminal, Trouble, cell_dir};
+use crate::scenario::runner::{Planned, Run, default_jobs};
+use crate::scenario::text::plain;
+use crate::scenario::{BootPath, ScenarioDecl};
+use crate::script;
+use crate::vm::topology::Topology;
+
+/// Run scenarios: each boots a machine of its own
+#[derive(Debug, ClapArgs)]
+pub(super) struct Args {
+    /// Scripts, and directories that are searched for *.rhai
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// Show what would run, and where it stands
+    #[arg(long)]
+    list: bool,
+    /// Only scenarios with this text in their name, or with this tag
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+    /// How many to run at the same time [default: what cores and memory allow]
+    #[arg(short, long, value_name = "N", value_parser = jobs)]
+    jobs: Option<usize>,
+    /// What the machines run on
+    #[arg(long, value_name = "ENGINE", value_parser = ["auto", "qemu"], default_value = "auto")]
+    engine: String,
+    /// Boot this kernel: auto, host, debian:SERIES, or a vmlinuz, vmlinux or build tree
+    #[arg(long, value_name = "SPEC")]
+    kernel: Option<String>,
+    /// How to boot it: the unpacked ELF starts sooner, the bzImage has KASLR
+    #[arg(long, value_name = "HOW", value_parser = BootPath::NAMES)]
+    boot: Option<String>,
+    /// Nodes, LLCs, cores per LLC and threads per core, as in 1n2l2c1t
+    #[arg(long, value_name = "TOPOLOGY", value_parser = topology)]
+    topology: Option<String>,
+    /// Compile schedulers with this [default: the newest clang on the search path]
+    #[arg(long, value_name = "PROGRAM")]
+    clang: Option<PathBuf>,
+    /// Write every event as a line of JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Keep console, logs and events of every scenario here
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
+    /// Let a skipped scenario fail the run
+    #[arg(long)]
+    no_skips: bool,
+}
+
+/// More machines at a time than this are a slip of the finger.
+const MAX_JOBS: usize = 256;
+
+fn jobs(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 1..=MAX_JOBS) => Ok(n),
+        _ => Err(format!("give a number from 1 to {MAX_JOBS}")),
+    }
+}
+
+fn topology(text: &str) -> Result<String, String> {
+    Topology::parse(text).map(|_| text.to_string()).map_err(|e| e.to_string())
+}
+
+pub(super) fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
+    let scripts = files::find(&args.paths)?;
+    let compile = |path: &Path| script::collect(path).map_err(|e| e.to_string());
+    let decls = plan::select(plan::collect(&scripts, &compile)?, args.filter.as_deref())?;
+    if args.list {
+        print(&plan::list(&decls));
+        return Ok(0);
+    }
+    let overrides = Overrides {
+        kernel: args.kernel.clone(),
+        topology: args.topology.clone(),
+        boot: args.boot.as_deref().and_then(BootPath::parse),
+        engine: Some(args.engine.clone()),
+        clang: args.clang.clone(),
+    };
+    let decls: Vec<_> = decls.into_iter().map(|d| plan::overridden(d, &overrides)).collect();
+    let cache = config.cache()?;
+    config.agent()?;
+    let interrupts = Interrupts::watch()?;
+    let trouble = Trouble::default();
+    let mut sinks = Fan::default();
+    sinks.add(Terminal::new(io::stdout(), config.style));
+    if let Some(path) = &args.json {
+        let file = JsonLines::create(path, &trouble).map_err(|e| unwritable("--json", path, &e))?;
+        sinks.add(file);
+    }
+    if let Some(dir) = &args.keep {
+        sinks.add(Keep::create(dir, &trouble).map_err(|e| unwritable("--keep", dir, &e))?);
+    }
+    let kernels = find_kernels(&decls, args, cache)?;
+    let cells = cells(decls, &overrides, &kernels, args, cache)?;
+    let program = Program { path: config.program.clone(), args: vec!["cell".into()] };
+    let jobs = args.jobs.unwrap_or_else(|| jobs_for(&cells));
+    let run = Run { program: &program, jobs, no_skips: args.no_skips, stop: &interrupts.stop };
+    interrupts.running.store(true, Ordering::SeqCst);
+    let summary = run.cells(&cells, &mut sinks);
+    let code = summary.exit_code(args.no_skips);
+    if let Some(what) = trouble.first() {
+        say(&format!("cryoscope: {what}; free some space, or choose another place\n"));
+        return Ok(code.max(1));
+    }
+    Ok(code)
+}
+
+fn unwritable(option: &str, path: &Path, error: &io::Error) -> Failure {
+    Failure::usage(format!("{option} {}: {}", path.display(), plain(error)))
+}
+
+/// The kernels of all scenarios, by spec; what went wrong with those that cannot be had.
+type Kernels = BTreeMap<String, Result<KernelImage, String>>;
+
+/// Finds or fetches every kernel once, before anything runs.
+fn find_kernels(decls: &[ScenarioDecl], args: &Args, cache: &CacheDir) -> Result<Kernels, Failure> {
+    let mut kernels = Kernels::new();
+    let progress = Printed::to_stderr();
+    for decl in decls.iter().filter(|d| !d.plain) {
+        let spec = kernel_spec(decl, args);
+        if kernels.contains_key(&spec) {
+            continue;
+        }
+        let found = resolve(&spec, cache, &progress);
+        if let Err(error) = &found
+            && args.kernel.is_some()
+            && error.is_bad_usage()
+        {
+            return Err(Failure::usage(format!("--kernel: {error}")));
+        }
+        kernels.insert(spec, found.map_err(|e| e.to_string()));
+    }
+    Ok(kernels)
+}
+
+/// A scenario's kernel: a path in a script starts from the script's directory, one on the command
+/// line from the current one.
+fn kernel_spec(decl: &ScenarioDecl, args: &Args) -> String {
+    let asked = &decl.options.kernel;
+    let beside = decl.base_dir().join(asked);
+    let is_path = !matches!(Spec::parse(asked), Ok(Spec::Auto | Spec::Host | Spec::Debian(_)));
+    if args.kernel.is_none() && is_path && beside.exists() {
+        return beside.to_string_lossy().into_owned();
+    }
+    asked.clone()
+}
+
+fn cells(
+    decls: Vec<ScenarioDecl>,
+    overrides: &Overrides,
+    kernels: &Kernels,
+    args: &Args,
+    cache: &CacheDir,
+) -> Result<Vec<Planned>, Failure> {
+    // Cells run where we run, but what they keep is named once and for all.
+    let keep = args.keep.as_deref().map(fs::canonicalize).transpose();
+    let keep = keep.map_err(|e| Failure::usage(format!("--keep: {}", plain(&e))))?;
+    let cell = |(cell, decl): (usize, ScenarioDecl)| {
+        let kernel = kernels.get(&kernel_spec(&decl, args));
+        let options = &decl.options;
+        let info = CellInfo {
+            name: decl.name.clone(),
+            file: decl.file.clone(),
+            index: decl.index,
+            kernel: options.kernel.clone(),
+            topology: options.topology.clone(),
+            scheduler: options.scheduler.src.clone(),
+            tags: options.tags.clone(),
+        };
+        let spec = CellSpec {
+            version: SPEC_VERSION,
+            cell,
+            attempt: 1,
+            file: decl.file.clone(),
+            index: decl.index,
+            name: decl.name.clone(),
+            overrides: overrides.clone(),
+            kernel: kernel.and_then(|k| k.as_ref().ok().cloned()),
+            deadline: options.deadline(),
+            keep: keep.as_deref().map(|root| cell_dir(root, cell, &decl.name)),
+            cache: cache.path().to_owned(),
+        };
+        let doomed = kernel.and_then(|k| k.as_ref().err().cloned());
+        Planned { info, spec, memory: options.memory, doomed }
+    };
+    Ok(decls.into_iter().enumerate().map(cell).collect())
+}
+
+fn jobs_for(cells: &[Planned]) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let largest = cells.iter().map(|c| c.memory).max().unwrap_or(0);
+    let available = super::doctor::available_memory().unwrap_or(u64::MAX);
+    default_jobs(cores, available, largest).min(cells.len().max(1))
+}
+
+/// What Ctrl-C does: before anything runs it ends us at once, later it ends the run in order, and
+/// the second time at once.
+struct Interrupts {
+    stop: Stop,
+    running: Arc<AtomicBool>,
+}
+
+impl Interrupts {
+    fn watch() -> Result<Self, Failure> {
+        let cannot = |e: io::Error| Failure::new(format!("cannot handle signals: {e}"));
+        let stop = Stop::new().map_err(cannot)?;
+        let running = Arc::new(AtomicBool::new(false));
+        let mut signals =
+            signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(cannot)?;
+        let (asked, begun) = (stop.clone(), running.clone());
+        let watcher = std::thread::Builder::new().name("signals".into());
+        let watching = watcher.spawn(move || {
+            for _ in signals.forever() {
+                if !begun.load(Ordering::SeqCst) {
+                    // Downloads and compilers end with us; unfinished cache entries have no name.
+                    say("\ncryoscope: interrupted\n");
+                    std::process::exit(130);
+                }
+                asked.ask();
+            }
+        });
+        watching.map_err(cannot)?;
+        Ok(Interrupts { stop, running })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Alone {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(args: &[&str]) -> Result<Args, String> {
+        let args = ["run"].iter().chain(args);
+        Alone::try_parse_from(args).map(|a| a.args).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn options_are_checked_before_anything_else() {
+        let cases = [
+            (&["a", "--jobs", "0"][..], "give a number from 1 to 256"),
+            (&["a", "--jobs", "many"], "give a number from 1 to 256"),
+            (&["a", "--engine", "kvm"], "[possible values: auto, qemu]"),
+            (&["a", "--boot", "pvh"], "[possible values: auto, elf, bzimage]"),
+            (&["a", "--topology", "2x2"], "2x2"),
+            (&["a", "--filer", "x"], "--filter"),
+            (&[], "<PATH>"),
+        ];
+        for (args, says) in cases {
+            let error = parse(args).unwrap_err();
+            assert!(error.contains(says), "{args:?}: {error}");
+        }
+        let args = parse(&["a", "b", "-j", "3", "--topology", "1n2l2c1t"]).unwrap();
+        assert_eq!((args.jobs, args.topology.as_deref()), (Some(3), Some("1n2l2c1t")));
+    }
+
+    #[test]
+    fn kernels_in_scripts_are_found_beside_the_script() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("vmlinux"), "").unwrap();
+        let decl = |kernel: &str| {
+            let mut decl = ScenarioDecl {
+                name: "x".into(),
+                file: dir.path().join("a.rhai"),
+                index: 0,
+                at: None,
+                plain: false,
+                options: Default::default(),
+            };
+            decl.options.kernel = kernel.into();
+            decl
+        };
+        let none = parse(&["a"]).unwrap();
+        let beside = dir.path().join("vmlinux").display().to_string();
+        assert_eq!(kernel_spec(&decl("vmlinux"), &none), beside);
+        assert_eq!(kernel_spec(&decl("auto"), &none), "auto");
+        assert_eq!(kernel_spec(&decl("debian:7.2"), &none), "debian:7.2");
+        assert_eq!(kernel_spec(&decl("nothing"), &none), "nothing");
+        let given = parse(&["a", "--kernel", "vmlinux"]).unwrap();
+        assert_eq!(kernel_spec(&decl("vmlinux"), &given), "vmlinux");
+    }
+}

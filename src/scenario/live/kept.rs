@@ -1,0 +1,35 @@
+//! Logs that are kept when somebody wants them (`--keep`).
+
+use std::path::Path;
+
+use crate::scenario::text::plain;
+use crate::scenario::verdict::Recorder;
+
+/// A cell's logs, whole.
+pub(super) struct Kept<'a> {
+    pub(super) console: &'a str,
+    pub(super) scheduler: &'a str,
+    /// The kernel's log, when the guest could still be asked for it.
+    pub(super) dmesg: Option<&'a str>,
+}
+
+impl Kept<'_> {
+    /// Writes them into `dir`; a second attempt does not overwrite the first. What cannot be
+    /// written is noted: it is no reason to judge otherwise.
+    pub(super) fn write(&self, dir: &Path, attempt: u32, recorder: &Recorder) {
+        let suffix = if attempt > 1 { format!("-{attempt}") } else { String::new() };
+        let files = [
+            ("console", Some(self.console)),
+            ("scheduler", Some(self.scheduler)),
+            ("dmesg", self.dmesg),
+        ];
+        for (name, text) in files {
+            let Some(text) = text else { continue };
+            let path = dir.join(format!("{name}{suffix}.log"));
+            let kept = std::fs::create_dir_all(dir).and_then(|()| std::fs::write(&path, text));
+            if let Err(e) = kept {
+                recorder.note(format!("cannot keep {}: {}", path.display(), plain(&e)), None);
+            }
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! What is put into the guest before it starts, and how its scheduler is brought up.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::boot::Setup;
+use crate::kernel::KernelImage;
+use crate::scenario::ScenarioDecl;
+use crate::scenario::event::Stage;
+use crate::scenario::lab::{LabError, LabResult};
+use crate::scheduler::{AttachPlan, Contents, Prepared, SchedulerSpec, StagedFile, prepare};
+use crate::vm::initramfs::{Initramfs, InitramfsError};
+use crate::wire::{Attach, Patch};
+
+/// Compiles and checks the scheduler. What its author can mend is a failure, the rest is not.
+pub(super) fn scheduler(
+    decl: &ScenarioDecl,
+    kernel: &KernelImage,
+    setup: &Setup,
+) -> LabResult<Prepared> {
+    let asked = decl.options.scheduler.clone();
+    setup.events.stage(Stage::Scheduler, asked.src.clone());
+    let spec = SchedulerSpec {
+        src: asked.src,
+        rodata: asked.rodata,
+        args: asked.args,
+        include: asked.include.into_iter().map(Into::into).collect(),
+        defines: asked.defines,
+        staged: asked.staged,
+        env: asked.env,
+        base_dir: decl.base_dir().to_owned(),
+    };
+    let prepared = prepare(&spec, kernel, &setup.cache, &setup.tools).map_err(|error| {
+        let text = error.to_string();
+        if error.is_schedulers_fault() { LabError::Scheduler(text) } else { LabError::Setup(text) }
+    })?;
+    if !prepared.log.trim().is_empty() {
+        setup.recorder.note(format!("the compiler warns:\n{}", prepared.log.trim_end()), None);
+    }
+    Ok(prepared)
+}
+
+/// What the agent is told.
+pub(super) fn attach_op(plan: &AttachPlan, within: Duration) -> Attach {
+    let timeout_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+    match plan.clone() {
+        AttachPlan::Object { guest_path, patches } => {
+            let patch = |p: crate::scheduler::Patch| Patch {
+                section: p.section,
+                offset: p.offset,
+                bytes: p.bytes,
+            };
+            let patches = patches.into_iter().map(patch).collect();
+            Attach::Object { path: guest_path, patches, timeout_ms }
+        }
+        AttachPlan::Program { argv, env } => Attach::Program { argv, env, timeout_ms },
+    }
+}
+
+/// The guest's root file system: the agent, the scheduler's files and the scenario's own.
+pub(super) fn initramfs(
+    decl: &ScenarioDecl,
+    scheduler: &Prepared,
+    setup: &Setup,
+) -> LabResult<Arc<[u8]>> {
+    let set_up = |e: InitramfsError| LabError::Setup(e.to_string());
+    let mut fs = Initramfs::new();
+    fs.agent(&setup.agent).map_err(set_up)?;
+    for file in &scheduler.files {
+        staged_file(&mut fs, file).map_err(set_up)?;
+    }
+    for (host, guest) in &decl.options.include_files {
+        own_file(&mut fs, &decl.base_dir().join(host), guest).map_err(set_up)?;
+    }
+    Ok(fs.build().map_err(set_up)?.into())
+}
+
+fn staged_file(fs: &mut Initramfs, file: &StagedFile) -> Result<(), InitramfsError> {
+    match &file.contents {
+        Contents::Host(host) if file.closure => fs.elf(host, &file.guest),
+        Contents::Host(host) => fs.file(host, &file.guest, file.mode),
+        Contents::Bytes(bytes) => fs.bytes(&file.guest, bytes.clone(), file.mode),
+    }
+}
+
+/// A file that the author names: programs come with their libraries, everything else as it is.
+fn own_file(fs: &mut Initramfs, host: &Path, guest: &str) -> Result<(), InitramfsError> {
+    if is_elf(host) { fs.elf(host, guest) } else { fs.file(host, guest, mode_of(host)) }
+}
+
+fn is_elf(host: &Path) -> bool {
+    use std::io::Read;
+    let mut magic = [0; 4];
+    let read = std::fs::File::open(host).and_then(|mut file| file.read_exact(&mut magic));
+    read.is_ok() && magic == *b"\x7fELF"
+}
+
+/// The permissions that the file has on the host.
+fn mode_of(host: &Path) -> u32 {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::metadata(host).map_or(0o644, |m| m.permissions().mode() & 0o777)
+}

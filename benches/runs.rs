@@ -133,7 +133,7 @@ fn pause(kernel: &KernelImage) {
     let mut pauses = Vec::new();
     for i in 0..FREEZES {
         let meta = Meta { tag: format!("bench {i}"), ..Meta::default() };
-        let snapshot = freezer.freeze(&CaptureRequest::default(), meta).expect("a freeze");
+        let snapshot = freezer.freeze(&CaptureRequest::default(), || meta).expect("a freeze");
         assert!(!snapshot.is_placeholder(), "{:?}", snapshot.placeholder_reason());
         pauses.push(snapshot.pause());
         std::thread::sleep(Duration::from_millis(20));

@@ -201,10 +201,10 @@ fn doctor_names_every_missing_thing_with_its_remedy() {
     let said = Said::from(command.env("PATH", place.path()).output().unwrap());
     assert_eq!(said.code, Some(1), "{said:?}");
     for line in [
-        " MISSING  qemu      there is no qemu-system-x86_64 on the search path\n",
-        " -> install it: apt-get install qemu-system-x86\n",
+        " MISSING  qemu      QEMU is not there: \"qemu-system-x86_64\" was not found\n",
+        " -> install it (on Debian: apt-get install qemu-system-x86)\n",
         " MISSING  clang     there is no clang on the search path, so no .bpf.c can be compiled\n",
-        " -> install it: apt-get install clang-19\n",
+        " -> install one (on Debian: apt-get install clang-19)\n",
         " MISSING  fetching  not on the search path: apt-get, apt-cache, apt-config, dpkg-deb; ",
         "Scenarios cannot run here until the 3 missing things are mended.\n",
     ] {

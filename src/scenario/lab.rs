@@ -23,7 +23,7 @@ pub enum LabError {
     Argument(String),
     /// A snapshot lacks what was asked for. A script may catch it, as what an accessor throws.
     #[error("{0}")]
-    Snapshot(SnapshotError),
+    Snapshot(Box<SnapshotError>),
     /// The machine cannot serve what was asked for; the scenario is skipped with this reason.
     #[error("{0}")]
     Unsupported(String),
@@ -320,7 +320,7 @@ mod tests {
             (LabError::Argument(text()), Some(Outcome::Error), true),
             (LabError::Timeout(text()), Some(Outcome::Error), true),
             (
-                LabError::Snapshot(SnapshotError::PlaceholderSnapshot { tag: None }),
+                LabError::Snapshot(SnapshotError::PlaceholderSnapshot { tag: None }.into()),
                 Some(Outcome::Error),
                 true,
             ),

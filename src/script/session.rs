@@ -204,7 +204,7 @@ impl Session {
         answer.map_err(|error| match Fault::try_from(&error) {
             Ok(fault) => fault.thrown(),
             Err(()) => match error {
-                LabError::Snapshot(error) => crate::script::data::thrown(error),
+                LabError::Snapshot(error) => crate::script::data::thrown(*error),
                 error => self.over(error, self.place(ctx)),
             },
         })

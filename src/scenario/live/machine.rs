@@ -64,7 +64,7 @@ impl CallError {
         match self {
             CallError::Refused(refusal) => refused(&refusal),
             CallError::Timeout(text) | CallError::Gone(text) => LabError::Machine(text),
-            CallError::Snapshot(error) => LabError::Snapshot(error),
+            CallError::Snapshot(error) => LabError::Snapshot(error.into()),
         }
     }
 

@@ -6,11 +6,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::access::{Field, Side, for_each_member};
+use super::access::{Field, Side};
 use super::entry::Entry;
 use super::error::{SnapshotError, SnapshotResult};
 use super::error_text::escaped_text;
 use super::map::Map;
+use super::path::for_each_member;
 use super::value::{FieldKind, Scalar, hex};
 use super::{Pause, Snapshot};
 

@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use crate::btf::{self, Btf, Shape, TypeId};
 
-use super::access::{for_each_member, member_names};
 use super::error::{SnapshotError, join};
 use super::error_text::{quoted, with_article};
 use super::nearest::nearest_first;
+use super::path::{for_each_member, member_names};
 use super::value::FieldKind;
 
 /// A key to look for.

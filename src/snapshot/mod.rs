@@ -20,6 +20,7 @@ mod error_text;
 mod key;
 mod map;
 mod nearest;
+mod path;
 mod reason;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -240,7 +241,7 @@ impl Snapshot {
         }
         let has = |map: &Map| {
             let section = self.section(map.index());
-            section.is_some_and(|shape| access::section_var(vars(&shape), name).is_some())
+            section.is_some_and(|shape| path::section_var(vars(&shape), name).is_some())
         };
         Ok(self.maps()?.into_iter().filter(has).collect())
     }

@@ -1,5 +1,7 @@
 //! The model against the hand-made snapshot of `testing.rs`.
 
+mod compiled;
+
 use super::testing::{Object, Rows, bytes, comm, meta, object, sample, types};
 use super::*;
 use crate::btf::testing::Builder;

@@ -75,9 +75,12 @@ fn format_record(record: &[u8]) -> Option<String> {
     let (head, body) = record.split_once(';')?;
     let micros: u64 = head.split(',').nth(2)?.parse().ok()?;
     let message = body.lines().next().unwrap_or("");
+    let mut lines = String::new();
     // Line breaks inside a message are written as \x0a.
-    let message = message.replace("\\x0a", "\n");
-    Some(format!("[{:5}.{:06}] {message}\n", micros / 1_000_000, micros % 1_000_000))
+    for line in message.split("\\x0a") {
+        lines += &format!("[{:5}.{:06}] {line}\n", micros / 1_000_000, micros % 1_000_000);
+    }
+    Some(lines)
 }
 
 /// Leaves a line in the kernel's log, and so on the console. Unlike the console itself, the log
@@ -141,6 +144,8 @@ mod tests {
     fn records_become_lines() {
         let record = b"6,339,5140900,-;NET: Registered PF_INET6\n SUBSYSTEM=net\n";
         assert_eq!(format_record(record).unwrap(), "[    5.140900] NET: Registered PF_INET6\n");
+        let two = format_record(b"6,340,7,-;one\\x0atwo\n").unwrap();
+        assert_eq!(two, "[    0.000007] one\n[    0.000007] two\n");
         assert_eq!(format_record(b"6,1,x,-;m"), None);
         assert_eq!(format_record(b"no record"), None);
     }

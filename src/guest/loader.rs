@@ -235,17 +235,23 @@ fn load_failure(path: &str, cause: &str, said: &str) -> Refusal {
     let program = said[..begin].rsplit_once("prog '").map_or("?", |(_, name)| name);
     let log = &said[begin + BEGIN.len()..];
     let log = log.split("-- END PROG LOAD LOG --").next().unwrap_or(log);
+    // Newer kernels (7.3) explain the verdict at length below it.
+    let log = log.split("\nVerification failed: ").next().unwrap_or(log);
     let bookkeeping =
         ["processed ", "verification time ", "stack depth ", "libbpf: ", "mark_precise: "];
     let verdict = log
         .lines()
         .rev()
         .map(str::trim)
-        .find(|l| !l.is_empty() && !bookkeeping.iter().any(|b| l.starts_with(b)));
-    let verdict = verdict.unwrap_or(cause);
+        .find(|l| !l.is_empty() && !bookkeeping.iter().any(|b| l.starts_with(b)))
+        .unwrap_or(cause);
+    // Lines of source are noted in between, as in "; *count += 1; @ fifo.bpf.c:18".
+    let mut noted = log.lines().rev().filter(|l| l.starts_with("; "));
+    let line = noted.find_map(|l| l.rsplit_once(" @ ")).map(|(_, at)| at.trim());
+    let at = line.map(|at| format!(" at {at}")).unwrap_or_default();
     refuse(
         RefusalKind::Verifier,
-        format!("the verifier rejected program \"{program}\" of {path}: {verdict}"),
+        format!("the verifier rejected program \"{program}\" of {path}{at}: {verdict}"),
     )
 }
 
@@ -272,18 +278,26 @@ mod tests {
         let said = "libbpf: prog 'fifo_enqueue': BPF program load failed: -EACCES\n\
             libbpf: prog 'fifo_enqueue': -- BEGIN PROG LOAD LOG --\n\
             0: R1=ctx() R10=fp0\n\
+            ; one = *q; @ fifo.bpf.c:24\n\
             5: (79) r1 = *(u64 *)(r1 +0)\n\
             R1 invalid mem access 'scalar'\n\
+            EXPLAINED\
             processed 6 insns (limit 1000000) max_states_per_insn 0\n\
             -- END PROG LOAD LOG --\n\
             libbpf: prog 'fifo_enqueue': failed to load: -EACCES\n";
-        let refusal = load_failure("/s.bpf.o", "Permission denied", said);
-        assert_eq!(refusal.kind, RefusalKind::Verifier);
-        assert_eq!(
-            refusal.message,
-            "the verifier rejected program \"fifo_enqueue\" of /s.bpf.o: \
-             R1 invalid mem access 'scalar'"
-        );
+        let at_length = "\nVerification failed: Register Type Safety\n\n\
+            Reason:\n  R1 is a scalar.\n\nAt:\n  fifo_enqueue @ fifo.bpf.c:24:35\n\n\
+            Suggestion:\n  Keep the pointer.\n\n";
+        for explained in ["", at_length] {
+            let said = said.replace("EXPLAINED", explained);
+            let refusal = load_failure("/s.bpf.o", "Permission denied", &said);
+            assert_eq!(refusal.kind, RefusalKind::Verifier);
+            assert_eq!(
+                refusal.message,
+                "the verifier rejected program \"fifo_enqueue\" of /s.bpf.o at fifo.bpf.c:24: \
+                 R1 invalid mem access 'scalar'"
+            );
+        }
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! `cryoscope api`: everything that a script can name, from the engine's own metadata.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use super::Failure;
-use crate::script::surface::{FunctionDoc, Surface};
+use crate::script::surface::{FunctionDoc, Kind, Surface};
 use crate::script::{ModuleDoc, Reference, reference};
 use crate::snapshot::nearest;
 
@@ -62,12 +63,16 @@ fn everything(surface: &Surface, modules: &[ModuleDoc]) -> String {
          known,\nalso \"50%\". Properties are written without parentheses: `snap.tag`.\n\n",
     );
     out.push_str("functions\n");
-    for function in surface.of_type(None) {
+    for function in surface.of_type(None).filter(|f| is_offered(f)) {
         out.push_str(&entry(function));
     }
-    for ty in &surface.types {
+    // Types of ours, then Rhai's own that were given methods.
+    let ours: BTreeSet<&str> = surface.types.iter().map(|t| t.name.as_str()).collect();
+    let named = surface.functions.iter().filter(|f| f.kind != Kind::Operator);
+    let owners: BTreeSet<&str> = named.filter_map(|f| f.owner.as_deref()).collect();
+    for ty in ours.iter().chain(owners.difference(&ours)) {
         out.push('\n');
-        out.push_str(&of_type(surface, &ty.name));
+        out.push_str(&of_type(surface, ty));
     }
     for module in modules {
         out.push('\n');
@@ -110,10 +115,23 @@ fn of_type(surface: &Surface, name: &str) -> String {
             out.push_str(&format!("  {line}\n"));
         }
     }
-    for function in surface.of_type(Some(name)) {
-        out.push_str(&entry(function));
+    let mut signs = Vec::new();
+    for function in surface.of_type(Some(name)).filter(|f| is_offered(f)) {
+        match function.kind {
+            Kind::Operator => signs.push(function.name.as_str()),
+            _ => out.push_str(&entry(function)),
+        }
+    }
+    signs.dedup();
+    if !signs.is_empty() {
+        out.push_str(&format!("    operators {}\n", signs.join(" ")));
     }
     out
+}
+
+/// Whether a function is there to be used, not to say why it cannot be.
+fn is_offered(function: &FunctionDoc) -> bool {
+    !function.doc.starts_with("Refused")
 }
 
 fn of_module(module: &ModuleDoc) -> String {

@@ -147,7 +147,7 @@ fn workers(pkg: &mut Package<'_>, session: &Arc<Session>) {
         },
     );
     let s = session.clone();
-    pkg.func(
+    pkg.getter(
         "procs(self: Cgroup) -> array",
         "The pids in it.",
         move |ctx: NativeCallContext<'_>, g: &mut Cgroup| -> Native<Array> {

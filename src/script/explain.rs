@@ -376,7 +376,9 @@ fn reserved(name: &str) -> Told {
     }
     let told = told(format!("{name} is a word of the language and cannot be used as a name"));
     if name.starts_with(|c: char| c.is_alphabetic()) {
-        told.help(format!("a member of that name is reached with brackets: x[\"{name}\"]"))
+        told.help(format!(
+            "choose another; a member of that name is reached with brackets: x[\"{name}\"]"
+        ))
     } else {
         told
     }

@@ -240,9 +240,11 @@ fn crossing(
     move |ctx, args| {
         let ctx = ctx.ok_or("a module's function was called without a context")?;
         let mut state = ctx.global_runtime_state().clone();
-        for arg in args.iter_mut() {
+        // The first may be the author's own variable, and a call consumes what it is given.
+        let mut own: Vec<Dynamic> = args.iter().map(|arg| (**arg).clone()).collect();
+        for arg in &mut own {
             if let Some(closure) = arg.read_lock::<FnPtr>().map(|f| f.clone()) {
-                **arg = Dynamic::from(at_home(closure, &ctx)?);
+                *arg = Dynamic::from(at_home(closure, &ctx)?);
             }
         }
         if embedded && state.tag.is_unit() {
@@ -257,7 +259,8 @@ fn crossing(
             &state,
             ctx.call_position(),
         );
-        ctx.call_fn_raw(&function, false, false, args)
+        let mut args: Vec<&mut Dynamic> = own.iter_mut().collect();
+        ctx.call_fn_raw(&function, false, false, &mut args)
     }
 }
 

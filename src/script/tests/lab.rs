@@ -1,37 +1,36 @@
 //! A laboratory without a machine: it remembers what it was asked and answers from a plan.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::scenario::SchedulerExit;
+use super::fifo;
 use crate::scenario::lab::*;
-use crate::snapshot::{Meta, Snapshot};
+use crate::scenario::{ScenarioDecl, SchedulerExit};
+use crate::snapshot::Snapshot;
 use crate::vm::topology::Topology;
-
-/// Makes the snapshot of a tag; the number counts the freezes so far.
-pub(super) type Freezer = Box<dyn Fn(&str, u64) -> Arc<Snapshot> + Send + Sync>;
 
 pub(super) struct FakeLab {
     facts: LabFacts,
+    /// Whether `fifo` runs; without it the machine has no scheduler of its own.
+    fifo: bool,
+    slice_ns: u64,
+    detached: AtomicBool,
     /// Everything that was asked, one line each.
     pub(super) asked: Mutex<Vec<String>>,
     groups: Mutex<Vec<String>>,
+    /// Pids of workers, and the group that each is in.
+    workers: Mutex<Vec<(u32, Option<String>)>>,
     snapshots: Mutex<Vec<Arc<Snapshot>>>,
-    freezer: Freezer,
+    phase: Mutex<Option<String>>,
     elapsed: AtomicU64,
-    pids: AtomicU64,
     /// What `hold` answers instead of success.
     pub(super) trouble: Option<LabError>,
 }
 
 impl FakeLab {
     pub(super) fn new() -> Self {
-        let freezer: Freezer = Box::new(|tag, _| {
-            let meta = Meta { tag: tag.into(), ..Meta::default() };
-            Snapshot::new(meta, Vec::new(), Vec::new())
-        });
         FakeLab {
             facts: LabFacts {
                 kernel_release: "7.2.0-fake".into(),
@@ -42,18 +41,35 @@ impl FakeLab {
                 scheduler: "fifo".into(),
                 duration: Duration::from_secs(4),
             },
+            fifo: false,
+            slice_ns: 5_000_000,
+            detached: AtomicBool::new(false),
             asked: Mutex::default(),
             groups: Mutex::default(),
+            workers: Mutex::default(),
             snapshots: Mutex::default(),
-            freezer,
+            phase: Mutex::default(),
             elapsed: AtomicU64::new(0),
-            pids: AtomicU64::new(100),
             trouble: None,
         }
     }
 
-    pub(super) fn freezing(mut self, freezer: Freezer) -> Self {
-        self.freezer = freezer;
+    /// The machine that a declaration asks for.
+    pub(super) fn of(decl: &ScenarioDecl) -> Self {
+        let mut lab = FakeLab::new();
+        lab.facts.topology = Topology::parse(&decl.options.topology).unwrap();
+        lab.facts.duration = decl.options.duration;
+        lab.facts.scheduler = if decl.options.scheduler.is_none() { "none" } else { "fifo" }.into();
+        lab.fifo = decl.options.scheduler.src.ends_with("fifo.bpf.c");
+        if let Some(slice) = decl.options.scheduler.rodata.get("slice_ns") {
+            lab.slice_ns = slice.as_u64().unwrap();
+        }
+        lab
+    }
+
+    pub(super) fn with_fifo(mut self) -> Self {
+        self.fifo = true;
+        self.facts.scheduler = "fifo".into();
         self
     }
 
@@ -81,7 +97,18 @@ impl LabOps for FakeLab {
     fn freeze(&self, tag: &str, maps: Option<&[String]>) -> LabResult<Arc<Snapshot>> {
         let mut all = self.snapshots.lock().unwrap();
         self.ask(format!("freeze {tag} {}", maps.map_or("all".into(), |m| m.join("+"))));
-        let snapshot = (self.freezer)(tag, all.len() as u64);
+        let pids: Vec<u32> = self.workers.lock().unwrap().iter().map(|(pid, _)| *pid).collect();
+        let snapshot = match self.fifo {
+            false => fifo::nothing(tag),
+            true => fifo::snapshot(&fifo::Instant {
+                tag,
+                phase: self.phase.lock().unwrap().clone(),
+                elapsed_ms: self.elapsed_ms(),
+                pids: &pids,
+                cpus: self.facts.topology.cpus(),
+                slice_ns: self.slice_ns,
+            }),
+        };
         all.push(snapshot.clone());
         Ok(snapshot)
     }
@@ -99,6 +126,7 @@ impl LabOps for FakeLab {
 
     fn step(&self, name: &str, span: Span) -> LabResult<()> {
         self.ask(format!("step {name}"));
+        *self.phase.lock().unwrap() = Some(name.into());
         self.hold(span)
     }
 
@@ -123,13 +151,16 @@ impl LabOps for FakeLab {
     }
 
     fn cgroup_procs(&self, name: &str) -> LabResult<Vec<u32>> {
-        self.known(name).map(|()| vec![100, 101])
+        self.known(name)?;
+        let workers = self.workers.lock().unwrap();
+        let inside = workers.iter().filter(|(_, group)| group.as_deref() == Some(name));
+        Ok(inside.map(|(pid, _)| *pid).collect())
     }
 
     fn cgroup_stats(&self, name: &str) -> LabResult<BTreeMap<String, String>> {
         self.known(name)?;
         Ok(BTreeMap::from([
-            ("cpu.stat".into(), "usage_usec 17\nuser_usec 5\n".into()),
+            ("cpu.stat".into(), format!("usage_usec {}\nuser_usec 5\n", 17 + self.elapsed_ms())),
             ("cpu.pressure".into(), "some avg10=0.00\n".into()),
         ]))
     }
@@ -152,13 +183,27 @@ impl LabOps for FakeLab {
 
     fn start(&self, cgroup: Option<&str>, work: &WorkOptions) -> LabResult<Vec<u32>> {
         self.ask(format!("start {cgroup:?} {work:?}"));
-        let first = self.pids.fetch_add(work.count.into(), Ordering::Relaxed) as u32;
-        Ok((first..first + work.count).collect())
+        let mut workers = self.workers.lock().unwrap();
+        let first = 100 + workers.len() as u32;
+        let pids: Vec<u32> = (first..first + work.count).collect();
+        workers.extend(pids.iter().map(|pid| (*pid, cgroup.map(str::to_string))));
+        Ok(pids)
     }
 
     fn exec(&self, argv: &[String], timeout: Duration) -> LabResult<ExecOutcome> {
         self.ask(format!("exec {argv:?} {timeout:?}"));
-        Ok(ExecOutcome { code: Some(3), stdout: "out\n".into(), ..ExecOutcome::default() })
+        let topology = &self.facts.topology;
+        let stdout = match argv {
+            [cat, path] if cat == "cat" && path.ends_with("/online") => topology.all().to_string(),
+            [cat, path] if cat == "cat" => {
+                let cpu = path.split("/cpu").nth(2).and_then(|p| p.split('/').next()).unwrap();
+                let llc = topology.llc_of(cpu.parse().unwrap()).unwrap();
+                topology.cpus_of_llc(llc).to_string()
+            }
+            _ => "out".into(),
+        };
+        let stdout = format!("{stdout}\n");
+        Ok(ExecOutcome { code: Some(3), stdout, ..ExecOutcome::default() })
     }
 
     fn dmesg(&self) -> LabResult<String> {
@@ -170,15 +215,17 @@ impl LabOps for FakeLab {
     }
 
     fn scheduler_state(&self) -> LabResult<SchedulerState> {
+        let on = self.facts.scheduler != "none" && !self.detached.load(Ordering::Relaxed);
         Ok(SchedulerState {
-            state: "enabled".into(),
-            ops: Some("fifo".into()),
+            state: if on { "enabled" } else { "disabled" }.into(),
+            ops: on.then(|| "fifo".into()),
             ..SchedulerState::default()
         })
     }
 
     fn scheduler_detach(&self) -> LabResult<()> {
         self.ask("detach".into());
+        self.detached.store(true, Ordering::Relaxed);
         Ok(())
     }
 

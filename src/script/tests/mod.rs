@@ -2,13 +2,15 @@
 
 mod engine;
 mod errors;
+mod fifo;
 mod golden;
 mod lab;
 mod modules;
 mod reference;
+mod shipped;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -95,7 +97,10 @@ impl Bench {
     }
 
     fn run_within(&self, text: &str, index: usize, name: &str, limits: Limits) -> Ran {
-        let path = self.file("s.rhai", text);
+        self.run_file(&self.file("s.rhai", text), index, name, limits)
+    }
+
+    fn run_file(&self, path: &Path, index: usize, name: &str, limits: Limits) -> Ran {
         let records = Arc::new(Mutex::new(Vec::new()));
         let sink = records.clone();
         let recorder = Recorder::with_sink(move |r| sink.lock().unwrap().push(r.clone()));
@@ -106,7 +111,7 @@ impl Bench {
         };
         let cancel = self.cancel.clone();
         let mode = Mode::Run { index, name: name.to_string(), boot: Arc::new(boot) };
-        let end = run(&Session::new(mode, &path, limits, recorder.clone(), cancel));
+        let end = run(&Session::new(mode, path, limits, recorder.clone(), cancel));
         let outcome = recorder.verdict(&Default::default()).outcome;
         let records = records.lock().unwrap().clone();
         Ran { end, outcome, records }

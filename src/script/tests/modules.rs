@@ -130,6 +130,16 @@ fn a_closure_finds_the_functions_and_constants_of_its_own_script() {
 }
 
 #[test]
+fn what_is_handed_to_a_module_stays_what_it_was() {
+    let ran = bench().body(
+        "import \"lib/helpers\" as h;\nlet xs = [1];\nlet f = |x| x;\nh::mapped(xs, f);\nh::judged(xs);\n\
+         expect(xs).eq([1]);\nexpect(f.call(3)).eq(3);",
+    );
+    let outcomes: Vec<Outcome> = ran.checks().iter().map(|c| c.outcome).collect();
+    assert_eq!(outcomes, [Outcome::Fail, Outcome::Pass, Outcome::Pass], "{ran:?}");
+}
+
+#[test]
 fn an_error_below_is_told_at_the_authors_line_with_the_way_there() {
     let bench = bench();
     let ran = bench.body("import \"lib/helpers\" as h;\nh::thrower();");

@@ -15,8 +15,13 @@ const MAX_TYPES: usize = 0x000f_ffff;
 const MAX_STRINGS: usize = 0x00ff_ffff;
 /// A vmlinux has some 150,000; each costs the decoder a table entry.
 const MAX_STRING_COUNT: usize = 2_000_000;
-/// The names of all types together; a vmlinux has some 2 MB.
+/// The whole of it; a vmlinux has some 5 MB, kernels with everything built in 20.
+const MAX_BYTES: usize = 128 << 20;
+/// The names of all types, members, parameters and enumerators together, each counted as often
+/// as it is used; a vmlinux has some 6 MB.
 const MAX_NAME_BYTES: usize = 64 << 20;
+/// One type's name. The kernel's own limit is 511 (`KSYM_NAME_LEN`); it is repeated in spellings.
+const MAX_NAME: usize = 4096;
 
 /// Why bytes are not a BTF that can be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -120,6 +125,9 @@ pub(super) fn word(raw: &[u8], at: usize) -> Option<u32> {
 
 /// Checks `raw`, a split BTF when there is a `base`.
 pub(super) fn check(raw: &[u8], base: Option<&Btf>) -> Result<Layout, BtfError> {
+    if raw.len() > MAX_BYTES {
+        return Err(BtfError::TooMany { what: "bytes", found: raw.len(), max: MAX_BYTES });
+    }
     let (types, strings) = sections(raw)?;
     let strings_base = base.map_or(0, Btf::strings_end);
     check_strings(&raw[strings.clone()], base.is_some())?;
@@ -142,6 +150,7 @@ pub(super) fn check(raw: &[u8], base: Option<&Btf>) -> Result<Layout, BtfError> 
     References {
         raw,
         strings: &raw[layout.strings.clone()],
+        base,
         strings_base,
         len: first + layout.offsets.len() as u32,
         name_bytes: 0,
@@ -252,6 +261,7 @@ fn type_end(raw: &[u8], at: usize, end: usize, id: u32) -> Result<usize, BtfErro
 struct References<'a> {
     raw: &'a [u8],
     strings: &'a [u8],
+    base: Option<&'a Btf>,
     strings_base: u32,
     len: u32,
     name_bytes: usize,
@@ -272,7 +282,7 @@ impl References<'_> {
         let vlen = (info & 0xffff) as usize;
         let size_or_type = self.word(at + 8);
         let kind = Kind::from_number((info >> 24 & 0x1f) as u8).unwrap_or(Kind::Void);
-        self.type_name(at, id)?;
+        self.type_name(at, kind, id)?;
         match kind {
             Kind::Ptr
             | Kind::Typedef
@@ -335,7 +345,7 @@ impl References<'_> {
         Ok(())
     }
 
-    fn member(&self, at: usize, size: u32, bitfields: bool, id: u32) -> Result<(), BtfError> {
+    fn member(&mut self, at: usize, size: u32, bitfields: bool, id: u32) -> Result<(), BtfError> {
         self.name_exists(self.word(at), id)?;
         self.type_exists(self.word(at + 4), id)?;
         let offset = self.word(at + 8);
@@ -359,35 +369,46 @@ impl References<'_> {
         Err(bad_type(id, format!("refers to type {target}, but ids end at {last}")))
     }
 
-    fn names(&self, parts: impl Iterator<Item = usize>, id: u32) -> Result<(), BtfError> {
+    fn names(&mut self, parts: impl Iterator<Item = usize>, id: u32) -> Result<(), BtfError> {
         for part in parts {
             self.name_exists(self.word(part), id)?;
         }
         Ok(())
     }
 
-    fn name_exists(&self, offset: u32, id: u32) -> Result<(), BtfError> {
+    /// A name exists, and all of them together stay in bounds. Gives its length.
+    fn name_exists(&mut self, offset: u32, id: u32) -> Result<usize, BtfError> {
         let end = self.strings_base as usize + self.strings.len();
-        if (offset as usize) < end || offset == 0 {
-            return Ok(());
+        if offset as usize >= end && offset != 0 {
+            return Err(bad_type(
+                id,
+                format!("has a name at {offset}, past the {end} bytes of strings"),
+            ));
         }
-        Err(bad_type(id, format!("has a name at {offset}, past the {end} bytes of strings")))
-    }
-
-    /// A type's own name: it exists, and all of them together stay in bounds.
-    fn type_name(&mut self, at: usize, id: u32) -> Result<(), BtfError> {
-        let offset = self.word(at);
-        self.name_exists(offset, id)?;
-        if let Some(own) = offset.checked_sub(self.strings_base) {
-            let rest = self.strings.get(own as usize..).unwrap_or_default();
-            self.name_bytes += memchr::memchr(0, rest).unwrap_or_default();
-        }
+        let len = match (offset.checked_sub(self.strings_base), self.base) {
+            (Some(own), _) => {
+                let rest = self.strings.get(own as usize..).unwrap_or_default();
+                memchr::memchr(0, rest).unwrap_or_default()
+            }
+            (None, Some(base)) => base.string(offset).map_or(0, str::len),
+            (None, None) => 0,
+        };
+        self.name_bytes += len;
         if self.name_bytes > MAX_NAME_BYTES {
             return Err(BtfError::TooMany {
-                what: "bytes of type names",
+                what: "bytes of names",
                 found: self.name_bytes,
                 max: MAX_NAME_BYTES,
             });
+        }
+        Ok(len)
+    }
+
+    /// A type's own name. Tags carry texts, which may be longer.
+    fn type_name(&mut self, at: usize, kind: Kind, id: u32) -> Result<(), BtfError> {
+        let len = self.name_exists(self.word(at), id)?;
+        if len > MAX_NAME && !matches!(kind, Kind::DeclTag | Kind::TypeTag) {
+            return Err(bad_type(id, format!("has a name of {len} bytes")));
         }
         Ok(())
     }

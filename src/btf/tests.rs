@@ -284,15 +284,28 @@ impl Btf {
 
 #[test]
 fn names_that_repeat_without_end_are_refused() {
+    let refused = |build: &dyn Fn(&mut Builder)| {
+        let mut b = Builder::new();
+        build(&mut b);
+        Btf::parse(&b.encode()).unwrap_err().to_string()
+    };
+    assert_eq!(
+        refused(&|b| _ = b.fwd(&"n".repeat(5000), false)),
+        "BTF type 1: has a name of 5000 bytes"
+    );
+    // One long name, and many that use it.
+    let text = "n".repeat(1 << 20);
+    let members = vec![(text.as_str(), 0, 0); 65];
+    assert_eq!(
+        refused(&|b| _ = b.structure("s", 4, &members)),
+        "BTF has 67108865 bytes of names, more than the 67108864 that are accepted"
+    );
+    assert_eq!(
+        Btf::parse(&vec![0; (128 << 20) + 1]).unwrap_err().to_string(),
+        "BTF has 134217729 bytes, more than the 134217728 that are accepted"
+    );
     let mut b = Builder::new();
-    let name = "n".repeat(1 << 20);
-    for _ in 0..80 {
-        b.fwd(&name, false);
-    }
-    assert!(matches!(
-        Btf::parse(&b.encode()),
-        Err(BtfError::TooMany { what: "bytes of type names", .. })
-    ));
+    b.fwd("n", false);
     let mut zeros = vec![0u8; 24 + 3_000_000];
     zeros[..24].copy_from_slice(&b.encode()[..24]);
     zeros[12..16].fill(0);

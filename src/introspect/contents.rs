@@ -151,28 +151,75 @@ impl std::fmt::Debug for Values {
 /// One value per row and CPU; a slot may be missing.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PerCpuValues {
+    /// What each CPU has; `None` for one that has nothing in any row.
+    cpus: Vec<Option<Column>>,
+    size: usize,
+    len: usize,
+}
+
+/// What one CPU has.
+#[derive(Clone, PartialEq, Eq)]
+struct Column {
     values: Values,
     present: Vec<bool>,
-    cpus: usize,
-    len: usize,
+}
+
+impl Column {
+    fn empty(size: usize) -> Self {
+        Column { values: Values::empty(size), present: Vec::new() }
+    }
+
+    fn push(&mut self, slot: Option<&[u8]>) {
+        self.present.push(slot.is_some());
+        self.values.push(slot.unwrap_or(&[]));
+    }
+
+    fn get(&self, index: usize) -> Option<&[u8]> {
+        if *self.present.get(index)? { self.values.get(index) } else { None }
+    }
 }
 
 impl PerCpuValues {
     /// No rows yet, for `cpus` CPUs and values of `size` bytes.
     #[must_use]
     pub fn empty(cpus: usize, size: usize) -> Self {
-        PerCpuValues { values: Values::empty(size), present: Vec::new(), cpus, len: 0 }
+        PerCpuValues { cpus: vec![None; cpus], size, len: 0 }
     }
 
     /// Adds a row: what each CPU has, in order. CPUs beyond the row's end have nothing.
     pub fn push<'a>(&mut self, row: impl IntoIterator<Item = Option<&'a [u8]>>) {
         let mut row = row.into_iter();
-        for _ in 0..self.cpus {
+        for cpu in &mut self.cpus {
             let slot = row.next().flatten();
-            self.present.push(slot.is_some());
-            self.values.push(slot.unwrap_or(&[]));
+            if slot.is_none() && cpu.is_none() {
+                continue;
+            }
+            let column = cpu.get_or_insert_with(|| {
+                let mut column = Column::empty(self.size);
+                (0..self.len).for_each(|_| column.push(None));
+                column
+            });
+            column.push(slot);
         }
         self.len += 1;
+    }
+
+    /// Makes `len` rows at once, CPU by CPU: `slots` gives what a CPU has in all rows, or `None`
+    /// for a CPU that has nothing. Costs nothing for those.
+    pub(super) fn by_cpu<'a, I>(
+        len: usize,
+        size: usize,
+        slots: impl IntoIterator<Item = Option<I>>,
+    ) -> Self
+    where
+        I: Iterator<Item = Option<&'a [u8]>>,
+    {
+        let column = |slots: I| {
+            let mut column = Column::empty(size);
+            slots.take(len).for_each(|slot| column.push(slot));
+            column
+        };
+        PerCpuValues { cpus: slots.into_iter().map(|cpu| cpu.map(column)).collect(), size, len }
     }
 
     /// How many rows there are.
@@ -190,30 +237,27 @@ impl PerCpuValues {
     /// How many CPUs each row has a slot for: CPU numbers are below this.
     #[must_use]
     pub fn cpus(&self) -> usize {
-        self.cpus
+        self.cpus.len()
     }
 
     /// Bytes of each value.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.values.size()
+        self.size
     }
 
     /// What `cpu` has in row `index`; `None` also when that slot has no page behind it or the CPU
     /// cannot exist in this machine.
     #[must_use]
     pub fn get(&self, index: usize, cpu: usize) -> Option<&[u8]> {
-        if index >= self.len || cpu >= self.cpus {
-            return None;
-        }
-        let slot = index * self.cpus + cpu;
-        if *self.present.get(slot)? { self.values.get(slot) } else { None }
+        self.cpus.get(cpu)?.as_ref()?.get(index)
     }
 }
 
 impl std::fmt::Debug for PerCpuValues {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "PerCpuValues({} rows, {} CPUs, {} bytes)", self.len, self.cpus, self.size())
+        let cpus = self.cpus();
+        write!(f, "PerCpuValues({} rows, {cpus} CPUs, {} bytes)", self.len, self.size)
     }
 }
 
@@ -255,5 +299,10 @@ mod tests {
         assert_eq!((v.get(0, 1), v.get(0, 2), v.get(1, 0)), (None, None, None));
         assert_eq!(v.get(1, 2), Some(&[9][..]));
         assert_eq!((v.get(2, 0), v.get(0, 3)), (None, None));
+        let zero = [Some(&[7][..]), None].into_iter();
+        let one = [None, Some(&[8][..])].into_iter();
+        let two = [None, Some(&[9][..])].into_iter();
+        let rows = PerCpuValues::by_cpu(2, 1, [Some(zero), Some(one), Some(two)]);
+        assert!((0..2).all(|i| (0..3).all(|c| rows.get(i, c) == v.get(i, c))));
     }
 }

@@ -24,10 +24,10 @@ const TOKENS: usize = 256;
 /// How `kallsyms_offsets` becomes addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Encoding {
-    /// `&kallsyms_offsets[i] + offset` (7.0 on).
+    /// `&kallsyms_offsets[i] + offset` (7.0 on, "kallsyms: Get rid of kallsyms relative base").
     SelfRelative,
-    /// `kallsyms_relative_base + offset`, unsigned (6.15 on, when per-CPU symbols stopped being
-    /// absolute on x86-64).
+    /// `kallsyms_relative_base + offset`, unsigned (6.15 on, "kallsyms: Remove
+    /// KALLSYMS_ABSOLUTE_PERCPU", 01157ddc58dc).
     BaseRelative,
     /// Per-CPU symbols as they are; all others negative, from `kallsyms_relative_base`
     /// (`CONFIG_KALLSYMS_ABSOLUTE_PERCPU`).

@@ -58,6 +58,8 @@ pub(crate) struct Guest {
     pub(crate) cpus: u64,
     maps: BTreeMap<u64, u64>,
     progs: BTreeMap<u64, u64>,
+    /// Maps of struct_ops, whose type is not known before all types are.
+    ops: Vec<Kva>,
     pub(crate) types: Types,
     pub(crate) release: String,
     /// Options for tests of what can be missing.
@@ -110,6 +112,7 @@ impl Guest {
             cpus: 2,
             maps: BTreeMap::new(),
             progs: BTreeMap::new(),
+            ops: Vec::new(),
             types: Types::new(),
             release: "9.9.9-made-up".into(),
             with_btf: true,
@@ -252,6 +255,16 @@ impl Guest {
     pub(crate) fn other(&mut self, name: &str, kind: u64) -> Kva {
         let at = self.alloc(256);
         self.fill_map(at, name, [kind, 4, 8, 16, 0]);
+        at
+    }
+
+    /// A struct_ops map of sched_ext whose ops call themselves `ops_name`.
+    pub(crate) fn struct_ops(&mut self, name: &str, btf: Kva, ops_name: &str) -> Kva {
+        let at = self.alloc(512);
+        self.fill_map(at, name, [26, 4, 200, 1, 0]);
+        self.write_u64(at.offset(56), btf.0);
+        self.ops.push(at);
+        self.write(at.offset(at::MAP_SIZE + 64 + 64 + 8), ops_name.as_bytes());
         at
     }
 
@@ -401,7 +414,10 @@ impl Guest {
         uts[4 + 130..4 + 130 + self.release.len()].copy_from_slice(self.release.as_bytes());
         self.variable("init_uts_ns", &uts);
         if self.with_btf {
-            kernel_types(&mut self.types);
+            let ops = kernel_types(&mut self.types);
+            for map in std::mem::take(&mut self.ops) {
+                self.write_u32(map.offset(72), ops);
+            }
             let raw = self.types.encode();
             let start = self.variable("__start_BTF", &raw);
             self.symbols.push(('D', "__stop_BTF".into(), start.0 + raw.len() as u64));
@@ -450,8 +466,8 @@ impl Guest {
     }
 }
 
-/// The kernel's types, as far as they are read.
-pub(crate) fn kernel_types(t: &mut Types) {
+/// The kernel's types, as far as they are read. Returns that of the values of struct_ops maps.
+pub(crate) fn kernel_types(t: &mut Types) -> TypeId {
     let u8_ = t.int("unsigned char", 1, false);
     let u32_ = t.int("unsigned int", 4, false);
     let u64_ = t.int("unsigned long", 8, false);
@@ -512,7 +528,8 @@ pub(crate) fn kernel_types(t: &mut Types) {
     t.structure("bpf_prog_aux", 32, &aux);
     let ops_name = t.array(char_, 128);
     let ops = t.structure("sched_ext_ops", 136, &[("flags", u64_, 0), ("name", ops_name, 64)]);
-    t.structure("bpf_struct_ops_sched_ext_ops", 200, &[("data", ops, 64 * byte)]);
+    let value_of_ops =
+        t.structure("bpf_struct_ops_sched_ext_ops", 200, &[("data", ops, 64 * byte)]);
     t.structure("bpf_struct_ops_map", 400, &[("map", map, 0), ("kvalue", value, after(64))]);
     let kinds = [
         ("BPF_MAP_TYPE_HASH", 1),
@@ -527,4 +544,5 @@ pub(crate) fn kernel_types(t: &mut Types) {
         ("BPF_MAP_TYPE_RINGBUF", 27),
     ];
     t.enumeration("bpf_map_type", 4, false, &kinds);
+    value_of_ops
 }

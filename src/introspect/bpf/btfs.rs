@@ -12,7 +12,7 @@ use crate::mem::Kva;
 const MAX_BTF: u64 = 16 << 20;
 
 /// Bytes of BTF that are kept at most; more is an error of its own, not a slow machine.
-const MAX_KEPT: usize = 256 << 20;
+const MAX_KEPT: usize = 64 << 20;
 
 /// What one `struct btf` said about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -25,8 +25,8 @@ impl RawMap {
                 out.data = MapData::Array { values: Values::new(bytes, value_size, stride) };
             }
             RawData::PerCpuArray(raw) => {
-                let len = raw.len();
-                out.data = MapData::PerCpuArray { values: raw.decode(0..len) };
+                let rows: Vec<usize> = (0..raw.len()).collect();
+                out.data = MapData::PerCpuArray { values: raw.decode(&rows) };
             }
             RawData::Htab(raw) => Table::new(&raw).decode(&mut out),
         }
@@ -137,7 +137,8 @@ impl<'a> Table<'a> {
         }
         out.data = match &self.raw.percpu {
             Some(raw) => {
-                let values = raw.decode(self.entries.iter().map(|n| *n as usize));
+                let rows: Vec<usize> = self.entries.iter().map(|n| *n as usize).collect();
+                let values = raw.decode(&rows);
                 MapData::PerCpuHash { keys, values }
             }
             None if g.percpu => MapData::PerCpuHash { keys, values: PerCpuValues::empty(0, 0) },

@@ -302,7 +302,7 @@ impl Kernel {
         // Only plain hashes keep a spare element per CPU, to replace one without freeing it.
         let spare = if map.kind.number == kind::HASH { cpus } else { 0 };
         let count = u64::from(map.max_entries) + spare;
-        (at != 0).then_some((at, count * geometry.elem_size as u64))
+        (at != 0).then_some((at, count.saturating_mul(geometry.elem_size as u64)))
     }
 
     /// Follows the lists in guest memory and copies the elements that are in use.
@@ -315,16 +315,17 @@ impl Kernel {
         counted: Option<u64>,
         budget: &mut Budget,
     ) -> Elems {
-        /// Elements that are charged to the budget at once.
-        const BATCH: usize = 64;
+        /// Bytes that are charged to the budget at once, in whole elements.
+        const BATCH: usize = 16 << 10;
         let most = u64::from(map.max_entries) + SLACK;
         let size = geometry.elem_size;
         let expected = counted.unwrap_or(0).min(most).min(budget.left() / size as u64);
         let mut arena = pool.take_empty(expected as usize * size);
         let mut number = 0u32;
+        let batch = (BATCH / size).max(1);
         let links = follow(geometry, buckets, most as usize, |pointer| {
-            if (number as usize).is_multiple_of(BATCH) {
-                budget.take((BATCH * size) as u64).map_err(Broken::Budget)?;
+            if (number as usize).is_multiple_of(batch) {
+                budget.take((batch * size) as u64).map_err(Broken::Budget)?;
             }
             let start = arena.len();
             arena.resize(start + size, 0);

@@ -39,6 +39,14 @@ struct CpuBytes {
     holes: Vec<Hole>,
 }
 
+impl CpuBytes {
+    /// The value at `start`, unless part of it is missing.
+    fn get(&self, start: usize, len: usize) -> Option<&[u8]> {
+        let end = start.checked_add(len)?;
+        if crosses(&self.holes, start, end) { None } else { self.bytes.get(start..end) }
+    }
+}
+
 /// Whether any of `holes`, which ascend, lies in `start..end`.
 pub(super) fn crosses(holes: &[Hole], start: usize, end: usize) -> bool {
     let first = holes.partition_point(|h| h.offset + h.len <= start);
@@ -79,6 +87,8 @@ impl RawPerCpu {
         budget: &mut Budget,
     ) -> Self {
         let (runs, total) = runs(&rows, value_size as u64);
+        // Rows that share a pointer are copied once, but each has its value when decoded.
+        let charge = total.max(rows.len() as u64 * (value_size as u64 + 1));
         let mut out = RawPerCpu { rows, value_size, runs, cpus: Vec::new(), incomplete: None };
         for cpu in 0..kernel.nr_cpu_ids() {
             let base = kernel.per_cpu_offset(cpu).filter(|_| out.incomplete.is_none());
@@ -86,7 +96,7 @@ impl RawPerCpu {
                 out.cpus.push(None);
                 continue;
             };
-            if let Err(e) = budget.take(total) {
+            if let Err(e) = budget.take(charge) {
                 out.incomplete = Some(format!("from CPU {cpu} on: {e}"));
                 out.cpus.push(None);
                 continue;
@@ -125,17 +135,13 @@ impl RawPerCpu {
     }
 
     /// The rows of `wanted`, in that order.
-    pub(super) fn decode(&self, wanted: impl Iterator<Item = usize>) -> PerCpuValues {
-        let mut out = PerCpuValues::empty(self.cpus.len(), self.value_size);
-        for row in wanted {
-            let place = self.rows.get(row).and_then(|p| self.place(*p));
-            out.push(self.cpus.iter().map(|cpu| {
-                let (cpu, start) = (cpu.as_ref()?, place?);
-                let end = start + self.value_size;
-                if crosses(&cpu.holes, start, end) { None } else { cpu.bytes.get(start..end) }
-            }));
-        }
-        out
+    pub(super) fn decode(&self, wanted: &[usize]) -> PerCpuValues {
+        let places: Vec<Option<usize>> =
+            wanted.iter().map(|row| self.place(*self.rows.get(*row)?)).collect();
+        let slots = self.cpus.iter().map(|cpu| {
+            cpu.as_ref().map(|cpu| places.iter().map(|p| cpu.get((*p)?, self.value_size)))
+        });
+        PerCpuValues::by_cpu(wanted.len(), self.value_size, slots)
     }
 
     /// Where the value behind `pointer` begins in each CPU's bytes.

@@ -453,3 +453,164 @@ fn types_come_from_the_object_and_are_parsed_once() {
     assert!(bad.btf.is_none() && bad.btf_error.is_some());
     assert_eq!((bad.key_type, bad.value_type), (0, 0));
 }
+
+/// An object as libbpf loads it: sections, declared maps, names of source files.
+fn object(types: &mut Builder, files: &[&str]) -> (u32, u32) {
+    let int = types.int("int", 4, true);
+    let u64_ = types.int("unsigned long", 8, false);
+    let bss_var = types.var("nr_enqueued", u64_);
+    let bss = types.datasec(".bss", 8, &[(bss_var, 0, 8)]);
+    let hot_var = types.var("hot", u64_);
+    let hot = types.datasec(".data.hot_and_long", 8, &[(hot_var, 0, 8)]);
+    // Three maps that are alike in their first fifteen characters, told apart by their sizes.
+    let mut vars = Vec::new();
+    for (name, entries) in [("task_ctx_storage_a", 64), ("task_ctx_storage_b", 8), ("tiny", 64)] {
+        let kind = types.array(int, 1);
+        let kind = types.ptr(kind);
+        let max = types.array(int, entries);
+        let max = types.ptr(max);
+        let map = types.structure("", 16, &[("type", kind, 0), ("max_entries", max, 64)]);
+        vars.push((types.var(name, map), 0, 16));
+    }
+    types.datasec(".maps", 48, &vars);
+    let ops = types.structure("sched_ext_ops", 136, &[]);
+    let ops = types.var("scheduler_operations", ops);
+    types.datasec(".struct_ops.link", 136, &[(ops, 0, 136)]);
+    for file in files {
+        types.string(file);
+    }
+    (bss, hot)
+}
+
+/// What maps of one object are called in full.
+fn full_names(
+    files: &[&str],
+    ops_name: &str,
+    map: impl Fn(&mut Guest, Kva, u32, u32),
+) -> Vec<MapInfo> {
+    let mut guest = Guest::new();
+    let mut types = Builder::new();
+    let (bss, hot) = object(&mut types, files);
+    let btf = guest.btf(&types.encode());
+    map(&mut guest, btf, bss, hot);
+    guest.struct_ops("scheduler_opera", btf, ops_name);
+    open(guest).maps().unwrap().maps
+}
+
+fn section_name(cut: &str, files: &[&str], ops_name: &str) -> (Option<String>, Option<String>) {
+    let mut maps = full_names(files, ops_name, |guest, btf, bss, _| {
+        let map = guest.array(cut, 8, &[vec![0; 8]]);
+        guest.set_types(map, btf, 0, bss);
+    });
+    let map = maps.swap_remove(0);
+    (map.full_name, map.section)
+}
+
+#[test]
+fn sections_are_called_after_their_whole_object() {
+    let bss = || Some(".bss".to_owned());
+    let full = |name: &str| (Some(format!("{name}.bss")), bss());
+    // A name that was not cut needs nothing else.
+    assert_eq!(section_name("fifo.bss", &[], ""), full("fifo"));
+    // One of eight characters may have been: the source file, or the ops, tell.
+    let cut = "scx_simp.bss";
+    assert_eq!(section_name(cut, &["/b/scx_simple.bpf.c"], ""), full("scx_simple"));
+    assert_eq!(section_name(cut, &["a = b.c", "x.h", "scx_simp-le.c"], ""), full("scx_simp_le"));
+    assert_eq!(section_name(cut, &["main.bpf.c"], "simple"), full("scx_simple"));
+    assert_eq!(section_name(cut, &["main.bpf.c"], "scx_simple"), full("scx_simple"));
+    assert_eq!(section_name(cut, &["scx_simp.bpf.c"], ""), full("scx_simp"));
+    // Two that fit are told apart by the ops, or not at all.
+    let two = ["scx_simple.bpf.c", "scx_simpler.bpf.c"];
+    assert_eq!(section_name(cut, &two, "simpler"), full("scx_simpler"));
+    assert_eq!(section_name(cut, &two, "other"), (None, bss()));
+    assert_eq!(section_name(cut, &[], "other"), (None, bss()));
+}
+
+#[test]
+fn custom_sections_are_called_after_themselves() {
+    let maps = full_names(&[], "", |guest, btf, _, hot| {
+        let typed = guest.array(".data.hot_and_l", 8, &[vec![0; 8]]);
+        guest.set_types(typed, btf, 0, hot);
+        let untyped = guest.array(".rodata.str1.1", 8, &[vec![0; 8]]);
+        guest.prog(btf, &[untyped]);
+        guest.array("no.section", 8, &[vec![0; 8], vec![0; 8]]);
+    });
+    let names = |i: usize| (maps[i].full_name.as_deref(), maps[i].section.as_deref());
+    let hot = Some(".data.hot_and_long");
+    assert_eq!(names(0), (hot, hot));
+    assert_eq!(names(1), (Some(".rodata.str1.1"), Some(".rodata.str1.1")));
+    assert_eq!(names(2), (Some("no.section"), None), "a section has one value");
+}
+
+#[test]
+fn cut_names_of_maps_are_completed_from_their_declaration() {
+    let maps = full_names(&[], "", |guest, btf, _, _| {
+        for (name, max_entries) in [("task_ctx_storage_b", 8), ("task_ctx_storage_a", 64)] {
+            let no_entries = spec(name, 1, true, &[]);
+            let made = guest.hash(&HashSpec { max_entries, ..no_entries });
+            guest.set_types(made.map, btf, 1, 2);
+        }
+        let ambiguous = guest.other("task_ctx_storage_c", 27);
+        // Without types of its own: a program that uses it leads to its object.
+        guest.prog(btf, &[ambiguous]);
+        guest.other("of_another_object", 27);
+    });
+    let full: Vec<_> = maps.iter().map(|m| m.full_name.as_deref()).collect();
+    let (a, b) = (Some("task_ctx_storage_a"), Some("task_ctx_storage_b"));
+    assert_eq!(full, [b, a, None, None, Some("scheduler_operations")]);
+    assert!(maps.iter().take(4).all(|m| m.name.len() == 15));
+    let ops = &maps[4];
+    let ty = ops.btf.as_ref().unwrap().type_name(ops.value_type);
+    assert_eq!(ty, "struct bpf_struct_ops_sched_ext_ops");
+}
+
+/// The guest's memory in a file that is mapped, as a machine's is.
+fn mapped(guest: Guest) -> Arc<dyn crate::mem::GuestMem> {
+    use std::os::unix::fs::FileExt as _;
+    let fake = guest.mem();
+    let fd = rustix::fs::memfd_create("bench", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let file = std::fs::File::from(fd);
+    let end = fake.regions().iter().map(|r| r.start.0 + r.len).max().unwrap();
+    file.set_len(end).unwrap();
+    for region in fake.regions() {
+        let mut bytes = vec![0; region.len as usize];
+        fake.read(region.start, &mut bytes).unwrap();
+        file.write_all_at(&bytes, region.start.0).unwrap();
+    }
+    let all = crate::mem::Region { start: crate::mem::Gpa(0), len: end };
+    Arc::new(crate::mem::MappedMem::new(file, &[(all, 0)]).unwrap())
+}
+
+/// What a freeze costs: `cargo test --release --lib pause_of -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement; run it with --release"]
+fn pause_of_ten_thousand_entries() {
+    let mut guest = Guest::new();
+    let many = entries(10_000, 56);
+    for (name, prealloc) in [("whole", true), ("walked", false)] {
+        let spec =
+            HashSpec { max_entries: 10_240, buckets: 16_384, ..spec(name, 1, prealloc, &many) };
+        guest.hash(&spec);
+    }
+    let mem = mapped(guest);
+    mem.prefault();
+    let kernel = Kernel::open(mem).unwrap();
+    let maps = kernel.maps().unwrap().maps;
+    for map in &maps {
+        let mut took: Vec<Duration> = (0..25)
+            .map(|_| {
+                kernel.rehearse(std::slice::from_ref(map), budget());
+                let start = std::time::Instant::now();
+                let raw = kernel.copy_map(map, &mut budget());
+                let took = start.elapsed();
+                assert_eq!(raw.decode().data.len(), Some(10_000));
+                took
+            })
+            .collect();
+        took.sort_unstable();
+        println!("{}: median {:?}, worst {:?}", map.name, took[12], took[24]);
+        if map.name == "whole" && !cfg!(debug_assertions) {
+            assert!(took[12] < Duration::from_millis(1), "the goal is one millisecond");
+        }
+    }
+}

@@ -60,6 +60,9 @@ pub(crate) fn main(path: &str, patches: &[Patch]) -> i32 {
     let loaded = load(path, patches).and_then(|mut object| {
         // From here on a signal must not end the process before it has let go.
         sys::block_termination();
+        // Nor may the scheduler that it brings up decide whether it goes on: a bad one could keep
+        // it from reporting, and later from letting go. Loading stays an ordinary process's work.
+        let _ = sys::take_precedence();
         attach(path, &mut object).map(|(links, names)| (object, links, names))
     });
     let (told, held): (Report, _) = match loaded {

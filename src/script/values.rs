@@ -92,6 +92,17 @@ pub(crate) fn to_scalar(value: &Dynamic) -> Result<Option<Scalar>, SnapshotError
     }
 }
 
+/// The value of a captured field; anything else as it is.
+fn plain(value: Dynamic) -> Native<Dynamic> {
+    if !value.is::<Field>() {
+        return Ok(value);
+    }
+    match to_scalar(&value).map_err(data::thrown)? {
+        Some(scalar) => Ok(from_scalar(scalar)),
+        None => Ok(value),
+    }
+}
+
 /// The six comparisons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
@@ -300,6 +311,46 @@ pub(crate) fn operators<T: Variant + Clone>(pkg: &mut Package<'_>, ty: &str) {
             move |a: Dynamic, b: T| compute(sign, &a, &Dynamic::from(b)),
         );
     }
+    for (name, op, doc) in [
+        ("min", Op::Le, "The smaller of two values that compare."),
+        ("max", Op::Ge, "The larger of two values that compare."),
+    ] {
+        let pick = move |a: Dynamic, b: Dynamic| -> Native<Dynamic> {
+            let first = compare(op, &a, &b)?;
+            plain(if first { a } else { b })
+        };
+        pkg.func(
+            &format!("{name}(self: {ty}, other: any) -> any"),
+            doc,
+            move |a: T, b: Dynamic| pick(Dynamic::from(a), b),
+        );
+        pkg.func(&format!("{name}(a: any, b: {ty}) -> any"), doc, move |a: Dynamic, b: T| {
+            pick(a, Dynamic::from(b))
+        });
+    }
+    pkg.func(&format!("to_float(self: {ty}) -> float"), "The nearest float.", |a: T| {
+        let value = Dynamic::from(a);
+        match to_scalar(&value).map_err(data::thrown)? {
+            Some(scalar) => scalar.as_f64(&path(&value)).map_err(data::thrown),
+            None => Err(data::thrown(mismatch("a number", described(&value), String::new()))),
+        }
+    })
+    .func(
+        &format!("to_int(self: {ty}) -> int"),
+        "The number as an integer; a float loses what is behind its point.",
+        |a: T| -> Native<INT> {
+            let value = Dynamic::from(a);
+            let wanted = || mismatch("a number that fits i64", described(&value), path(&value));
+            match to_scalar(&value).map_err(data::thrown)?.as_ref().and_then(Number::of) {
+                Some(Number::Whole(n)) => INT::try_from(n).map_err(|_| data::thrown(wanted())),
+                // From the lowest to the highest i64, the latter not being a float itself.
+                Some(Number::Float(x)) if (-2f64.powi(63)..2f64.powi(63)).contains(&x) => {
+                    Ok(x as INT)
+                }
+                _ => Err(data::thrown(wanted())),
+            }
+        },
+    );
     pkg.func(&format!("-(self: {ty}) -> any"), "The number with its sign changed.", |a: T| {
         compute("-", &Dynamic::from(0 as INT), &Dynamic::from(a))
     });
@@ -338,8 +389,7 @@ pub(crate) fn register(pkg: &mut Package<'_>) {
         )
         .func("hex(self: int) -> string", "The 64 bits of the number in hexadecimal.", |n: INT| {
             format!("{n:#x}")
-        })
-        .func("to_float(self: U64) -> float", "The nearest float.", |n: U64| n.0 as FLOAT);
+        });
     pkg.ty::<EnumValue>(
         "EnumValue",
         "A value of a C enum: equal to its name and to its number, printed as the name.",

@@ -93,9 +93,13 @@ impl fmt::Display for Origin {
         if let Some(cpu) = self.cpu {
             write!(f, " on CPU {cpu}")?;
         }
-        let (s, ms) = (self.elapsed_ms / 1000, self.elapsed_ms % 1000);
-        write!(f, " of snapshot {:?} at {s}.{ms:03} s", self.tag)
+        write!(f, " {}", instant(&self.tag, self.elapsed_ms))
     }
+}
+
+/// `of snapshot "end" at 4.012 s`.
+pub(crate) fn instant(tag: &str, elapsed_ms: u64) -> String {
+    format!("of snapshot {tag:?} at {}.{:03} s", elapsed_ms / 1000, elapsed_ms % 1000)
 }
 
 impl Field {

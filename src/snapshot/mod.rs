@@ -112,6 +112,13 @@ impl Snapshot {
         self.meta.elapsed_ms
     }
 
+    /// Which snapshot this is, as the end of a sentence about something in it:
+    /// `of snapshot "end" at 4.012 s`.
+    #[must_use]
+    pub fn instant(&self) -> String {
+        access::instant(self.tag(), self.elapsed_ms())
+    }
+
     /// How long the machine was stopped.
     #[must_use]
     pub fn pause(&self) -> Pause {

@@ -4,10 +4,11 @@ use rhai::{Array, Dynamic, FnPtr, INT, NativeCallContext};
 
 use crate::script::fault::Native;
 use crate::script::register::Package;
-use crate::script::values::{Op, compare, from_scalar, incomparable};
-use crate::snapshot::{Entry, Map, Reduce};
+use crate::script::values::{Op, compare, incomparable};
+use crate::snapshot::{Entry, Map, Reduce, Scalar};
 
 use super::field::element;
+use super::origin::remember_of;
 use super::{int, key_arg, native, thrown, value_of, values_of, verdict};
 
 pub(super) fn register(pkg: &mut Package<'_>) {
@@ -74,14 +75,17 @@ fn attributes(pkg: &mut Package<'_>) {
     .getter(
         "len(self: SnapshotMap) -> int",
         "How many entries it holds. Throws `MapRenderIncomplete` when not all could be read.",
-        |m: Map| native(m.len()).map(int),
+        len,
     )
-    .func("len(self: SnapshotMap) -> int", "How many entries it holds.", |m: Map| {
-        native(m.len()).map(int)
-    })
+    .func("len(self: SnapshotMap) -> int", "How many entries it holds.", len)
     .func("is_empty(self: SnapshotMap) -> bool", "Whether it holds no entries.", |m: Map| {
         native(m.is_empty())
     });
+}
+
+fn len(map: Map) -> Native<Dynamic> {
+    let len = native(map.len()).map(int)?;
+    Ok(remember_of(&map, format!("{}.len", map.name()), Scalar::Int(len)))
 }
 
 fn entries(pkg: &mut Package<'_>) {
@@ -264,12 +268,19 @@ fn reductions(pkg: &mut Package<'_>) {
         pkg.func(
             &format!("{name}(self: SnapshotEntry, path: string) -> int|U64|float"),
             &format!("{what} of the number at a path in a per-CPU value."),
-            move |e: Entry, path: &str| native(e.reduce(how, path)).map(from_scalar),
+            move |e: Entry, path: &str| reduce(&e, how, name, path),
         )
         .func(
             &format!("{name}(self: SnapshotEntry) -> int|U64|float"),
             &format!("{what} of a per-CPU value that is a number."),
-            move |e: Entry| native(e.reduce(how, "")).map(from_scalar),
+            move |e: Entry| reduce(&e, how, name, ""),
         );
     }
+}
+
+fn reduce(entry: &Entry, how: Reduce, name: &str, path: &str) -> Native<Dynamic> {
+    let value = native(entry.reduce(how, path))?;
+    let dot = if path.is_empty() || path.starts_with('[') { "" } else { "." };
+    let what = format!("{name} of {}[{}]{dot}{path}", entry.map().name(), entry.key_text());
+    Ok(remember_of(entry.map(), what, value))
 }

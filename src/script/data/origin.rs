@@ -10,15 +10,32 @@ use std::cell::RefCell;
 use rhai::Dynamic;
 
 use crate::script::values;
-use crate::snapshot::{Field, Scalar};
+use crate::snapshot::{Field, Map, Scalar};
 
 /// Reads that are remembered.
 const REMEMBERED: usize = 1 << 14;
 
 struct Read {
     ticket: i32,
-    field: Field,
+    from: From,
     value: Scalar,
+}
+
+/// What was read.
+enum From {
+    /// A place.
+    Field(Field),
+    /// Something computed over a map, with the words for it.
+    Map(Map, String),
+}
+
+impl From {
+    fn told(&self) -> String {
+        match self {
+            From::Field(field) => field.origin().to_string(),
+            From::Map(map, what) => format!("{what} {}", map.snapshot().instant()),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -33,10 +50,19 @@ thread_local! {
 
 /// The value that was read from a field, with a ticket.
 pub(super) fn remember(field: &Field, value: Scalar) -> Dynamic {
+    ticketed(From::Field(field.clone()), value)
+}
+
+/// A value that was computed over a map, with a ticket; `what` names it: `task_ctx.len`.
+pub(super) fn remember_of(map: &Map, what: String, value: Scalar) -> Dynamic {
+    ticketed(From::Map(map.clone(), what), value)
+}
+
+fn ticketed(from: From, value: Scalar) -> Dynamic {
     let ticket = READS.with_borrow_mut(|ring| {
         // After the highest ticket comes the first again.
         ring.last = ring.last.checked_add(1).unwrap_or(1);
-        let read = Read { ticket: ring.last, field: field.clone(), value: value.clone() };
+        let read = Read { ticket: ring.last, from, value: value.clone() };
         let slot = (ring.last - 1) as usize % REMEMBERED;
         match ring.reads.get_mut(slot) {
             Some(old) => *old = read,
@@ -61,6 +87,6 @@ pub(crate) fn origin_of(value: &Dynamic) -> Option<String> {
     let now = values::to_scalar(value).ok()??;
     READS.with_borrow(|ring| {
         let read = ring.reads.get((ticket - 1) as usize % REMEMBERED)?;
-        (read.ticket == ticket && read.value == now).then(|| read.field.origin().to_string())
+        (read.ticket == ticket && read.value == now).then(|| read.from.told())
     })
 }

@@ -114,6 +114,10 @@ fn globals_read_compare_and_compute_as_their_values() {
         ("\"n=\" + snap.global(\"nr_enqueued\")", "\"n=100\""),
         ("snap.globals(\"slice_ns\")", "[5000000]"),
         ("snap.global(\"nr_enqueued\") in [99, 100]", "true"),
+        ("max(snap.global(\"nr_enqueued\"), snap.global(\"nr_dispatched\"))", "100"),
+        ("min(5, snap.global(\"nr_enqueued\"))", "5"),
+        ("snap.global(\"nr_enqueued\").to_float()", "100.0"),
+        ("snap.map(\"task_ctx\").get(7).get(\"ratio\").to_int()", "1"),
         ("wrapping_sub(snap.global(\"nr_dispatched\"), snap.global(\"nr_enqueued\"))", "-10"),
     ]);
     throws(&[
@@ -544,6 +548,14 @@ fn plain_values_know_where_they_came_from() {
     );
     assert_eq!(origin(&of_task("e.ctx.weight + 1")), None, "computing makes a new value");
     assert_eq!(origin(&of_task("let x = e.ctx.weight; x += 1; x")), None, "so does changing it");
+    assert_eq!(
+        origin("snap.map(\"task_ctx\").len").as_deref(),
+        Some("task_ctx.len of snapshot \"end\" at 4.012 s")
+    );
+    assert_eq!(
+        origin("snap.map(\"cpu_stats\").at(0).cpu_sum(\"nr\")").as_deref(),
+        Some("cpu_sum of cpu_stats[0].nr of snapshot \"end\" at 4.012 s")
+    );
     assert_eq!(origin("5"), None);
     // Old reads are forgotten, not mistaken for others.
     let churn = "let old = e.ctx.weight; for i in 0..20000 { let y = e.ctx.vtime; } old";

@@ -130,6 +130,10 @@ fn they_compute_exactly_or_not_at_all() {
         ("M * 1", "18446744073709551615"),
         ("M * 0.5", "9.223372036854776e18"),
         ("M.to_float()", "1.8446744073709552e19"),
+        ("max(M, 5)", "18446744073709551615"),
+        ("max(5, M)", "18446744073709551615"),
+        ("min(5, M)", "5"),
+        ("min(M, M)", "18446744073709551615"),
         ("let a = 1; a += M - M; a", "1"),
     ] {
         gives(&expr.replace('M', max), want);
@@ -148,6 +152,10 @@ fn they_compute_exactly_or_not_at_all() {
         &format!("-{max}"),
         "0 - 18446744073709551615 does not fit 64 bits: wrapping_sub(a, b) subtracts counters \
          that wrap",
+    );
+    throws(
+        &format!("{max}.to_int()"),
+        "expected a number that fits i64, found 18446744073709551615 (U64)",
     );
     throws(&format!("{max} / 0"), "18446744073709551615 / 0: division by zero");
     throws(&format!("{max} % 0"), "18446744073709551615 % 0: division by zero");

@@ -1,64 +1,16 @@
 //! The command line from outside, as far as it needs no machine: bad input gets one clear message
 //! and the right exit code, and leaves nothing behind.
 
-use std::fs;
 use std::io::Write;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 
-/// A directory with a cache of its own, from which `cryoscope` runs.
-struct Place {
-    dir: tempfile::TempDir,
-}
+use place::{Place, Said};
 
-impl Place {
-    fn new() -> Self {
-        Place { dir: tempfile::tempdir().unwrap() }
-    }
-
-    fn path(&self) -> &Path {
-        self.dir.path()
-    }
-
-    fn file(&self, name: &str, text: &str) -> &Self {
-        let path = self.path().join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-        self
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_cryoscope"));
-        command.args(args).current_dir(self.path()).stdin(Stdio::null());
-        command.env("XDG_CACHE_HOME", self.path().join(".cache")).env_remove("RUST_BACKTRACE");
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Said {
-        Said::from(self.command(args).output().unwrap())
-    }
-}
-
-#[derive(Debug)]
-struct Said {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-impl From<Output> for Said {
-    fn from(output: Output) -> Self {
-        Said {
-            code: output.status.code(),
-            out: String::from_utf8(output.stdout).unwrap(),
-            err: String::from_utf8(output.stderr).unwrap(),
-        }
-    }
-}
+mod place;
 
 #[test]
 fn bad_usage_is_64_and_names_what_is_near() {
-    let place = Place::new();
+    let place = Place::with_own_cache();
     place.file("good.rhai", "scenario(\"one\", |t| {});\n");
     let cases: [(&[&str], &str); 10] = [
         (&[], "Usage: cryoscope <COMMAND>"),
@@ -82,7 +34,7 @@ fn bad_usage_is_64_and_names_what_is_near() {
 
 #[test]
 fn version_and_help_are_on_standard_output() {
-    let place = Place::new();
+    let place = Place::with_own_cache();
     let said = place.run(&["--version"]);
     let version = concat!("cryoscope ", env!("CARGO_PKG_VERSION"), "\n");
     assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (Some(0), version, ""));
@@ -107,7 +59,7 @@ fn version_and_help_are_on_standard_output() {
 
 #[test]
 fn scripts_that_do_not_compile_end_the_run_before_anything_starts() {
-    let place = Place::new();
+    let place = Place::with_own_cache();
     place.file("good.rhai", "scenario(\"one\", |t| {});\n");
     place.file("bad.rhai", "let x = 1;\nscenario(\"two\", |t| {\n    let = 3;\n});\n");
     let said = place.run(&["run", ".", "--json", "events.jsonl"]);
@@ -121,7 +73,7 @@ fn scripts_that_do_not_compile_end_the_run_before_anything_starts() {
 
 #[test]
 fn lists_and_filters_need_no_machine() {
-    let place = Place::new();
+    let place = Place::with_own_cache();
     place.file("a.rhai", "scenario(\"one\", #{ tags: [\"quick\"] }, |t| {});\n");
     place.file("sub/b.rhai", "\nscenario(\"two\", |t| {});\nscenario(\"three\", |t| {});\n");
     place.file("sub/helpers.rhai", "fn twice(x) { 2 * x }\n");
@@ -143,7 +95,7 @@ fn lists_and_filters_need_no_machine() {
 
 #[test]
 fn a_reader_that_leaves_early_is_no_error() {
-    let place = Place::new();
+    let place = Place::with_own_cache();
     let many: String =
         (0..5000).map(|i| format!("scenario(\"number {i}\", |t| {{}});\n")).collect();
     place.file("many.rhai", &many);
@@ -160,7 +112,7 @@ fn a_reader_that_leaves_early_is_no_error() {
 
 #[test]
 fn a_cell_by_hand_is_told_to_use_run() {
-    let place = Place::new();
+    let place = Place::with_own_cache();
     for input in ["", "{}", "hello"] {
         let mut child = place
             .command(&["cell"])
@@ -178,7 +130,7 @@ fn a_cell_by_hand_is_told_to_use_run() {
 
 #[test]
 fn the_cache_must_have_a_place_that_can_be_written() {
-    let place = Place::new();
+    let place = Place::with_own_cache();
     place.file("a.rhai", "scenario(\"one\", |t| {});\n").file("file", "");
     let mut command = place.command(&["run", "a.rhai"]);
     let said = Said::from(command.env_remove("XDG_CACHE_HOME").env("HOME", "").output().unwrap());
@@ -196,7 +148,7 @@ fn the_cache_must_have_a_place_that_can_be_written() {
 
 #[test]
 fn doctor_names_every_missing_thing_with_its_remedy() {
-    let place = Place::new();
+    let place = Place::with_own_cache();
     let mut command = place.command(&["doctor"]);
     let said = Said::from(command.env("PATH", place.path()).output().unwrap());
     assert_eq!(said.code, Some(1), "{said:?}");

@@ -127,9 +127,10 @@ impl Cell {
         let verdict = self.recorder.verdict(&state.rules);
         let failed = state.failed.take().map(|failed| (failed.logs, failed.fault));
         let (logs, fault) = known.or(failed).unwrap_or_default();
-        // Logs are for those who look for a cause.
+        // Logs are for those who look for a cause outside of the script.
         let told = self.cancel.why() == Some(Why::Told);
-        let of_use = verdict.outcome > Outcome::Pass && !told;
+        let scripts_own = self.recorder.failures().iter().all(|check| check.label == "script");
+        let of_use = verdict.outcome > Outcome::Pass && !told && !scripts_own;
         let logs = if of_use { logs } else { Logs::default() };
         self.events.send(&RunEvent::CellFinished(CellFinished {
             cell: self.spec.cell,

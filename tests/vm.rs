@@ -7,9 +7,11 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use cryoscope::freeze::{Freezer, Phase};
 use cryoscope::kernel::progress::Printed;
 use cryoscope::kernel::{CacheDir, KernelImage, Kernels};
 use cryoscope::mem::Gpa;
+use cryoscope::snapshot::{CaptureRequest, Meta};
 use cryoscope::vm::channel::{Channel, ChannelError};
 use cryoscope::vm::initramfs::Initramfs;
 use cryoscope::vm::topology::Topology;
@@ -367,7 +369,7 @@ fn kernel(spec: &str) -> KernelImage {
 
 /// A stock kernel with the agent, which says what happened when the test fails.
 struct Guest {
-    vm: Box<dyn Engine>,
+    freezer: Freezer,
     channel: Channel,
 }
 
@@ -376,10 +378,14 @@ impl Guest {
         let mut vm = start(spec);
         let transport = vm.take_transport().expect("nobody took it");
         let channel = Channel::new(transport, Some(vm.exit_watch())).unwrap();
-        let guest = Guest { vm, channel };
+        let guest = Guest { freezer: Freezer::new(vm), channel };
         let hello = guest.channel.hello(BOOT).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(hello.cpus, spec.topology.cpus(), "CPUs online");
         guest
+    }
+
+    fn vm(&mut self) -> &mut dyn Engine {
+        self.freezer.engine_mut()
     }
 
     fn call(&self, op: Op) -> Answer {
@@ -391,6 +397,32 @@ impl Guest {
             Answer::File { bytes, .. } => String::from_utf8(bytes).unwrap().trim().to_owned(),
             other => panic!("{path}: {other:?}"),
         }
+    }
+
+    /// Freezes a few times: nothing is left stopped, and every part of the pause is known.
+    fn check_freezing(&mut self, release: &str) {
+        let Guest { freezer, channel } = self;
+        assert_eq!(freezer.open().unwrap_or_else(|e| panic!("{e}")).release(), release);
+        for tag in ["first", "second", "third"] {
+            let meta = Meta { tag: tag.into(), ..Meta::default() };
+            let snap = freezer.freeze(&CaptureRequest::default(), || meta).unwrap();
+            let pause = snap.pause();
+            println!("{tag}: {} maps, {pause:?}", snap.maps().map_or(0, |maps| maps.len()));
+            assert_eq!((snap.tag(), snap.placeholder_reason()), (tag, None));
+            assert!(pause.stop_us > 0 && pause.copy_us > 0 && pause.resume_us > 0, "{pause:?}");
+            assert!(pause.total_us >= pause.stop_us + pause.copy_us + pause.resume_us, "{pause:?}");
+            assert_eq!(freezer.phase(), Phase::Running);
+            let answer = channel.call(Op::SchedulerState, SOON);
+            assert!(matches!(answer, Ok(Answer::Scheduler(_))), "the guest goes on: {answer:?}");
+        }
+        let request =
+            CaptureRequest { maps: Some(vec!["nope".into()]), ..CaptureRequest::default() };
+        let error = freezer.freeze(&request, Meta::default).unwrap_err();
+        assert!(error.to_string().contains("\"nope\""), "{error}");
+        assert_eq!(freezer.stop().kind, ExitKind::Stopped);
+        let error = freezer.freeze(&CaptureRequest::default(), Meta::default).err();
+        let error = error.expect("the machine has ended");
+        assert_eq!(error.to_string().lines().next(), Some("the machine was stopped"));
     }
 
     /// What the guest's sysfs says about its shape against what was asked for.
@@ -423,9 +455,9 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("console:\n{}", self.vm.console().tail(60));
+            eprintln!("console:\n{}", self.vm().console().tail(60));
             eprintln!("frames:\n{}", self.channel.trace().join("\n"));
-            eprintln!("machine: {:?}", self.vm.exited().map(|info| info.kind));
+            eprintln!("machine: {:?}", self.vm().exited().map(|info| info.kind));
         }
     }
 }
@@ -467,25 +499,25 @@ fn an_elf_kernel_shows_the_topology_stops_goes_on_and_powers_off() {
         guest.read("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
         "tsc"
     );
-    assert!(marker_at_or_above(&*guest.vm, Gpa(0)), "the host sees the guest's RAM");
+    assert!(marker_at_or_above(guest.vm(), Gpa(0)), "the host sees the guest's RAM");
 
     let uptime = |guest: &Guest| {
         let text = guest.read("/proc/uptime");
         text.split_whitespace().next().unwrap().parse::<f64>().unwrap()
     };
     let before = uptime(&guest);
-    let stop = guest.vm.pause().unwrap();
-    let registers: Vec<_> = (0..8).map(|cpu| guest.vm.registers(cpu).unwrap()).collect();
+    let stop = guest.vm().pause().unwrap();
+    let registers: Vec<_> = (0..8).map(|cpu| guest.vm().registers(cpu).unwrap()).collect();
     assert!(registers.iter().all(|r| r.values["cr3"] != 0), "all CPUs run: {registers:x?}");
     let late = guest.channel.call(Op::Dmesg, Duration::from_millis(1500)).unwrap_err();
     assert!(!late.is_final(), "a stopped guest is silent: {late}");
-    let go = guest.vm.resume().unwrap();
+    let go = guest.vm().resume().unwrap();
     println!("stop {stop:?}, continue {go:?}");
     assert!(uptime(&guest) - before < 1.4, "the guest's clock stood still");
 
     assert!(matches!(guest.channel.call(Op::PowerOff, SOON), Err(ChannelError::MachineEnded(_))));
     assert_eq!(guest.channel.try_event(), Some(Event::PoweringOff));
-    assert_eq!(guest.vm.exited().map(|info| info.kind), Some(ExitKind::PoweredOff));
+    assert_eq!(guest.vm().exited().map(|info| info.kind), Some(ExitKind::PoweredOff));
 }
 
 #[test]
@@ -493,11 +525,15 @@ fn a_bzimage_with_four_gibibytes_is_seen_above_the_hole() {
     let _alone = alone();
     let image = kernel("debian:7.2");
     let boot = Boot::BzImage(image.bzimage().expect("a bzImage").to_owned());
-    let spec = agent_spec(boot, "1n3l1c1t", 4096 * MIB);
-    let guest = Guest::boot(&spec);
+    let mut spec = agent_spec(boot, "1n3l1c1t", 4096 * MIB);
+    spec.five_level_paging = true;
+    let mut guest = Guest::boot(&spec);
     guest.check_topology(&spec.topology);
-    assert_eq!(guest.vm.memory().size(), 4096 * MIB);
-    assert!(marker_at_or_above(&*guest.vm, Gpa(1 << 32)), "files are in high memory");
+    assert_eq!(guest.vm().memory().size(), 4096 * MIB);
+    assert!(marker_at_or_above(guest.vm(), Gpa(1 << 32)), "files are in high memory");
+    let levels = guest.vm().registers(0).unwrap().values["cr4"] >> 12 & 1;
+    assert_eq!(levels, 1, "five levels of page tables, as asked");
+    guest.check_freezing(&image.release);
 }
 
 #[test]

@@ -142,7 +142,8 @@ impl Freezer {
         meta: impl FnOnce() -> Meta,
     ) -> Result<Arc<Snapshot>, FreezeError> {
         let capturer = capturer(&mut self.capturer, &*self.engine)?;
-        capturer.prepare(request)?;
+        // Of a machine that runs this may fail on what is just changing; only the copy counts.
+        let _ = capturer.prepare(request);
         let mut meta = meta();
         match rendezvous(&mut *self.engine, &mut self.phase, || capturer.capture(request))? {
             Rendezvous::Missed(reason) => Ok(Snapshot::placeholder(meta, reason)),

@@ -45,6 +45,8 @@ pub struct VmSpec {
     pub memory: u64,
     /// How an emulator runs several CPUs.
     pub tcg: TcgThreads,
+    /// Whether the CPUs offer five levels of page tables (LA57), which kernels then use.
+    pub five_level_paging: bool,
     /// How many bytes of console output are kept.
     pub console_limit: usize,
     /// The QEMU program, a path or a name looked up in `PATH`.
@@ -63,6 +65,7 @@ impl VmSpec {
             topology,
             memory,
             tcg: TcgThreads::default(),
+            five_level_paging: false,
             console_limit: 1 << 20,
             qemu: PathBuf::from(QEMU),
         }

@@ -26,9 +26,9 @@ pub(super) struct Fds {
 
 /// QEMU's arguments for a machine whose nodes have `node_mib` MiB of RAM each.
 ///
-/// A q35 with nearly everything taken off it: microvm would start sooner, but with ACPI (which
-/// NUMA needs) it has no timer by which a stock kernel could calibrate, and without ACPI no PCI.
-/// SMM, SATA, USB and SMBus cost firmware and probing time and serve nobody here.
+/// A q35 with nearly everything taken off it, which gets to the kernel's first word in 60 ms of CPU
+/// time (140 ms as it comes, 130 ms for `pc`). A microvm would do no better: with ACPI, which NUMA
+/// needs, it has no timer by which a stock kernel could calibrate, and without ACPI no PCI.
 pub(super) fn qemu(spec: &VmSpec, node_mib: &[u64], fds: &Fds) -> Vec<OsString> {
     let mut args = Args::default();
     let threads = match spec.tcg {
@@ -40,8 +40,10 @@ pub(super) fn qemu(spec: &VmSpec, node_mib: &[u64], fds: &Fds) -> Vec<OsString> 
     args.pair("-accel", format!("tcg,thread={threads}"));
     // The virtual clock stands still while the machine is stopped, and so must the wall clock.
     args.pair("-rtc", "clock=vm");
-    // `max` without dies shows one LLC for all CPUs; as an Intel CPU it shows one for each die.
-    args.pair("-cpu", "max,vendor=GenuineIntel");
+    // `max` as it is ignores dies and shows one LLC for all CPUs; an Intel CPU shows one for each
+    // die. The fifth level of page tables costs a workload 10 to 20 %.
+    let la57 = if spec.five_level_paging { "on" } else { "off" };
+    args.pair("-cpu", format!("max,vendor=GenuineIntel,la57={la57}"));
     let t = &spec.topology;
     args.pair(
         "-smp",
@@ -123,15 +125,15 @@ impl Args {
     }
 }
 
-/// Kernel arguments that every machine here gets.
-const KERNEL: [(&str, &str); 7] = [
+/// Kernel arguments that every machine here gets. There is no `quiet`: what the kernel says costs
+/// 0.1 s of a boot of 2 s, and is all there is to go by when it hangs.
+const KERNEL: [(&str, &str); 6] = [
     ("console=ttyS0", "the 8250 is built in, and works before anything else does"),
     ("panic=-1", "restart at once on a panic, which ends the machine (-no-reboot)"),
     ("oops=panic", "a kernel that has stumbled is no longer worth testing on"),
-    ("cryptomgr.notests", "self-tests of ciphers take a third of the boot under emulation"),
-    ("mitigations=off", "page-table isolation flushes the emulator's TLB at every system call"),
-    ("tsc=reliable", "the TSC stops with the machine; a watchdog would distrust it for that"),
-    ("random.trust_cpu=on", "nothing else here gives the guest randomness early"),
+    ("cryptomgr.notests", "self-tests of ciphers take a third of an emulated boot (3.1 to 2.1 s)"),
+    ("mitigations=off", "page-table isolation makes an emulated system call take 21 us, not 1.1"),
+    ("tsc=reliable", "on a busy host a watchdog sees the TSC jump against slower clocks"),
 ];
 
 /// The kernel command line; what the caller asks comes last and wins.
@@ -175,7 +177,7 @@ mod tests {
 -display none
 -accel tcg,thread=single
 -rtc clock=vm
--cpu max,vendor=GenuineIntel
+-cpu max,vendor=GenuineIntel,la57=off
 -smp 12,sockets=1,dies=2,cores=3,threads=2
 -m 512M
 -machine q35,smm=off,sata=off,usb=off,smbus=off,vmport=off,dump-guest-core=off,mem-merge=off,\
@@ -184,7 +186,7 @@ max-ram-below-4g=2048M,memory-backend=ram0
 -kernel /k/vmlinux
 -initrd /proc/self/fd/3
 -append console=ttyS0 panic=-1 oops=panic cryptomgr.notests mitigations=off tsc=reliable \
-random.trust_cpu=on loglevel=4 a=b
+loglevel=4 a=b
 -chardev socket,id=qmp,fd=4
 -chardev socket,id=console,fd=5
 -chardev socket,id=frames,fd=6
@@ -201,9 +203,11 @@ random.trust_cpu=on loglevel=4 a=b
     fn nodes_are_sockets_with_ram_of_their_own() {
         let mut spec = spec(Boot::BzImage("/k/vmlinuz".into()), "2n4l1c1t");
         spec.tcg = TcgThreads::Multi;
+        spec.five_level_paging = true;
         let found = line(&spec, &[2048, 1024]);
         let golden = [
             "-accel tcg,thread=multi",
+            "-cpu max,vendor=GenuineIntel,la57=on",
             "-smp 4,sockets=2,dies=2,cores=1,threads=1",
             "-m 3072M",
             "-object memory-backend-file,id=ram0,size=2048M,mem-path=/proc/self/fd/20,share=on",

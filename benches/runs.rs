@@ -116,6 +116,9 @@ fn hello(kernel: &KernelImage) {
     println!("ratio       {:8.2}    hello over bare; aim: at most 1.3", hello / bare);
 }
 
+/// A part of a pause: its name, how to get it, what it should be.
+type Part = (&'static str, fn(&Pause) -> u64, &'static str);
+
 fn pause(kernel: &KernelImage) {
     let fifo = support::scheduler("examples/schedulers/fifo.bpf.c", kernel);
     let mut guest = Guest::boot(support::elf(kernel), CPUS, |fs| support::stage(fs, &fifo));
@@ -138,7 +141,7 @@ fn pause(kernel: &KernelImage) {
         pauses.push(snapshot.pause());
         std::thread::sleep(Duration::from_millis(20));
     }
-    let parts: [(&str, fn(&Pause) -> u64, &str); 4] = [
+    let parts: [Part; 4] = [
         ("copy", |p| p.copy_us, "; aim: under 1000"),
         ("stop", |p| p.stop_us, ""),
         ("resume", |p| p.resume_us, ""),

@@ -94,7 +94,7 @@ impl Builder {
 
     /// An integer of `size` bytes.
     pub fn int(&mut self, name: &str, size: u32, signed: bool) -> TypeId {
-        let encoding = u32::from(signed) << 24 | size * 8;
+        let encoding = (u32::from(signed) << 24) | (size * 8);
         self.raw(name, 1, false, 0, size, &[encoding])
     }
 

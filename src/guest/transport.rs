@@ -138,7 +138,7 @@ impl Link {
     /// # Errors
     /// [`WireError`] when the stream is damaged; it stays so.
     pub(crate) fn receive(&mut self) -> Result<Received, WireError> {
-        if let Some(request) = self.decoder.next()? {
+        if let Some(request) = self.decoder.message()? {
             return Ok(Received::Request(request));
         }
         if self.queued >= BACKLOG {
@@ -149,7 +149,7 @@ impl Link {
             Ok(0) => Ok(Received::Closed),
             Ok(n) => {
                 self.decoder.feed(&buffer[..n]);
-                Ok(self.decoder.next()?.map_or(Received::Nothing, Received::Request))
+                Ok(self.decoder.message()?.map_or(Received::Nothing, Received::Request))
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(Received::Nothing),
             Err(_) => Ok(Received::Closed),
@@ -208,7 +208,7 @@ mod tests {
             while seen < 6 {
                 let n = host.read(&mut buffer).unwrap();
                 decoder.feed(&buffer[..n]);
-                while let Some(message) = decoder.next::<FromGuest>().unwrap() {
+                while let Some(message) = decoder.message::<FromGuest>().unwrap() {
                     assert_eq!(message, reply(seen, 3 << 20));
                     seen += 1;
                 }

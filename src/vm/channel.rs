@@ -374,7 +374,7 @@ impl Reader {
                 Err(e) => return self.closed(e.to_string()),
             }
             loop {
-                match decoder.next::<FromGuest>() {
+                match decoder.message::<FromGuest>() {
                     Ok(None) => break,
                     Ok(Some(message)) => {
                         let mut state = self.shared.lock();
@@ -461,7 +461,7 @@ mod tests {
         fn hear(&mut self) -> Request {
             let mut buffer = [0; 4096];
             loop {
-                if let Some(request) = self.decoder.next().unwrap() {
+                if let Some(request) = self.decoder.message().unwrap() {
                     return request;
                 }
                 let n = self.stream.read(&mut buffer).unwrap();

@@ -110,7 +110,7 @@ impl Decoder {
     ///
     /// # Errors
     /// The first damage found, and the same one ever after.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, WireError> {
+    pub fn message<T: DeserializeOwned>(&mut self) -> Result<Option<T>, WireError> {
         if let Some(damage) = &self.damage {
             return Err(damage.clone());
         }
@@ -198,10 +198,10 @@ mod tests {
             for chunk in two_frames().chunks(step) {
                 decoder.feed(chunk);
                 if first.is_none() {
-                    first = decoder.next::<FromGuest>().unwrap();
+                    first = decoder.message::<FromGuest>().unwrap();
                 }
                 if first.is_some() && second.is_none() {
-                    second = decoder.next::<Request>().unwrap();
+                    second = decoder.message::<Request>().unwrap();
                 }
             }
             assert_eq!(first, Some(hello()), "in steps of {step}");
@@ -223,10 +223,10 @@ mod tests {
             bytes[at] = byte;
             let mut decoder = Decoder::default();
             decoder.feed(&bytes);
-            let error = decoder.next::<FromGuest>().unwrap_err();
+            let error = decoder.message::<FromGuest>().unwrap_err();
             assert!(error.to_string().contains(says), "{error}");
             decoder.feed(&whole);
-            assert_eq!(decoder.next::<FromGuest>().unwrap_err(), error);
+            assert_eq!(decoder.message::<FromGuest>().unwrap_err(), error);
         }
     }
 
@@ -236,7 +236,7 @@ mod tests {
         let _lost = encoder.encode(&hello()).unwrap();
         let mut decoder = Decoder::default();
         decoder.feed(&encoder.encode(&hello()).unwrap());
-        let error = decoder.next::<FromGuest>().unwrap_err();
+        let error = decoder.message::<FromGuest>().unwrap_err();
         assert_eq!(error, WireError::Sequence { seq: 0, found: 1 });
     }
 
@@ -248,8 +248,8 @@ mod tests {
             bytes[at] ^= 1 << bit;
             let mut decoder = Decoder::default();
             decoder.feed(&bytes);
-            let first = decoder.next::<FromGuest>();
-            let second = first.clone().and_then(|_| decoder.next::<Request>());
+            let first = decoder.message::<FromGuest>();
+            let second = first.clone().and_then(|_| decoder.message::<Request>());
             // A longer announced length waits for more; everything else is an error. A damaged
             // frame never comes out as a message.
             prop_assert!(!matches!((&first, &second), (Ok(Some(_)), Ok(Some(_)))));
@@ -259,7 +259,7 @@ mod tests {
         fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let mut decoder = Decoder::default();
             decoder.feed(&bytes);
-            let _ = decoder.next::<FromGuest>();
+            let _ = decoder.message::<FromGuest>();
         }
     }
 }

@@ -15,9 +15,7 @@ use cryoscope::snapshot::{CaptureRequest, Meta};
 use cryoscope::vm::channel::{Channel, ChannelError};
 use cryoscope::vm::initramfs::Initramfs;
 use cryoscope::vm::topology::Topology;
-use cryoscope::vm::{
-    self, Boot, Capability, Engine, EngineChoice, ExitKind, TcgThreads, VmError, VmSpec,
-};
+use cryoscope::vm::{self, Boot, Capability, Engine, EngineChoice, ExitKind, VmError, VmSpec};
 use cryoscope::wire::{Answer, Event, Op};
 
 const MIB: u64 = 1 << 20;
@@ -262,14 +260,21 @@ fn what_cannot_be_made_says_what_to_ask_for() {
     assert!(found.contains("the kernel reads 2047; give fewer kernel arguments"), "{found}");
 }
 
-#[test]
-fn an_old_qemu_is_named_with_its_version() {
-    use std::os::unix::fs::PermissionsExt;
+/// A shell script in the place of QEMU. Another process writes it: while we had it open for
+/// writing, a child of another test could inherit that, and it could not be run.
+fn fake_qemu(script: &str) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("qemu-system-x86_64");
-    let script = "#!/bin/sh\n[ \"$1\" = --version ] && echo 'QEMU emulator version 5.2.0'\nexit 1";
-    std::fs::write(&program, script).unwrap();
-    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    let mut writer = Command::new("/bin/sh");
+    writer.args(["-c", "printf '#!/bin/sh\n%s\n' \"$1\" >\"$0\" && chmod 755 \"$0\""]);
+    assert!(writer.arg(&program).arg(script).status().unwrap().success());
+    (dir, program)
+}
+
+#[test]
+fn an_old_qemu_is_named_with_its_version() {
+    let (_dir, program) =
+        fake_qemu("[ \"$1\" = --version ] && echo 'QEMU emulator version 5.2.0'; exit 1");
     let kernel = tiny::Kernel::new("", tiny::HANG);
     let spec = VmSpec { qemu: program.clone(), ..tiny_spec(&kernel) };
     let error = vm::start(&spec, EngineChoice::Auto).err().expect("it is too old").to_string();
@@ -544,10 +549,7 @@ fn an_init_that_ends_is_a_panic_with_its_console() {
     initramfs.elf(Path::new("/bin/true"), "/init").unwrap();
     let archive = initramfs.build().unwrap();
     let boot = Boot::Elf(image.elf().to_owned());
-    let spec = VmSpec {
-        tcg: TcgThreads::Single,
-        ..VmSpec::new(boot, archive.into(), topology("1n1l1c1t"), 256 * MIB)
-    };
+    let spec = VmSpec::new(boot, archive.into(), topology("1n1l1c1t"), 256 * MIB);
     let mut vm = start(&spec);
     let channel = Channel::new(vm.take_transport().unwrap(), Some(vm.exit_watch())).unwrap();
     let error = channel.hello(BOOT).unwrap_err();
@@ -555,4 +557,42 @@ fn an_init_that_ends_is_a_panic_with_its_console() {
     let ExitKind::Panicked { message } = &info.kind else { panic!("{info}") };
     assert!(message.starts_with("Attempted to kill init!"), "{message}");
     assert!(info.console.contains("Kernel panic - not syncing"), "{info}");
+}
+
+/// The emulator's own faults are retried, as the runner does, and nothing else is.
+#[test]
+fn cpus_may_run_in_parallel_when_asked() {
+    let _alone = alone();
+    let image = kernel("debian:7.2");
+    let spec = agent_spec(Boot::Elf(image.elf().to_owned()), "1n1l2c1t", 256 * MIB);
+    for attempt in 1.. {
+        let mut vm = vm::start(&spec, EngineChoice::QemuMulti).unwrap();
+        assert_eq!(vm.name(), "qemu-tcg-multi");
+        assert!(vm.capabilities().has(Capability::ParallelCpus));
+        let channel = Channel::new(vm.take_transport().unwrap(), Some(vm.exit_watch())).unwrap();
+        match channel.hello(BOOT) {
+            Ok(hello) => return assert_eq!(hello.cpus, 2),
+            Err(e) => println!("attempt {attempt}: {e}\n{}", vm.console().tail(5)),
+        }
+        assert!(attempt < 4, "this cannot be bad luck any more");
+        let fault = vm.exited().is_none_or(|info| info.kind.is_engine_fault());
+        assert!(fault, "{}", vm.exited().unwrap());
+    }
+}
+
+/// A program that is a QEMU of the right version, but cannot make this machine.
+#[test]
+fn what_qemu_says_when_it_cannot_start_is_passed_on() {
+    let (_dir, program) = fake_qemu(
+        "[ \"$1\" = --version ] && echo 'QEMU emulator version 9.0.0' && exit\n\
+         echo 'cannot set up guest memory' >&2\nexit 1",
+    );
+    let kernel = tiny::Kernel::new("", tiny::HANG);
+    let spec = VmSpec { qemu: program, ..tiny_spec(&kernel) };
+    let error = vm::start(&spec, EngineChoice::Auto).err().expect("it cannot start").to_string();
+    assert_eq!(
+        error,
+        "cannot start QEMU: the machine's process ended with exit code 1\n\
+         end of the engine's output:\ncannot set up guest memory"
+    );
 }

@@ -592,10 +592,13 @@ mod tests {
         let whole = read(&me).unwrap();
         let stripped = strip(&me, &whole).unwrap();
         assert!(stripped.len() < whole.len(), "{} of {}", stripped.len(), whole.len());
-        let path = scratch.0.join("stripped");
-        fs::write(&path, &stripped).unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(&path, mode).unwrap();
+        let (written, path) = (scratch.0.join("written"), scratch.0.join("stripped"));
+        fs::write(&written, &stripped).unwrap();
+        // A child of another test may have inherited the file while it was open for writing, and
+        // hold it as long as it takes to exec: such a program cannot be run. A copy made by
+        // another process can.
+        let copy = Command::new("install").arg(&written).arg(&path).status().unwrap();
+        assert!(copy.success());
         let out = Command::new(&path).arg("--help").output().unwrap();
         assert!(out.status.success(), "{out:?}");
     }

@@ -43,8 +43,6 @@ pub struct VmSpec {
     pub topology: Topology,
     /// RAM in bytes; a multiple of 2 MiB per node.
     pub memory: u64,
-    /// How an emulator runs several CPUs.
-    pub tcg: TcgThreads,
     /// Whether the CPUs offer five levels of page tables (LA57), which kernels then use.
     pub five_level_paging: bool,
     /// How many bytes of console output are kept.
@@ -54,8 +52,7 @@ pub struct VmSpec {
 }
 
 impl VmSpec {
-    /// A machine of the usual kind: no further kernel arguments, [`TcgThreads::Single`], 1 MiB of
-    /// console, the QEMU that is in `PATH`.
+    /// A machine of the usual kind: no further kernel arguments, 1 MiB of console, the QEMU that is in `PATH`.
     #[must_use]
     pub fn new(boot: Boot, initramfs: Arc<[u8]>, topology: Topology, memory: u64) -> Self {
         VmSpec {
@@ -64,7 +61,6 @@ impl VmSpec {
             kargs: Vec::new(),
             topology,
             memory,
-            tcg: TcgThreads::default(),
             five_level_paging: false,
             console_limit: 1 << 20,
             qemu: PathBuf::from(QEMU),
@@ -81,39 +77,47 @@ pub enum Boot {
     BzImage(PathBuf),
 }
 
-/// How an emulator maps the guest's CPUs to the host's threads.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum TcgThreads {
-    /// All CPUs take turns on one thread. Slower with several CPUs, and the only mode in which
-    /// stock kernels never crash for reasons of the emulator's own.
-    #[default]
-    Single,
-    /// A thread for each CPU. Text patching by one CPU races with others' translated code: some
-    /// boots end in [`ExitKind::EngineFault`].
-    Multi,
-}
-
 /// Which engine to take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EngineChoice {
     /// The best one that works on this machine.
     #[default]
     Auto,
-    /// QEMU with its emulator.
+    /// QEMU with its emulator; all CPUs take turns on one thread. Slower with several CPUs, and
+    /// the only way in which emulated stock kernels never crash for reasons of the emulator's own.
     Qemu,
+    /// QEMU with its emulator, a thread for each CPU. Text patching by one CPU races with others'
+    /// translated code: one boot in ten ends in [`ExitKind::EngineFault`], or hangs.
+    QemuMulti,
+}
+
+impl EngineChoice {
+    /// All there are.
+    pub const ALL: [EngineChoice; 3] =
+        [EngineChoice::Auto, EngineChoice::Qemu, EngineChoice::QemuMulti];
+
+    /// Their names on the command line, in the same order.
+    pub const NAMES: [&str; 3] = [Self::ALL[0].name(), Self::ALL[1].name(), Self::ALL[2].name()];
+
+    /// Its name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            EngineChoice::Auto => "auto",
+            EngineChoice::Qemu => "qemu",
+            EngineChoice::QemuMulti => "qemu-multi",
+        }
+    }
 }
 
 impl FromStr for EngineChoice {
     type Err = String;
 
     fn from_str(asked: &str) -> Result<Self, Self::Err> {
-        match asked {
-            "auto" => Ok(EngineChoice::Auto),
-            "qemu" => Ok(EngineChoice::Qemu),
-            _ => {
-                Err(format!("there is no engine {asked:?}; the engines are \"auto\" and \"qemu\""))
-            }
-        }
+        EngineChoice::ALL.into_iter().find(|engine| engine.name() == asked).ok_or_else(|| {
+            let names = EngineChoice::NAMES.join(", ");
+            format!("there is no engine {asked:?}; there are {names}")
+        })
     }
 }
 
@@ -266,7 +270,8 @@ pub trait Engine: Send {
 /// could be handed out.
 pub fn start(spec: &VmSpec, choice: EngineChoice) -> Result<Box<dyn Engine>, VmError> {
     match choice {
-        EngineChoice::Auto | EngineChoice::Qemu => Ok(Box::new(qemu::start(spec)?)),
+        EngineChoice::Auto | EngineChoice::Qemu => Ok(Box::new(qemu::start(spec, false)?)),
+        EngineChoice::QemuMulti => Ok(Box::new(qemu::start(spec, true)?)),
     }
 }
 
@@ -390,4 +395,28 @@ pub enum VmError {
     /// The machine is gone.
     #[error("{0}")]
     Exited(Box<ExitInfo>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn engines_and_capabilities_are_known_by_name() {
+        for engine in EngineChoice::ALL {
+            assert_eq!(engine.name().parse(), Ok(engine));
+        }
+        assert_eq!(
+            "kvm".parse::<EngineChoice>().unwrap_err(),
+            "there is no engine \"kvm\"; there are auto, qemu, qemu-multi"
+        );
+        for capability in Capability::ALL {
+            assert_eq!(capability.name().parse(), Ok(capability));
+        }
+        assert_eq!(
+            "freez".parse::<Capability>().unwrap_err(),
+            "there is no engine capability \"freez\"; there are memory, freeze, registers, nodes, \
+             llcs, parallel_cpus, hardware_time"
+        );
+    }
 }

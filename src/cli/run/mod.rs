@@ -23,6 +23,7 @@ use crate::scenario::runner::{Planned, Run, default_jobs};
 use crate::scenario::text::plain;
 use crate::scenario::{BootPath, ScenarioDecl};
 use crate::script;
+use crate::vm::EngineChoice;
 use crate::vm::topology::Topology;
 
 /// Run scenarios: each boots a machine of its own
@@ -41,7 +42,7 @@ pub(super) struct Args {
     #[arg(short, long, value_name = "N", value_parser = jobs)]
     jobs: Option<usize>,
     /// What the machines run on
-    #[arg(long, value_name = "ENGINE", value_parser = ["auto", "qemu"], default_value = "auto")]
+    #[arg(long, value_name = "ENGINE", value_parser = EngineChoice::NAMES, default_value = "auto")]
     engine: String,
     /// Boot this kernel: auto, host, debian:SERIES, or a vmlinuz, vmlinux or build tree
     #[arg(long, value_name = "SPEC")]
@@ -264,7 +265,7 @@ mod tests {
         let cases = [
             (&["a", "--jobs", "0"][..], "give a number from 1 to 256"),
             (&["a", "--jobs", "many"], "give a number from 1 to 256"),
-            (&["a", "--engine", "kvm"], "[possible values: auto, qemu]"),
+            (&["a", "--engine", "kvm"], "[possible values: auto, qemu, qemu-multi]"),
             (&["a", "--boot", "pvh"], "[possible values: auto, elf, bzimage]"),
             (&["a", "--topology", "2x2"], "2x2"),
             (&["a", "--filer", "x"], "--filter"),

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 
 use super::ram::LOW_MIB;
-use crate::vm::{Boot, TcgThreads, VmSpec};
+use crate::vm::{Boot, VmSpec};
 use crate::wire::PORT_NAME;
 
 /// Descriptors that QEMU inherits, by number.
@@ -29,12 +29,9 @@ pub(super) struct Fds {
 /// A q35 with nearly everything taken off it, which gets to the kernel's first word in 60 ms of CPU
 /// time (140 ms as it comes, 130 ms for `pc`). A microvm would do no better: with ACPI, which NUMA
 /// needs, it has no timer by which a stock kernel could calibrate, and without ACPI no PCI.
-pub(super) fn qemu(spec: &VmSpec, node_mib: &[u64], fds: &Fds) -> Vec<OsString> {
+pub(super) fn qemu(spec: &VmSpec, parallel: bool, node_mib: &[u64], fds: &Fds) -> Vec<OsString> {
     let mut args = Args::default();
-    let threads = match spec.tcg {
-        TcgThreads::Single => "single",
-        TcgThreads::Multi => "multi",
-    };
+    let threads = if parallel { "multi" } else { "single" };
     args.flag("-nodefaults").flag("-no-user-config").flag("-no-reboot");
     args.pair("-display", "none");
     args.pair("-accel", format!("tcg,thread={threads}"));
@@ -149,11 +146,11 @@ mod tests {
     use std::sync::Arc;
 
     /// The command line with one option on each line.
-    fn line(spec: &VmSpec, node_mib: &[u64]) -> String {
+    fn line(spec: &VmSpec, parallel: bool, node_mib: &[u64]) -> String {
         let ram = (20..).take(node_mib.len()).collect();
         let fds = Fds { ram, initrd: 3, qmp: 4, console: 5, frames: 6, log: 7 };
         let mut out = String::new();
-        for arg in qemu(spec, node_mib, &fds) {
+        for arg in qemu(spec, parallel, node_mib, &fds) {
             let arg = arg.into_string().unwrap();
             let gap = if arg.starts_with('-') { "\n" } else { " " };
             out.extend([gap, &arg]);
@@ -196,15 +193,14 @@ loglevel=4 a=b
 -device virtserialport,chardev=frames,name=cryoscope.frames
 -d cpu_reset
 -D /proc/self/fd/7";
-        assert_eq!(line(&spec, &[512]), golden);
+        assert_eq!(line(&spec, false, &[512]), golden);
     }
 
     #[test]
     fn nodes_are_sockets_with_ram_of_their_own() {
         let mut spec = spec(Boot::BzImage("/k/vmlinuz".into()), "2n4l1c1t");
-        spec.tcg = TcgThreads::Multi;
         spec.five_level_paging = true;
-        let found = line(&spec, &[2048, 1024]);
+        let found = line(&spec, true, &[2048, 1024]);
         let golden = [
             "-accel tcg,thread=multi",
             "-cpu max,vendor=GenuineIntel,la57=on",

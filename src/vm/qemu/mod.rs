@@ -15,8 +15,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::{Value, json};
 
 use super::{
-    Capabilities, Capability, Console, Engine, ExitInfo, ExitWatch, Registers, TcgThreads, VmError,
-    VmSpec,
+    Capabilities, Capability, Console, Engine, ExitInfo, ExitWatch, Registers, VmError, VmSpec,
 };
 use crate::mem::{GuestMem, MappedMem};
 use process::{Launch, Outputs, Process};
@@ -50,12 +49,13 @@ pub(super) struct Qemu {
     transport: Option<OwnedFd>,
     paused: bool,
     cpus: u32,
-    threads: TcgThreads,
+    /// Whether each CPU has a thread of its own.
+    parallel: bool,
     process: Process,
 }
 
-/// Makes the machine and lets it run.
-pub(super) fn start(spec: &VmSpec) -> Result<Qemu, VmError> {
+/// Makes the machine and lets it run; `parallel` gives each CPU a thread of its own.
+pub(super) fn start(spec: &VmSpec, parallel: bool) -> Result<Qemu, VmError> {
     limits::check(spec)?;
     image::check(&spec.boot)?;
     let node_mib = ram::share_out(spec.memory, spec.topology.nodes());
@@ -65,7 +65,7 @@ pub(super) fn start(spec: &VmSpec) -> Result<Qemu, VmError> {
         reason: e.to_string(),
     };
     let wires = Wires::new(ram.files, &spec.initramfs).map_err(refused)?;
-    let args = args::qemu(spec, &node_mib, &wires.fds);
+    let args = args::qemu(spec, parallel, &node_mib, &wires.fds);
     let console = Console::new(spec.console_limit);
     let (qmp, feed) = qmp::connection(wires.qmp.try_clone().map_err(refused)?);
     let launch = Launch { program: spec.qemu.clone(), args, inherit: wires.inherit };
@@ -85,7 +85,7 @@ pub(super) fn start(spec: &VmSpec) -> Result<Qemu, VmError> {
         transport: Some(wires.frames.into()),
         paused: false,
         cpus: spec.topology.cpus(),
-        threads: spec.tcg,
+        parallel,
         process,
     };
     qemu.handshake(spec)?;
@@ -159,12 +159,12 @@ impl Qemu {
 
 impl Engine for Qemu {
     fn name(&self) -> &'static str {
-        "qemu-tcg"
+        if self.parallel { "qemu-tcg-multi" } else { "qemu-tcg" }
     }
 
     fn capabilities(&self) -> Capabilities {
         use Capability::{Freeze, Llcs, Memory, Nodes, ParallelCpus, Registers};
-        let parallel = (self.threads == TcgThreads::Multi).then_some(ParallelCpus);
+        let parallel = self.parallel.then_some(ParallelCpus);
         [Memory, Freeze, Registers, Nodes, Llcs].into_iter().chain(parallel).collect()
     }
 

@@ -100,7 +100,6 @@ fn read_until(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn versions_are_found_in_what_qemu_says() {
@@ -117,12 +116,14 @@ mod tests {
         }
     }
 
-    /// The error for a program that is this shell script.
+    /// The error for a program that is this shell script. Another process writes it: while we had
+    /// it open for writing, a child of another test could inherit that, and it could not be run.
     fn error(script: &str) -> String {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("qemu");
-        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+        let mut writer = Command::new("/bin/sh");
+        writer.args(["-c", "printf '#!/bin/sh\n%s\n' \"$1\" >\"$0\" && chmod 755 \"$0\""]);
+        assert!(writer.arg(&program).arg(script).status().unwrap().success());
         let error = version(&program).unwrap_err().to_string();
         error.replace(&format!("{program:?}"), "PROGRAM")
     }

@@ -11,7 +11,7 @@ use super::entry::Entry;
 use super::error::{SnapshotError, SnapshotResult};
 use super::error_text::escaped_text;
 use super::map::Map;
-use super::path::for_each_member;
+use super::path::{MEMBERS, for_each_member};
 use super::value::{FieldKind, Scalar, hex};
 use super::{Pause, Snapshot};
 
@@ -95,11 +95,11 @@ impl Field {
         whole.then_some(text)
     }
 
-    /// The members with their names.
-    fn each_member(&self) -> Vec<(String, Field)> {
+    /// The first members with their names.
+    fn each_member(&self, limit: usize) -> Vec<(String, Field)> {
         let Some((btf, at)) = self.typed() else { return Vec::new() };
         let mut out = Vec::new();
-        for_each_member(btf, at.ty, &mut |name, member| {
+        for_each_member(btf, at.ty, limit, &mut |name, member| {
             out.push((name.to_owned(), self.placed(name, member)));
         });
         out
@@ -124,7 +124,10 @@ fn write_inline(field: &Field, out: &mut Limited, depth: usize) {
     match field.kind() {
         FieldKind::Struct | FieldKind::Union => {
             out.push("{");
-            for (i, (name, member)) in field.each_member().iter().enumerate() {
+            // A member takes four characters at least, so this is more than there is room for,
+            // even when most are anonymous.
+            let limit = MEMBERS.min(8 * (out.left + 1));
+            for (i, (name, member)) in field.each_member(limit).iter().enumerate() {
                 out.push(if i == 0 { "" } else { ", " });
                 out.push(&escaped_text(name));
                 out.push(": ");
@@ -264,7 +267,7 @@ fn node(label: String, field: &Field, budget: &mut Budget, depth: usize) -> Node
     match field.kind() {
         _ if depth >= LEVELS => Node::Leaf { label, text: "..".to_owned() },
         FieldKind::Struct | FieldKind::Union => {
-            let members = field.each_member();
+            let members = field.each_member(MEMBERS);
             Node::Branch {
                 label: label_of_type(&label),
                 below: nodes(members, budget, |(name, member), budget| {
@@ -418,7 +421,7 @@ fn map_node(map: &Map, limit: usize, budget: &mut Budget) -> Node {
     }
     let entries: Vec<Entry> = map.known_entries().take(limit).collect();
     if let (true, [only]) = (map.is_section(), entries.as_slice()) {
-        let vars = only.value().map(|value| value.each_member()).unwrap_or_default();
+        let vars = only.value().map(|value| value.each_member(MEMBERS)).unwrap_or_default();
         below.extend(nodes(vars, budget, |(name, var), budget| {
             node(escaped_text(name), var, budget, 1)
         }));

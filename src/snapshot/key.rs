@@ -7,7 +7,7 @@ use crate::btf::{self, Btf, Shape, TypeId};
 use super::error::{SnapshotError, join};
 use super::error_text::{quoted, with_article};
 use super::nearest::nearest_first;
-use super::path::{for_each_member, member_names};
+use super::path::{MEMBERS, for_each_member, member_names};
 use super::value::FieldKind;
 
 /// A key to look for.
@@ -92,8 +92,8 @@ impl Wanted {
 
     /// Whether all of these bits were said.
     fn says(&self, bits: &Range<u64>) -> bool {
-        bits.clone()
-            .all(|at| self.said.get((at / 8) as usize).is_none_or(|said| said & 1 << (at % 8) != 0))
+        let end = bits.end.min(self.said.len() as u64 * 8);
+        (bits.start..end).all(|at| self.said[(at / 8) as usize] & 1 << (at % 8) != 0)
     }
 
     /// Says these bits. What lies past the end of the key is left out.
@@ -275,7 +275,7 @@ impl Encoder<'_> {
         path: &str,
     ) -> Result<(), SnapshotError> {
         let mut have = Vec::new();
-        for_each_member(self.btf, ty, &mut |name, at| have.push((name.to_owned(), at)));
+        for_each_member(self.btf, ty, MEMBERS, &mut |name, at| have.push((name.to_owned(), at)));
         for (name, _) in given {
             if !have.iter().any(|(n, _)| n == name) {
                 let names = have.into_iter().map(|(n, _)| n).collect();

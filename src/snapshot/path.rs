@@ -142,22 +142,31 @@ pub(crate) fn section_var<'v, 'p>(
 /// The names by which the members of a struct, union or section are reached.
 pub(crate) fn member_names(btf: &Btf, ty: TypeId) -> Vec<String> {
     let mut out = Vec::new();
-    for_each_member(btf, ty, &mut |name, _| out.push(name.to_owned()));
+    for_each_member(btf, ty, MEMBERS, &mut |name, _| out.push(name.to_owned()));
     out
 }
 
-/// Visits the members of a struct, union or section, those of anonymous ones in their place.
-pub(crate) fn for_each_member(btf: &Btf, ty: TypeId, visit: &mut dyn FnMut(&str, btf::Field)) {
+/// More members than one type has.
+pub(crate) const MEMBERS: usize = 1 << 14;
+
+/// Visits the first members of a struct, union or section, those of anonymous ones in their place;
+/// `limit` counts the anonymous ones too.
+pub(crate) fn for_each_member(
+    btf: &Btf,
+    ty: TypeId,
+    limit: usize,
+    visit: &mut dyn FnMut(&str, btf::Field),
+) {
     let Ok(shape) = btf.shape(ty) else { return };
     if let Shape::Datasec { vars, .. } = &*shape {
-        for var in vars {
+        for var in vars.iter().take(limit) {
             if let Ok(at) = btf.field(var.ty, "") {
                 visit(&var.name, btf::Field { offset: var.offset.into(), ..at });
             }
         }
         return;
     }
-    nested_members(btf, &shape, 0, 0, &mut Budget(1 << 14), visit);
+    nested_members(btf, &shape, 0, 0, &mut Budget(limit), visit);
 }
 
 /// Members that are still visited: types that contain the same anonymous ones many times over

@@ -376,6 +376,31 @@ fn keys_are_looked_up_as_an_author_writes_them() {
 }
 
 #[test]
+fn key_types_that_promise_gigabytes_cost_nothing() {
+    let mut b = Builder::new();
+    let u32_ = b.int("unsigned int", 4, false);
+    let huge = b.array(u32_, u32::MAX / 8);
+    let key = b.structure("key", 4, &[("pid", u32_, 0), ("huge", huge, 32)]);
+    let rows =
+        Rows { keys: Some(vec![bytes![7u32]]), values: vec![bytes![1u64]], ..Rows::default() };
+    let mut o = Object { btf: Some(b.parse()), maps: Vec::new() };
+    o.map("m", "hash", (key, u32_), rows);
+    let map = Snapshot::new(meta("x"), o.maps, Vec::new()).map("m").unwrap();
+    let pid = |n| KeyArg::Struct(vec![("pid".into(), KeyArg::Number(n))]);
+    assert_eq!(map.get(&pid(7)).unwrap().value().unwrap().as_u64(), Ok(1));
+    assert!(map.get(&pid(8)).is_err());
+    let whole = KeyArg::Struct(vec![
+        ("pid".into(), KeyArg::Number(7)),
+        ("huge".into(), KeyArg::Array(vec![])),
+    ]);
+    assert_eq!(text(map.get(&whole)), "\"key.huge\": expected 536870911 elements, found 0 of them");
+    assert_eq!(
+        map.at(0).unwrap().key_text(),
+        "{pid: 7, huge: [<map \"m\" could not be read: unsigned int[536870911] takes 2147.."
+    );
+}
+
+#[test]
 fn enum_keys_are_looked_up_by_name_and_number() {
     let t = types();
     let rows = Rows {

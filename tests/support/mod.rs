@@ -90,6 +90,16 @@ pub fn attach(prepared: &Prepared) -> Op {
     })
 }
 
+/// A machine of 512 MiB with the agent and whatever else `stage` adds.
+pub fn spec(boot: Boot, topology: &str, stage: impl FnOnce(&mut Initramfs)) -> VmSpec {
+    let mut initramfs = Initramfs::new();
+    initramfs.agent(agent()).expect("the agent can be staged");
+    stage(&mut initramfs);
+    let archive = initramfs.build().expect("an archive");
+    let topology: Topology = topology.parse().expect("a topology");
+    VmSpec::new(boot, archive.into(), topology, 512 << 20)
+}
+
 /// A guest whose agent has said hello. When a test that holds one fails, it prints the console,
 /// the frames and how the machine ended.
 pub struct Guest {
@@ -100,13 +110,12 @@ pub struct Guest {
 impl Guest {
     /// Boots with the agent and whatever else `stage` adds.
     pub fn boot(boot: Boot, topology: &str, stage: impl FnOnce(&mut Initramfs)) -> Guest {
-        let mut initramfs = Initramfs::new();
-        initramfs.agent(agent()).expect("the agent can be staged");
-        stage(&mut initramfs);
-        let archive = initramfs.build().expect("an archive");
-        let topology: Topology = topology.parse().expect("a topology");
-        let spec = VmSpec::new(boot, archive.into(), topology, 512 << 20);
-        let mut engine = vm::start(&spec, EngineChoice::Auto).expect("the machine starts");
+        Guest::start(&spec(boot, topology, stage))
+    }
+
+    /// Starts the machine that `spec` describes.
+    pub fn start(spec: &VmSpec) -> Guest {
+        let mut engine = vm::start(spec, EngineChoice::Auto).expect("the machine starts");
         let transport = engine.take_transport().expect("a transport");
         let watch = engine.exit_watch();
         let channel = Channel::new(transport, Some(watch)).expect("a channel");
@@ -115,6 +124,11 @@ impl Guest {
             panic!("waiting for the agent's hello: {e}");
         }
         guest
+    }
+
+    /// The machine.
+    pub fn engine(&mut self) -> &mut dyn Engine {
+        self.engine.as_deref_mut().expect("the machine is still here")
     }
 
     /// Hands out the machine, for those who freeze it themselves.

@@ -159,6 +159,9 @@ fn every_ending_is_told_apart() {
         let info = info.unwrap_or_else(|| panic!("{kind}: still runs; {}", vm.console().text()));
         assert_eq!(info.kind, kind, "{info}");
         assert_eq!(info.console, text.trim_end(), "the end of the console is there");
+        let channel = Channel::new(vm.take_transport().unwrap(), Some(vm.exit_watch())).unwrap();
+        let error = channel.hello(SOON).unwrap_err();
+        assert_eq!(error, ChannelError::MachineEnded(Box::new(info.clone())), "nobody waits");
         assert_eq!(vm.stop(), info, "stopping what has ended changes nothing");
         assert!(matches!(vm.pause(), Err(VmError::Exited(why)) if *why == info));
     }
@@ -333,7 +336,7 @@ fn the_death_of_qemu_itself_is_nobody_elses_fault() {
 fn hold_a_machine() {
     let kernel = tiny::Kernel::new("up\n", tiny::HANG);
     let vm = start(&tiny_spec(&kernel));
-    std::thread::sleep(Duration::from_secs(600));
+    std::thread::sleep(SOON);
     drop(vm);
 }
 

@@ -123,7 +123,7 @@ impl Args {
 }
 
 /// Kernel arguments that every machine here gets. There is no `quiet`: what the kernel says costs
-/// 0.1 s of a boot of 2 s, and is all there is to go by when it hangs.
+/// 0.1 s of a boot of 2 s at most, and is all there is to go by when it hangs.
 const KERNEL: [(&str, &str); 6] = [
     ("console=ttyS0", "the 8250 is built in, and works before anything else does"),
     ("panic=-1", "restart at once on a panic, which ends the machine (-no-reboot)"),

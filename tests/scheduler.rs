@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -220,8 +219,10 @@ fn a_scheduler_is_compiled_once_for_each_kernel() {
     let real = toolchain().clang().unwrap().expect("a compiler").path;
     let (wrapper, runs) = (dir.path().join("clang"), dir.path().join("runs"));
     let script = format!("#!/bin/sh\necho >> {}\nexec {} \"$@\"\n", runs.display(), real.display());
-    std::fs::write(&wrapper, script).unwrap();
-    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // Written by another process, so that no fork in between keeps it open for writing.
+    let write = "printf %s \"$1\" > \"$0\" && chmod +x \"$0\"";
+    let status = Command::new("sh").args(["-c", write]).arg(&wrapper).arg(script).status();
+    assert!(status.unwrap().success());
     let tools = Toolchain::new(Some(wrapper), None);
     let count = || std::fs::read_to_string(&runs).unwrap_or_default().lines().count();
 
@@ -381,6 +382,62 @@ fn objects_that_cannot_be_loaded_are_refused_before_they_are() {
             kernel("debian:7.2").release
         )
     );
+}
+
+#[test]
+fn objects_that_contradict_themselves_are_refused() {
+    let kernel = kernel("debian:7.2");
+    let (tools, cache) = (toolchain(), cache());
+    let good = prepare(&spec(FIFO), &kernel, &cache, &tools).expect("compiled").object.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("fifo.bpf.o");
+    let says = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        let error = prepare(&spec(path.to_str().unwrap()), &kernel, &cache, &tools);
+        let text = error.expect_err("refused").to_string();
+        let (_, problem) = text.split_once("cannot be loaded: ").expect("an object's error");
+        problem.to_owned()
+    };
+    // Names of sections and symbols are in .strtab, those of types in .BTF.
+    let (strtab, symbol) = {
+        use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
+        let file = object::File::parse(&*good).unwrap();
+        let range = file.section_by_name(".strtab").unwrap().file_range().unwrap();
+        let symbol = file.symbols().find(|s| s.name() == Ok("slice_ns")).unwrap().index().0;
+        let symtab = file.section_by_name(".symtab").unwrap().file_range().unwrap().0 as usize;
+        (range.0 as usize..(range.0 + range.1) as usize, symtab + 24 * symbol)
+    };
+    let renamed = |from: &str, to: &str| {
+        let mut bytes = good.to_vec();
+        // Names may share their ends: .BTF lies in .rel.BTF.
+        let from = format!("{from}\0");
+        let at = bytes[strtab.clone()].windows(from.len()).position(|w| w == from.as_bytes());
+        let at = strtab.start + at.expect("the name");
+        bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+        bytes
+    };
+    assert_eq!(says(&renamed("slice_ns", "slice_nx")), "it has no symbol for variable slice_ns");
+    assert_eq!(
+        says(&renamed(".rodata", ".rodatx")),
+        "its BTF has section .rodata, its ELF file has not"
+    );
+    assert_eq!(
+        says(&renamed("nr_enqueued", "nr_stopping")),
+        "it has no symbol for variable nr_enqueued"
+    );
+    let mut bytes = good.to_vec();
+    bytes[symbol + 8..symbol + 16].copy_from_slice(&5u64.to_le_bytes());
+    assert_eq!(
+        says(&bytes),
+        "variable slice_ns (8 bytes at 5) does not fit section .rodata of 9 bytes"
+    );
+    bytes[symbol + 8..symbol + 16].fill(0xff);
+    assert_eq!(says(&bytes), "variable slice_ns is out of bounds");
+    assert_eq!(
+        says(&renamed(".BTF", ".BTX")),
+        "it has no BTF, the description of its types; compile it with -g"
+    );
+    assert!(says(&good[..good.len() / 2]).starts_with("it is a damaged ELF file: "));
 }
 
 /// Damage at every place of an object that its readers look at ends in an error or in an object.

@@ -1,5 +1,5 @@
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 
 use serde_json::json;
 
@@ -27,9 +27,12 @@ fn small_kernel(dir: &Path) -> KernelImage {
     kernel(dir, &b.encode())
 }
 
+/// Writes a program, from a process of its own: were it open for writing here while another
+/// test's thread forks, it could not be run ("Text file busy").
 fn script(path: &Path, text: &str) {
-    fs::write(path, text).expect("written");
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("made executable");
+    let write = "printf %s \"$1\" > \"$0\" && chmod +x \"$0\"";
+    let status = Command::new("sh").args(["-c", write]).arg(path).arg(text).status();
+    assert!(status.expect("sh runs").success());
 }
 
 /// A compiler that notes every run, warns, names the source and `x.h` as what it read, and gives
@@ -253,6 +256,7 @@ fn what_is_no_scheduler_is_refused_by_what_it_is() {
         ("xyz/fifo", "no scheduler at xyz/fifo".into()),
         ("fifo.c/x", "cannot read fifo.c/x: Not a directory".into()),
         (".", format!(". is a directory{forms}")),
+        ("/dev/null", format!("/dev/null is neither a file nor a link to one{forms}")),
         ("fifo.c", format!("fifo.c is a C source whose name does not end with .bpf.c{forms}")),
         ("text.bpf.o", format!("text.bpf.o is no ELF file{forms}")),
         (
@@ -532,5 +536,53 @@ fn values_that_do_not_fit_say_what_would() {
     assert_eq!(
         values::patches(&none, "x", &json!(1)).expect_err("none").to_string(),
         "the scheduler has no variable `x`; it has none at all"
+    );
+}
+
+#[test]
+fn a_kernel_whose_types_are_damaged_is_named() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let dir = dir.path();
+    let cache = CacheDir::at(dir.join("cache"));
+    fs::write(dir.join("a.bpf.c"), "").expect("written");
+    let tools = fake_clang(dir, "19.1.7");
+    let mut b = Builder::new();
+    b.structure("self", 8, &[("own", 1, 0)]);
+    for (btf, says) in [
+        (
+            b"not BTF, whatever it is.".to_vec(),
+            "the BTF of kernel 7.2.13+made is damaged: not BTF: it begins with 0x6f6e instead of \
+             0xeb9f",
+        ),
+        (
+            b.encode(),
+            "cannot write vmlinux.h for kernel 7.2.13+made: type 1 (struct self) needs itself to \
+             be declared",
+        ),
+    ] {
+        let error = prepare(&spec(dir, "a.bpf.c"), &kernel(dir, &btf), &cache, &tools);
+        assert_eq!(error.expect_err("refused").to_string(), says);
+    }
+    assert_eq!(runs(dir), 0);
+}
+
+#[test]
+fn a_compiler_that_cannot_be_run_or_does_not_end_is_named() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let dir = dir.path();
+    let (kernel, cache) = (small_kernel(dir), CacheDir::at(dir.join("cache")));
+    fs::write(dir.join("a.bpf.c"), "").expect("written");
+    script(&dir.join("clang"), "#!/nowhere/sh\n");
+    let tools = Toolchain::new(Some(dir.join("clang")), None);
+    let error = prepare(&spec(dir, "a.bpf.c"), &kernel, &cache, &tools).expect_err("refused");
+    assert_eq!(
+        error.to_string(),
+        format!("{}/clang is no clang that can be used: No such file or directory", dir.display())
+    );
+    let (src, command) = ("fifo.bpf.c".into(), "clang -c fifo.bpf.c".into());
+    let error = SchedulerError::CompileTimeout { src, seconds: 120, command };
+    assert_eq!(
+        error.to_string(),
+        "compiling fifo.bpf.c took more than 120 s; the command was:\n  clang -c fifo.bpf.c"
     );
 }

@@ -9,7 +9,7 @@ use crate::exec::LONGEST;
 use crate::jobs::{Task, World};
 use crate::loader::Report;
 use crate::refuse;
-use crate::sched::{Run, Stage, enable_seq, kernel_state, ops_name};
+use crate::sched::{LAST_WORDS, Run, Stage, enable_seq, kernel_state, ops_name};
 use crate::text::tail;
 
 /// How long a program may take to let go after SIGINT, and again after SIGTERM.
@@ -92,6 +92,11 @@ impl AttachTask {
         if run.ended.is_none() && !dropped {
             return None;
         }
+        // The kernel lets go a moment after the process has ended, and says why in its log.
+        let just_now = run.ended_at.is_some_and(|at| world.now < at + LAST_WORDS);
+        if just_now && state != "disabled" {
+            return None;
+        }
         let (end, program) = (run.kernel_end(), run.program.clone());
         let kernel = match end.reason.is_empty() {
             true => String::new(),
@@ -135,7 +140,8 @@ impl Task for AttachTask {
             return Some(Err(refusal));
         }
         let run = world.sched.run.as_mut()?;
-        let ready = state == "enabled" && (!run.ours || run.reported());
+        let holds = run.ended.is_none() && (!run.ours || run.reported());
+        let ready = state == "enabled" && holds;
         let ops = ops_name().filter(|_| ready)?;
         run.stage = Stage::Attached;
         let log = run.log();

@@ -71,6 +71,10 @@ pub(crate) fn later_steps() {
         kmsg::say(&format!("no loopback: {error}"));
     }
     let _ = std::env::set_current_dir("/");
+    // Programs look for each other's sockets there.
+    if fs::create_dir_all("/var").is_ok() && !Path::new("/var/run").exists() {
+        let _ = std::os::unix::fs::symlink("/run", "/var/run");
+    }
 }
 
 /// The kernel command line's `name=value` words.

@@ -36,10 +36,10 @@ use crate::{exec, loader, maps, refuse};
 
 const SYSFS: &str = "/sys/kernel/sched_ext";
 /// How long a scheduler that has left may take to say its last words and end.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(1);
 /// When the state is looked at although nothing was announced.
 const POLL: Duration = Duration::from_millis(200);
-/// The same while attaching or detaching.
+/// The same while the kernel lets go.
 const POLL_BUSY: Duration = Duration::from_millis(20);
 
 /// Where the scheduler's life stands; see the diagram.
@@ -60,6 +60,8 @@ pub(crate) struct Run {
     pub(crate) ours: bool,
     pub(crate) stage: Stage,
     pub(crate) ended: Option<Ended>,
+    /// When that was seen.
+    pub(crate) ended_at: Option<Instant>,
     /// Numbers of the signals that it was sent.
     sent: Vec<i32>,
     /// What it printed.
@@ -150,6 +152,7 @@ impl Run {
             ours,
             stage: Stage::Attaching,
             ended: None,
+            ended_at: None,
             sent: Vec::new(),
             log: Ring::default(),
             out: Some(out),
@@ -242,10 +245,11 @@ impl Scheduler {
     /// When to look again although nothing happened.
     pub(crate) fn wake(&self, now: Instant, uevents: &Uevents) -> Option<Instant> {
         match self.run.as_ref()?.stage {
-            Stage::Attaching | Stage::Detaching => Some(now + POLL_BUSY),
             Stage::Attached if uevents.announced() => None,
-            Stage::Attached => Some(now + POLL),
-            Stage::Leaving { .. } => Some(now + POLL_BUSY),
+            // What matters wakes the loop: an announcement, a report, the end of the process.
+            Stage::Attached | Stage::Attaching => Some(now + POLL),
+            // The removal is announced just before the state is "disabled".
+            Stage::Detaching | Stage::Leaving { .. } => Some(now + POLL_BUSY),
         }
     }
 
@@ -261,7 +265,7 @@ impl Scheduler {
         run.read();
         let pid = Pid::as_raw(Some(run.pid)) as u32;
         if let Some((_, how)) = ended.iter().find(|(p, _)| *p == pid) {
-            run.ended = Some(*how);
+            (run.ended, run.ended_at) = (Some(*how), Some(now));
             run.read();
         }
         match run.stage {

@@ -57,7 +57,7 @@ pub enum InitramfsError {
         second: String,
     },
     /// The host's file cannot be read.
-    #[error("cannot read {path} to stage it in the guest: {source}")]
+    #[error("cannot read {path} to stage it in the guest: {}", plain(source))]
     Read {
         /// On the host.
         path: PathBuf,
@@ -112,6 +112,12 @@ pub enum InitramfsError {
         /// Its size in bytes.
         size: u64,
     },
+}
+
+/// An error's words without Rust's "(os error 2)".
+fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error ").next().unwrap_or(&text).to_owned()
 }
 
 fn listed(dirs: &[PathBuf]) -> String {
@@ -532,8 +538,10 @@ mod tests {
             ("text", "is not an ELF file; only ELF programs can be staged"),
             ("arm", "is built for aarch64; the guest runs x86-64 programs"),
             ("cut", "is a damaged ELF file: "),
-            ("absent", "to stage it in the guest: No such file or directory"),
         ];
+        let error = Initramfs::new().elf(&path("absent"), "/x").unwrap_err().to_string();
+        let says = "to stage it in the guest: No such file or directory";
+        assert_eq!(error, format!("cannot read {} {says}", path("absent").display()));
         for (name, says) in cases {
             let error = Initramfs::new().elf(&path(name), "/x").unwrap_err().to_string();
             assert!(error.contains(says), "{error}");

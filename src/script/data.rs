@@ -16,9 +16,9 @@ mod tests;
 
 use std::sync::Arc;
 
-use rhai::{Array, Dynamic, EvalAltResult, INT, Position};
+use rhai::{Array, Dynamic, EvalAltResult, INT, Position, Variant};
 
-use crate::snapshot::{Field, KeyArg, Snapshot, SnapshotError, SnapshotResult};
+use crate::snapshot::{Entry, Field, KeyArg, Map, Snapshot, SnapshotError, SnapshotResult};
 
 use super::fault::{Fault, Native};
 use super::register::Package;
@@ -35,6 +35,36 @@ pub(crate) fn register(pkg: &mut Package<'_>) {
     map::register_entry(pkg);
     field::register(pkg);
     error::register(pkg);
+}
+
+/// Registers `dump` for each type by itself, so that the reference has it as a member; `print` takes
+/// what is to be printed. (`dump(x)` and `x.dump()` are one call in Rhai.)
+pub(crate) fn dumps(
+    pkg: &mut Package<'_>,
+    print: impl Fn(&Dynamic) + Clone + Send + Sync + 'static,
+) {
+    fn one<T: Variant + Clone>(
+        pkg: &mut Package<'_>,
+        signature: &str,
+        doc: &str,
+        print: impl Fn(&Dynamic) + Send + Sync + 'static,
+    ) {
+        pkg.func(signature, doc, move |x: T| print(&Dynamic::from(x)));
+    }
+    one::<Arc<Snapshot>>(
+        pkg,
+        "dump(self: Snapshot)",
+        "Prints everything that was captured, of large maps the first entries.",
+        print.clone(),
+    );
+    one::<Map>(
+        pkg,
+        "dump(self: SnapshotMap)",
+        "Prints the map's attributes and first entries.",
+        print.clone(),
+    );
+    one::<Entry>(pkg, "dump(self: SnapshotEntry)", "Prints the key and the value.", print.clone());
+    one::<Field>(pkg, "dump(self: SnapshotField)", "Prints what is in it.", print);
 }
 
 /// A snapshot as a value.

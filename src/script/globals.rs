@@ -13,7 +13,7 @@ use super::fault::{Fault, Native};
 use super::register::Package;
 use super::session::Session;
 use super::values::described;
-use super::{units, values};
+use super::{data, units, values};
 
 /// Characters of a label that was taken from the script's own words.
 pub(crate) const LABEL: usize = 72;
@@ -96,6 +96,8 @@ fn remarks(pkg: &mut Package<'_>, session: &Arc<Session>) {
             s.recorder.note(text, s.place(&ctx));
         },
     );
+    let s = session.clone();
+    data::dumps(pkg, move |x| s.print(&values::pretty(x)));
     let s = session.clone();
     pkg.func(
         "dump(x: any)",

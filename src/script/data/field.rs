@@ -127,11 +127,6 @@ fn about(pkg: &mut Package<'_>) {
         |f: Field| origin(&f),
     )
     .func(
-        "dump(self: SnapshotField) -> string",
-        "What is in it, as an aligned tree.",
-        |f: Field| f.dump(),
-    )
-    .func(
         "to_string(self: SnapshotField) -> string",
         "The value; of a struct or array its members or elements on one line.",
         |f: Field| f.to_string(),

@@ -31,11 +31,6 @@ pub(super) fn register(pkg: &mut Package<'_>) {
          no lock: that cannot be told.",
         |m: Map| strings(m.torn()),
     )
-    .func(
-        "dump(self: SnapshotMap) -> string",
-        "The map and its first entries, as an aligned tree.",
-        |m: Map| m.dump(),
-    )
     .func("to_string(self: SnapshotMap) -> string", "Name, kind, size and types.", |m: Map| {
         m.headline()
     })
@@ -240,11 +235,6 @@ pub(super) fn register_entry(pkg: &mut Package<'_>) {
         "torn(self: SnapshotEntry) -> array",
         "Why the entry may be half-changed, usually nothing.",
         |e: Entry| strings(e.torn()),
-    )
-    .func(
-        "dump(self: SnapshotEntry) -> string",
-        "The key and the value, as an aligned tree.",
-        |e: Entry| e.dump(),
     )
     .func("to_string(self: SnapshotEntry) -> string", "Key and value on one line.", one_line)
     .func("to_debug(self: SnapshotEntry) -> string", "Key and value on one line.", one_line);

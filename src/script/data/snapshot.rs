@@ -70,11 +70,6 @@ fn about(pkg: &mut Package<'_>) {
         "Why the list of maps may be half-changed, usually nothing.",
         |s: Snap| -> Array { s.torn().iter().map(|why| why.clone().into()).collect() },
     )
-    .func(
-        "dump(self: Snapshot) -> string",
-        "Everything that was captured, of large maps the first entries, as an aligned tree.",
-        |s: Snap| s.dump(),
-    )
     .func("to_string(self: Snapshot) -> string", "Tag, time and phase.", |s: Snap| s.headline())
     .func("to_debug(self: Snapshot) -> string", "Tag, time and phase.", |s: Snap| s.headline());
 }

@@ -176,7 +176,9 @@ fn lines(value: &Dynamic, label: &str, depth: usize, out: &mut String) {
     }
     let short = render(value);
     let compound = value.is_array() || value.is_map();
-    if !compound || indent.len() + head.len() + short.chars().count() <= SHORT || depth > DEPTH {
+    let fits =
+        !holds_tree(value, depth) && indent.len() + head.len() + short.chars().count() <= SHORT;
+    if !compound || fits || depth > DEPTH {
         out.push_str(&format!("{indent}{head}{short}\n"));
         return;
     }
@@ -206,6 +208,21 @@ fn array_items(array: &Array, mut each: impl FnMut(&Dynamic)) {
 
 fn map_items(map: &Map, mut each: impl FnMut(&str, &Dynamic)) {
     map.iter().for_each(|(name, item)| each(name, item));
+}
+
+/// Whether something in a collection says more on many lines than on one.
+fn holds_tree(value: &Dynamic, depth: usize) -> bool {
+    let shown_by_name = value.is::<Arc<Snapshot>>()
+        || value.is::<crate::snapshot::Map>()
+        || value.is::<Entry>()
+        || value.is::<SnapshotError>();
+    if shown_by_name || depth > DEPTH {
+        return shown_by_name;
+    }
+    if let Ok(array) = value.as_array_ref() {
+        return array.iter().any(|item| holds_tree(item, depth + 1));
+    }
+    value.as_map_ref().is_ok_and(|map| map.values().any(|item| holds_tree(item, depth + 1)))
 }
 
 /// What has a tree of its own.

@@ -7,6 +7,7 @@ use super::htab::RawHtab;
 use super::layout::ArrayLayout;
 use super::percpu::RawPerCpu;
 use super::{BpfState, MapInfo, kind};
+use crate::introspect::error::IntrospectError;
 use crate::introspect::kernel::Kernel;
 
 /// What a capture may cost: bytes copied and time spent.
@@ -98,8 +99,8 @@ impl RawMap {
         RawMap { data, torn: Vec::new(), incomplete: None }
     }
 
-    pub(super) fn unreadable(reason: impl Into<String>) -> Self {
-        RawMap::new(RawData::Unreadable(reason.into()))
+    pub(super) fn unreadable(reason: String) -> Self {
+        RawMap::new(RawData::Unreadable(reason))
     }
 
     /// How many bytes were copied.
@@ -142,29 +143,21 @@ impl Kernel {
             Ok(state) => state,
             Err(e) => return RawMap::unreadable(e.to_string()),
         };
-        let mut raw = match map.kind.number {
-            kind::ARRAY => match &state.layouts.array {
-                Ok(layout) => self.copy_array(layout, &state.buffers, map, budget),
-                Err(e) => RawMap::unreadable(e.to_string()),
-            },
-            kind::PERCPU_ARRAY => match &state.layouts.array {
-                Ok(layout) => self.copy_percpu_array(layout, &state.buffers, map, budget),
-                Err(e) => RawMap::unreadable(e.to_string()),
-            },
+        let (layouts, buffers) = (&state.layouts, &state.buffers);
+        let lacks = |e: &IntrospectError| e.to_string();
+        let copied = match map.kind.number {
+            kind::ARRAY => (layouts.array.as_ref().map_err(lacks))
+                .and_then(|layout| self.copy_array(layout, buffers, map, budget)),
+            kind::PERCPU_ARRAY => (layouts.array.as_ref().map_err(lacks))
+                .and_then(|layout| self.copy_percpu_array(layout, buffers, map, budget)),
             kind::HASH | kind::LRU_HASH | kind::PERCPU_HASH | kind::LRU_PERCPU_HASH => {
-                match &state.layouts.htab {
-                    Ok(layout) => {
-                        let counted = self.elem_count(state, map);
-                        self.copy_htab(layout, &state.buffers, map, counted, budget)
-                    }
-                    Err(e) => RawMap::unreadable(e.to_string()),
-                }
+                let counted = self.elem_count(state, map);
+                (layouts.htab.as_ref().map_err(lacks))
+                    .and_then(|layout| self.copy_htab(layout, buffers, map, counted, budget))
             }
-            _ => {
-                let kind = &map.kind;
-                RawMap::unreadable(format!("maps of kind {kind} cannot be decoded yet"))
-            }
+            _ => Err(format!("maps of kind {} cannot be decoded yet", map.kind)),
         };
+        let mut raw = copied.unwrap_or_else(RawMap::unreadable);
         raw.torn.splice(0..0, map.torn.iter().cloned());
         raw
     }
@@ -203,39 +196,27 @@ impl Kernel {
         buffers: &Buffers,
         map: &MapInfo,
         budget: &mut Budget,
-    ) -> RawMap {
-        let stride = match self.array_stride(layout, map) {
-            Ok(stride) => stride,
-            Err(e) => return RawMap::unreadable(e),
-        };
+    ) -> Result<RawMap, String> {
+        let stride = self.array_stride(layout, map)?;
         let wanted = u64::from(map.max_entries);
-        let len = match budget.take_some(wanted, stride) {
-            Ok(0) if wanted > 0 => {
-                let need = stride * wanted;
-                let left = budget.left();
-                return RawMap::unreadable(format!(
-                    "it takes {need} bytes, and {left} are left of the capture's budget"
-                ));
-            }
-            Ok(len) => len,
-            Err(e) => return RawMap::unreadable(e),
-        };
+        let len = budget.take_some(wanted, stride)?;
+        if len == 0 && wanted > 0 {
+            let (need, left) = (stride * wanted, budget.left());
+            return Err(format!(
+                "it takes {need} bytes, and {left} are left of the capture's budget"
+            ));
+        }
+        let mut incomplete = fitted(len, wanted);
         let mut bytes = buffers.take((len * stride) as usize);
         let start = map.kva.offset(layout.values as u64);
-        let holes = self.space.read_what_is_there(start, &mut bytes);
-        let mut raw = RawMap { incomplete: None, ..RawMap::unreadable("") };
-        if len < wanted {
-            raw.incomplete =
-                Some(format!("{len} of {wanted} entries fitted into the capture's budget"));
-        }
-        if let Some(hole) = holes.first() {
+        if let Some(hole) = self.space.read_what_is_there(start, &mut bytes).first() {
             bytes.truncate(hole.offset);
             let there = hole.offset as u64 / stride;
-            raw.incomplete = Some(format!("of entry {there} on: {}", hole.cause));
+            incomplete = Some(format!("of entry {there} on: {}", hole.cause));
         }
-        let value_size = map.value_size as usize;
-        raw.data = RawData::Array { bytes, stride: stride as usize, value_size };
-        raw
+        let (stride, value_size) = (stride as usize, map.value_size as usize);
+        let data = RawData::Array { bytes, stride, value_size };
+        Ok(RawMap { incomplete, ..RawMap::new(data) })
     }
 
     /// PERCPU_ARRAY: per-CPU pointers to the values follow the `bpf_array`.
@@ -245,27 +226,27 @@ impl Kernel {
         buffers: &Buffers,
         map: &MapInfo,
         budget: &mut Budget,
-    ) -> RawMap {
-        if let Err(e) = self.array_stride(layout, map) {
-            return RawMap::unreadable(e);
-        }
+    ) -> Result<RawMap, String> {
+        self.array_stride(layout, map)?;
         let wanted = u64::from(map.max_entries);
-        let len = match budget.take_some(wanted, 8) {
-            Ok(len) => len,
-            Err(e) => return RawMap::unreadable(e),
-        };
+        let len = budget.take_some(wanted, 8)?;
+        let mut incomplete = fitted(len, wanted);
         let mut pointers = vec![0; len as usize * 8];
         let start = map.kva.offset(layout.values as u64);
-        let there = self.space.read_prefix(start, &mut pointers) / 8;
-        let rows = pointers[..there * 8].as_chunks().0;
-        let rows = rows.iter().map(|b| u64::from_le_bytes(*b)).collect();
-        let mut raw = RawMap::unreadable("");
-        if (there as u64) < wanted {
-            raw.incomplete = Some(format!("{there} of {wanted} entries could be read"));
+        if let Some(hole) = self.space.read_what_is_there(start, &mut pointers).first() {
+            pointers.truncate(hole.offset);
+            incomplete = Some(format!("of entry {} on: {}", hole.offset / 8, hole.cause));
         }
-        let copied = RawPerCpu::copy(self, buffers, rows, map.value_size as usize, budget);
-        raw.incomplete = copied.incomplete().map(str::to_owned).or(raw.incomplete);
-        raw.data = RawData::PerCpuArray(copied);
-        raw
+        let rows: Vec<u64> =
+            pointers.as_chunks().0.iter().map(|b| u64::from_le_bytes(*b)).collect();
+        let shown = rows.len();
+        let raw = RawPerCpu::copy(self, buffers, rows, shown, map.value_size as usize, budget);
+        let incomplete = raw.incomplete().map(str::to_owned).or(incomplete);
+        Ok(RawMap { incomplete, ..RawMap::new(RawData::PerCpuArray(raw)) })
     }
+}
+
+/// What to say when the budget covers `len` of `wanted` entries.
+fn fitted(len: u64, wanted: u64) -> Option<String> {
+    (len < wanted).then(|| format!("{len} of {wanted} entries fitted into the capture's budget"))
 }

@@ -231,9 +231,7 @@ impl RawHtab {
         };
         self.buckets.len() + elems + self.percpu.as_ref().map_or(0, RawPerCpu::bytes)
     }
-}
 
-impl RawHtab {
     /// The memory of the copy.
     pub(super) fn into_buffers(self) -> Vec<Vec<u8>> {
         let elems = match self.elems {
@@ -247,6 +245,7 @@ impl RawHtab {
 }
 
 impl Kernel {
+    /// Copies a table, and the values of all CPUs if it is one of those.
     pub(super) fn copy_htab(
         &self,
         layout: &HtabLayout,
@@ -254,23 +253,7 @@ impl Kernel {
         map: &MapInfo,
         counted: Option<u64>,
         budget: &mut Budget,
-    ) -> RawMap {
-        match self.try_copy_htab(layout, pool, map, counted, budget) {
-            Ok((htab, incomplete)) => {
-                RawMap { incomplete, ..RawMap::new(RawData::Htab(Box::new(htab))) }
-            }
-            Err(reason) => RawMap::unreadable(reason),
-        }
-    }
-
-    fn try_copy_htab(
-        &self,
-        layout: &HtabLayout,
-        pool: &Buffers,
-        map: &MapInfo,
-        counted: Option<u64>,
-        budget: &mut Budget,
-    ) -> Result<(RawHtab, Option<String>), String> {
+    ) -> Result<RawMap, String> {
         let mut raw = vec![0; layout.size];
         self.read(map.kva, &mut raw).map_err(|e| e.to_string())?;
         let geometry = Geometry::new(layout, map, &raw)?;
@@ -294,7 +277,8 @@ impl Kernel {
             geometry.percpu.then(|| self.copy_pointed(&geometry, pool, &buckets, &elems, budget));
         let incomplete = percpu.as_ref().and_then(|p| p.incomplete().map(str::to_owned));
         let cpus = cpus as u64;
-        Ok((RawHtab { geometry, buckets, elems, percpu, counted, cpus }, incomplete))
+        let htab = RawHtab { geometry, buckets, elems, percpu, counted, cpus };
+        Ok(RawMap { incomplete, ..RawMap::new(RawData::Htab(Box::new(htab))) })
     }
 
     /// Address and length of the elements, if they were allocated beforehand.
@@ -357,16 +341,19 @@ impl Kernel {
         };
         let pointers = bytes.chunks_exact(geometry.elem_size).map(|elem| geometry.pointer(elem));
         let mut rows: Vec<u64> = pointers.collect();
+        let mut shown = rows.len();
         if let Elems::Whole(slab) = elems
             && rows.len().saturating_mul(geometry.value_size) > SMALL
         {
             let mut used = vec![0; rows.len()];
-            for (_, number) in slab.links(geometry, buckets).items {
-                used[number as usize] = rows[number as usize];
+            let links = slab.links(geometry, buckets);
+            for (_, number) in &links.items {
+                used[*number as usize] = rows[*number as usize];
             }
+            shown = links.items.len();
             rows = used;
         }
-        RawPerCpu::copy(self, pool, rows, geometry.value_size, budget)
+        RawPerCpu::copy(self, pool, rows, shown, geometry.value_size, budget)
     }
 }
 

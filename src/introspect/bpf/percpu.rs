@@ -78,17 +78,18 @@ fn runs(pointers: &[u64], len: u64) -> (Vec<Run>, u64) {
 }
 
 impl RawPerCpu {
-    /// Copies what all CPUs have at the pointers in `rows`.
+    /// Copies what all CPUs have at the pointers in `rows`, of which `shown` will be decoded.
     pub(super) fn copy(
         kernel: &Kernel,
         buffers: &Buffers,
         rows: Vec<u64>,
+        shown: usize,
         value_size: usize,
         budget: &mut Budget,
     ) -> Self {
         let (runs, total) = runs(&rows, value_size as u64);
         // Rows that share a pointer are copied once, but each has its value when decoded.
-        let charge = total.max(rows.len() as u64 * (value_size as u64 + 1));
+        let charge = total.max(shown as u64 * (value_size as u64 + 1));
         let mut out = RawPerCpu { rows, value_size, runs, cpus: Vec::new(), incomplete: None };
         for cpu in 0..kernel.nr_cpu_ids() {
             let base = kernel.per_cpu_offset(cpu).filter(|_| out.incomplete.is_none());

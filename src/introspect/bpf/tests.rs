@@ -196,6 +196,18 @@ fn a_large_table_with_few_elements_is_walked_instead_of_copied() {
 }
 
 #[test]
+fn large_per_cpu_values_of_unused_elements_cost_nothing() {
+    let mut guest = Guest::new();
+    let want = entries(5, 2 * 4000);
+    guest.hash(&HashSpec { max_entries: 300, ..spec("h", 5, true, &want) });
+    let kernel = open(guest);
+    let list = kernel.maps().unwrap();
+    let mut budget = Budget::new(100 << 10, Duration::from_secs(60));
+    let got = kernel.copy_map(&list.maps[0], &mut budget).decode();
+    assert_eq!((contents(&got), got.incomplete), (sorted(&want), None));
+}
+
+#[test]
 fn keys_on_the_free_list_are_no_entries() {
     let mut guest = Guest::new();
     let want = entries(9, 8);

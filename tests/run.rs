@@ -223,6 +223,30 @@ fn a_scheduler_needs_a_kernel_with_sched_ext() {
 }
 
 #[test]
+fn an_engine_that_dies_is_tried_again_and_never_the_schedulers_fault() {
+    let place = Place::new();
+    place.file("a.rhai", "scenario(\"one\", |t| { fail(\"x\"); });");
+    place.program(
+        "bin/qemu-system-x86_64",
+        "#!/bin/sh\n[ \"$1\" = --version ] && exec /usr/bin/qemu-system-x86_64 --version\n\
+         kill -SEGV $$\n",
+    );
+    let path = format!("{}:/usr/bin:/bin", place.path().join("bin").display());
+    let mut command = place.command(&["run", "a.rhai"]);
+    let said = place::Said::from(command.env("PATH", path).output().unwrap());
+    assert_eq!(said.code, Some(1), "{said:?}");
+    has(
+        said.about("one"),
+        &[
+            "ERROR",
+            "note: attempt 1 ended in a fault of the engine, tried again: ",
+            "note: attempt 2",
+            "the engine failed 3 times",
+        ],
+    );
+}
+
+#[test]
 fn a_missing_or_old_qemu_is_told_with_its_remedy() {
     let place = Place::new();
     place.file("a.rhai", "scenario(\"one\", |t| { });");

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::{Config, Failure, print};
 use crate::kernel::progress::Silent;
 use crate::kernel::{CacheDir, Kernels};
+use crate::vm::initramfs::Initramfs;
 use crate::vm::{QEMU, qemu_version};
 
 /// Memory that a small machine and we ourselves need.
@@ -218,12 +219,19 @@ fn gather(config: &Config) -> Facts {
         no_apt: apt.into_iter().filter(|program| !config.has_program(program)).collect(),
         keyring: has_keyring(),
         cache,
-        agent: config.agent().map_err(|e| e.message),
+        agent: agent_with_libraries(config),
         kernels,
         kvm: Path::new("/dev/kvm").exists(),
         memory: available_memory(),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
     }
+}
+
+/// The agent, if it can be put into a guest: with every library that it needs.
+fn agent_with_libraries(config: &Config) -> Result<PathBuf, String> {
+    let path = config.agent().map_err(|e| e.message)?;
+    Initramfs::new().agent(&path).map_err(|e| e.to_string())?;
+    Ok(path)
 }
 
 /// Whether entries could be put into the cache.

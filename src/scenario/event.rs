@@ -215,6 +215,19 @@ impl Stage {
             Stage::Stop => "stopping",
         }
     }
+
+    /// The same in one word.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Stage::Kernel => "kernel",
+            Stage::Scheduler => "compile",
+            Stage::Boot => "boot",
+            Stage::Attach => "attach",
+            Stage::Run => "run",
+            Stage::Stop => "stop",
+        }
+    }
 }
 
 impl RunEvent {

@@ -26,6 +26,10 @@ pub const KEPT_CHECKS: usize = 200;
 /// Notes and printed lines that are kept; further ones are only counted.
 pub const KEPT_LINES: usize = 1000;
 
+/// The longest text that is kept, in bytes: whatever a script or a guest says ends up in memory,
+/// in a pipe and in a report.
+pub const KEPT_TEXT: usize = 64 << 10;
+
 /// What came of a check or of a whole scenario, from the least to the most serious.
 ///
 /// The order is the lattice: the outcome of many is their maximum.
@@ -172,6 +176,16 @@ impl Check {
     pub fn at(mut self, at: Option<ScriptPos>) -> Self {
         self.at = at;
         self
+    }
+
+    /// Cuts every text that is too long to be kept.
+    fn shorten(&mut self) {
+        shorten(&mut self.label);
+        let texts = [&mut self.expected, &mut self.found, &mut self.origin, &mut self.message];
+        texts.into_iter().flatten().for_each(shorten);
+        if let Some(at) = &mut self.at {
+            shorten(&mut at.text);
+        }
     }
 
     /// Whether `wanted` is this check's label or a part of its message.
@@ -335,7 +349,8 @@ impl Recorder {
 
     /// Records a judgement. All count; beyond [`KEPT_CHECKS`] that did not hold, and
     /// [`KEPT_LINES`] that did, only their number is kept.
-    pub fn record(&self, check: Check) {
+    pub fn record(&self, mut check: Check) {
+        check.shorten();
         let mut state = self.lock();
         state.counts.add(check.outcome);
         if check.outcome <= Outcome::Pass {
@@ -364,7 +379,8 @@ impl Recorder {
 
     /// Records that the scenario is to end unjudged. The first reason stays.
     pub fn skip(&self, reason: impl Into<String>, at: Option<ScriptPos>) {
-        let reason = reason.into();
+        let mut reason = reason.into();
+        shorten(&mut reason);
         let mut state = self.lock();
         if state.skip.is_none() {
             state.skip = Some(reason.clone());
@@ -401,7 +417,10 @@ impl Recorder {
         Verdict { outcome, reason, allowed: rules.allow_inconclusive, counts: state.counts }
     }
 
-    fn line(&self, record: Record) {
+    fn line(&self, mut record: Record) {
+        if let Record::Note { text, .. } | Record::Print { text } = &mut record {
+            shorten(text);
+        }
         let mut state = self.lock();
         if state.lines >= KEPT_LINES {
             state.dropped += 1;
@@ -467,6 +486,20 @@ fn fold_expecting(state: &State, wanted: &str) -> (Outcome, Option<String>) {
     }
     let reason = format!("expect_fail wants {wanted:?} to fail, but no such check failed");
     (Outcome::Fail, Some(reason))
+}
+
+/// Cuts a text that is longer than [`KEPT_TEXT`], and says so.
+fn shorten(text: &mut String) {
+    if text.len() <= KEPT_TEXT {
+        return;
+    }
+    let mut end = KEPT_TEXT;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let cut = text.len() - end;
+    text.truncate(end);
+    text.push_str(&format!("… ({cut} more bytes)"));
 }
 
 /// "1 check", "2 checks".
@@ -589,6 +622,23 @@ mod tests {
         assert_eq!(recorder.counts().fail as usize, KEPT_CHECKS + 5);
         assert_eq!(recorder.failures().len(), KEPT_CHECKS);
         assert_eq!(recorder.dropped(), 8);
+    }
+
+    #[test]
+    fn long_texts_are_cut_at_a_character() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let sink = seen.clone();
+        let recorder = Recorder::with_sink(move |r| sink.lock().unwrap().push(r.clone()));
+        let long = format!("x{}", "ä".repeat(KEPT_TEXT));
+        recorder.print(long.clone());
+        recorder.note(long.clone(), None);
+        recorder.record(Check::fail("a", long.clone()).compared(long.clone(), "short"));
+        recorder.skip(long, None);
+        for record in seen.lock().unwrap().iter() {
+            let json = serde_json::to_string(record).unwrap();
+            assert!(json.len() < 3 * KEPT_TEXT, "{} bytes", json.len());
+            assert!(json.contains("ä… (65538 more bytes)"), "{}", &json[json.len() - 60..]);
+        }
     }
 
     #[test]

@@ -183,7 +183,8 @@ impl RawCapture {
 
     /// The snapshot. Maps are decoded when they are first looked into.
     #[must_use]
-    pub fn finish(self, meta: Meta) -> Arc<Snapshot> {
+    pub fn finish(self, mut meta: Meta) -> Arc<Snapshot> {
+        meta.bytes = self.bytes();
         let maps = self.maps.into_iter().map(|(info, raw)| {
             let attrs = attrs(info);
             let name = attrs.shown_name().to_owned();

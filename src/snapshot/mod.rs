@@ -68,6 +68,8 @@ pub struct Meta {
     pub pause: Pause,
     /// The step of the scenario that it falls in.
     pub phase: Option<String>,
+    /// Bytes that were copied out of maps.
+    pub bytes: u64,
 }
 
 /// One instant of a machine.
@@ -129,6 +131,12 @@ impl Snapshot {
     #[must_use]
     pub fn phase(&self) -> Option<&str> {
         self.meta.phase.as_deref()
+    }
+
+    /// Bytes that were copied out of maps, and are held as long as this is.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.meta.bytes
     }
 
     /// Whether the freeze did not complete.

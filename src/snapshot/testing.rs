@@ -276,6 +276,7 @@ pub(crate) fn meta(tag: &str) -> Meta {
         elapsed_ms: 4012,
         pause: Pause { total_us: 1234, stop_us: 690, copy_us: 180, resume_us: 364 },
         phase: Some("wide".to_owned()),
+        ..Meta::default()
     }
 }
 

@@ -221,11 +221,12 @@ fn failed(
 
 /// What it means that a machine did not start.
 fn not_started(error: VmError) -> BootFailed {
-    let fault = match &error {
-        VmError::Exited(info) if info.kind.is_engine_fault() => Some(info.kind.to_string()),
-        _ => None,
+    let VmError::Exited(info) = error else {
+        return LabError::Setup(error.to_string()).into();
     };
-    BootFailed { error: LabError::Setup(error.to_string()), fault, logs: Logs::default() }
+    let error = LabError::Machine(format!("the machine did not start: {}", info.kind));
+    let fault = info.kind.is_engine_fault().then(|| info.kind.to_string());
+    BootFailed { error, fault, logs: Logs { console: info.console, ..Logs::default() } }
 }
 
 /// Waits for the agent's hello, as long as the run is wanted. An error comes with the fault of

@@ -54,6 +54,10 @@ const GLANCE: Duration = Duration::from_millis(50);
 const POWER_OFF: Duration = Duration::from_secs(5);
 /// Ends of logs that go into the report.
 const LOG_END: usize = 8 << 10;
+/// What all snapshots of a scenario may hold together, undecoded.
+const HELD: u64 = 2 << 30;
+/// How many snapshots a scenario may hold.
+const MOST_SNAPSHOTS: usize = 10_000;
 /// Workers that are looked at in the end; looking takes time in the guest.
 const LOOKED_AT: usize = 64;
 
@@ -212,6 +216,22 @@ impl Lab {
             Answer::Done => Ok(()),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Refuses to hold more than this process can.
+    fn has_room(&self) -> LabResult<()> {
+        let state = self.state();
+        let (count, held) =
+            (state.snapshots.len(), state.snapshots.iter().map(|s| s.bytes()).sum::<u64>());
+        if count < MOST_SNAPSHOTS && held < HELD {
+            return Ok(());
+        }
+        let mib = held >> 20;
+        Err(LabError::Argument(format!(
+            "{count} snapshots hold {mib} MiB already, and all are kept to the end of the \
+             scenario; freeze less often, or name the maps that are needed, as in \
+             t.freeze(\"tag\", #{{ maps: [\"task_ctx\"] }})"
+        )))
     }
 
     /// A tag that no snapshot has yet.
@@ -389,6 +409,7 @@ impl LabOps for Lab {
 
     fn freeze(&self, tag: &str, maps: Option<&[String]>) -> LabResult<Arc<Snapshot>> {
         self.go_on()?;
+        self.has_room()?;
         let tag = self.fresh_tag(tag);
         let meta = || {
             let state = self.state();

@@ -1,6 +1,7 @@
 //! The laboratory against a machine that only pretends.
 
 use std::collections::VecDeque;
+use std::sync::atomic::AtomicU64;
 
 use super::machine::CallError;
 use super::*;
@@ -22,6 +23,7 @@ struct Fake {
     /// Calls never come back.
     silent: AtomicBool,
     sched_state: Mutex<String>,
+    snapshot_bytes: AtomicU64,
 }
 
 impl Fake {
@@ -95,7 +97,8 @@ impl Machine for Fake {
             return Err(CallError::Snapshot(SnapshotError::MapNotFound { requested, available }));
         }
         let pause = Pause { total_us: 5_000_000, ..Pause::default() };
-        Ok(Snapshot::new(Meta { pause, ..meta() }, vec![], vec![]))
+        let bytes = self.snapshot_bytes.load(Ordering::Relaxed);
+        Ok(Snapshot::new(Meta { pause, bytes, ..meta() }, vec![], vec![]))
     }
 
     fn console(&self) -> String {
@@ -177,6 +180,20 @@ fn a_tag_that_is_used_again_gets_a_number_and_a_note() {
     assert!(lab.snapshot("end#2").is_some() && lab.snapshot("end#4").is_none());
     let notes = format!("{:?}", notes.lock().unwrap());
     assert!(notes.contains(r#"the tag \"end\" was used before: this snapshot is \"end#3\""#));
+}
+
+#[test]
+fn snapshots_are_bounded_in_number_and_in_bytes() {
+    for (bytes, most) in [(1 << 30, 2), (0, MOST_SNAPSHOTS)] {
+        let Bench { lab, fake, .. } = bench(ExpectExit::None);
+        fake.snapshot_bytes.store(bytes, Ordering::Relaxed);
+        let taken = (0..=most).take_while(|i| lab.freeze(&i.to_string(), None).is_ok()).count();
+        assert_eq!(taken, most);
+        let error = lab.freeze("more", None).unwrap_err();
+        assert!(error.is_catchable(), "{error:?}");
+        let says = format!("{most} snapshots hold {} MiB already", (bytes * most as u64) >> 20);
+        assert!(error.to_string().starts_with(&says), "{error}");
+    }
 }
 
 #[test]

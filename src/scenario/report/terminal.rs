@@ -30,6 +30,20 @@ struct Cell {
     outcome: Option<Outcome>,
 }
 
+impl Cell {
+    /// Its name, as much of it as fits, and what it does.
+    fn now(&self, width: usize) -> String {
+        let doing = match (self.stage, self.detail.as_str()) {
+            (Stage::Run, phase) if !phase.is_empty() => format!("run ({phase})"),
+            (Stage::Kernel, step) if !step.is_empty() => step.to_string(),
+            (stage, _) => stage.word().to_string(),
+        };
+        let doing = format!(": {doing} {}", seconds(millis(self.since)));
+        let room = width.saturating_sub(doing.chars().count()).max(8);
+        fit(&format!("{}{doing}", fit(&one_line(&self.info.name), room)), width)
+    }
+}
+
 enum Said {
     Print(String),
     Note(String, Option<ScriptPos>),
@@ -175,27 +189,28 @@ impl<W: Write> Terminal<W> {
         self.lines(&out);
     }
 
-    /// What goes on, on one line: `[2/6] 12.1 s  counters advance: booting 2.1 s`.
+    /// What goes on, on one line that fits: `[2/6] 12.1 s  counters adv…: boot 2.1 s | hash: ..`.
     fn live_line(&self, model: &RunModel) -> String {
         let states = model.cells();
         let done = states.iter().filter(|s| matches!(s, CellState::Finished(_))).count();
-        let running = states.iter().zip(&self.cells);
-        let running = running.filter(|(state, _)| matches!(state, CellState::Running(_)));
-        let each: Vec<String> = running
-            .map(|(_, cell)| {
-                let took = seconds(millis(cell.since));
-                let detail = match cell.detail.as_str() {
-                    "" => String::new(),
-                    detail => format!(" ({detail})"),
-                };
-                format!("{}: {}{detail} {took}", one_line(&cell.info.name), cell.stage.doing())
-            })
+        let head = format!("[{done}/{}] {:>7}  ", states.len(), seconds(millis(self.started)));
+        let running: Vec<&Cell> = states
+            .iter()
+            .zip(&self.cells)
+            .filter(|(state, _)| matches!(state, CellState::Running(_)))
+            .map(|(_, cell)| cell)
             .collect();
-        let total = seconds(millis(self.started));
-        fit(
-            &format!("[{done}/{}] {total}  {}", states.len(), each.join(" | ")),
-            self.style.width - 1,
-        )
+        // Below this a cell cannot be told from another.
+        let least = 24;
+        let room = (self.style.width - 1).saturating_sub(head.chars().count());
+        let shown = running.len().min((room / least).max(1));
+        let each = ((room + 3) / shown.max(1)).saturating_sub(3);
+        let cells: Vec<String> = running[..shown].iter().map(|cell| cell.now(each)).collect();
+        let more = match running.len() - shown {
+            0 => String::new(),
+            n => format!(" +{n}"),
+        };
+        fit(&format!("{head}{}{more}", cells.join(" | ")), self.style.width - 1)
     }
 
     fn draw(&mut self, model: &RunModel) {
@@ -444,7 +459,7 @@ cryoscope 0.1.0: 3 scenarios
         );
         assert!(!text.contains("       start"), "{text:?}");
         let drawn: Vec<&str> = text.split("\r\x1b[K").collect();
-        assert!(drawn.iter().any(|line| line.starts_with("[0/1] 0.0") && line.contains("boo")));
+        assert!(drawn.iter().any(|l| l.starts_with("[0/1]") && l.contains("scenario 0: boot 0.0")));
         for line in drawn.iter().filter(|line| line.starts_with('[')) {
             assert!(line.chars().count() < 40, "{line:?}");
         }

@@ -21,7 +21,7 @@ pub(super) struct Instant<'a> {
 pub(super) fn snapshot(at: &Instant<'_>) -> Arc<Snapshot> {
     let pause = Pause { total_us: 900, stop_us: 600, copy_us: 100, resume_us: 200 };
     let (tag, phase) = (at.tag.to_owned(), at.phase.clone());
-    let meta = Meta { tag, elapsed_ms: at.elapsed_ms, pause, phase };
+    let meta = Meta { tag, elapsed_ms: at.elapsed_ms, pause, phase, bytes: 0 };
     Snapshot::new(meta, maps(at), Vec::new())
 }
 

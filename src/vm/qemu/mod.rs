@@ -15,7 +15,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::{Value, json};
 
 use super::{
-    Capabilities, Capability, Console, Engine, ExitInfo, ExitWatch, Registers, VmError, VmSpec,
+    Capabilities, Capability, Console, Engine, ExitInfo, ExitKind, ExitWatch, Registers, VmError,
+    VmSpec,
 };
 use crate::mem::{GuestMem, MappedMem};
 use process::{Launch, Outputs, Process};
@@ -92,6 +93,11 @@ pub(super) fn start(spec: &VmSpec, parallel: bool) -> Result<Qemu, VmError> {
     Ok(qemu)
 }
 
+/// Whether QEMU itself came to grief, rather than that it refused what it was told.
+fn crashed(kind: &ExitKind) -> bool {
+    matches!(kind, ExitKind::EngineDied { status } if status.contains("killed by signal"))
+}
+
 /// Everything that connects us with QEMU.
 struct Wires {
     fds: args::Fds,
@@ -134,6 +140,9 @@ impl Qemu {
             Err(e) => {
                 let ended = self.exited();
                 let info = self.process.stop();
+                if ended.is_some() && crashed(&info.kind) && version::version(&spec.qemu).is_ok() {
+                    return Err(VmError::Exited(Box::new(info)));
+                }
                 let said = ended.map_or(e.to_string(), |_| info.to_string());
                 return Err(version::diagnose(&spec.qemu, &said));
             }

@@ -10,6 +10,7 @@ use super::fault::{Fault, Native};
 use super::options::{Mistake, Options};
 use super::register::Package;
 use super::session::Session;
+use super::values::incomparable;
 use super::vm::{Vm, no_such, thrown};
 
 /// A cgroup.
@@ -130,6 +131,7 @@ pub(crate) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {
         });
     workers(pkg, session);
     settings_of(pkg, session);
+    incomparable::<Cgroup>(pkg, "Cgroup");
 }
 
 fn workers(pkg: &mut Package<'_>, session: &Arc<Session>) {

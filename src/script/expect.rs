@@ -78,6 +78,7 @@ pub(crate) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {
     order(pkg, session);
     contents(pkg, session);
     thrown(pkg, session);
+    values::incomparable::<Expectation>(pkg, "Expectation");
 }
 
 fn expect(s: &Session, ctx: &NativeCallContext<'_>, value: Dynamic, label: &str) -> Expectation {
@@ -122,7 +123,10 @@ fn judge(
     };
     let found = match test(&value) {
         Ok(found) => found,
-        Err(error) => Found::impossible(what_was_thrown(error)?),
+        Err(error) => {
+            let why = what_was_thrown(error)?;
+            Found::impossible(why.strip_prefix("Argument: ").unwrap_or(&why))
+        }
     };
     let outcome = if found.holds { Outcome::Pass } else { Outcome::Fail };
     let text = found.text.unwrap_or_else(|| shown(&value));

@@ -90,6 +90,7 @@ pub(crate) fn terminate() -> Box<EvalAltResult> {
 }
 
 pub(crate) fn register(pkg: &mut Package<'_>) {
+    super::values::incomparable::<Fault>(pkg, "Fault");
     pkg.ty::<Fault>(
         "Fault",
         "What is thrown for a mistake in the script's own words: `kind` and `message`.",

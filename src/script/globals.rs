@@ -11,7 +11,7 @@ use crate::scenario::verdict::{Check, Outcome};
 use super::End;
 use super::fault::{Fault, Native};
 use super::register::Package;
-use super::session::Session;
+use super::session::{Session, bounded};
 use super::values::described;
 use super::{data, units, values};
 
@@ -56,7 +56,8 @@ fn judging(pkg: &mut Package<'_>, session: &Arc<Session>) {
         "skip(reason: string)",
         "Ends the scenario, unjudged: it is a Skip unless a check has already failed.",
         move |ctx: NativeCallContext<'_>, reason: &str| -> Native<()> {
-            s.recorder.skip(reason, s.place(&ctx));
+            s.in_scenario("skip(..)")?;
+            s.recorder.skip(bounded(reason), s.place(&ctx));
             Err(s.end(End::Stopped))
         },
     );
@@ -75,7 +76,8 @@ fn require(s: &Session, ctx: &NativeCallContext<'_>, cond: Dynamic, msg: &str) -
         s.record(ctx, Check::pass(label));
         return Ok(());
     }
-    let mut check = Check::new(Outcome::Fail, label);
+    s.in_scenario("require(..)")?;
+    let mut check = Check::new(Outcome::Fail, bounded(&label));
     if !words.is_empty() {
         check = check.compared(format!("{words} to hold"), "it does not");
     }
@@ -93,7 +95,7 @@ fn remarks(pkg: &mut Package<'_>, session: &Arc<Session>) {
                 Ok(text) => text,
                 Err(_) => values::render(&msg),
             };
-            s.recorder.note(text, s.place(&ctx));
+            s.recorder.note(bounded(&text), s.place(&ctx));
         },
     );
     let s = session.clone();

@@ -10,7 +10,7 @@ use rhai::{EvalAltResult, NativeCallContext, Position};
 use crate::scenario::ScenarioDecl;
 use crate::scenario::cell::{Cancel, Why};
 use crate::scenario::lab::{LabError, LabOps, LabResult};
-use crate::scenario::text::seconds;
+use crate::scenario::text::{fit, seconds};
 use crate::scenario::verdict::{Check, Recorder, ScriptPos};
 
 use super::End;
@@ -187,9 +187,22 @@ impl Session {
     }
 
     /// Records a check made by this native call.
-    pub(crate) fn record(&self, ctx: &NativeCallContext<'_>, check: Check) {
+    pub(crate) fn record(&self, ctx: &NativeCallContext<'_>, mut check: Check) {
         let at = check.at.clone().or_else(|| self.place(ctx));
+        check.message = check.message.map(|text| bounded(&text));
         self.recorder.record(check.at(at));
+    }
+
+    /// Refuses what ends a scenario where there is none to end.
+    pub(crate) fn in_scenario(&self, what: &str) -> Result<(), Fault> {
+        let state = self.lock();
+        if state.has_scenarios() && !state.ran {
+            let why = format!(
+                "{what} stands outside of any scenario, and would end none: move it into one"
+            );
+            return Err(Fault::misplaced(why));
+        }
+        Ok(())
     }
 
     /// Ends the run: nothing in the script can catch what this returns.
@@ -265,7 +278,7 @@ impl Session {
     /// Prints for the script, unless it is only collected: then everything comes again.
     pub(crate) fn print(&self, text: &str) {
         if !self.collecting() {
-            self.recorder.print(text);
+            self.recorder.print(bounded(text));
         }
     }
 
@@ -295,6 +308,19 @@ impl Session {
             self.recorder.record(Check::fail(label, text).at(at));
         }
     }
+}
+
+/// Characters of a text that a script records.
+const MAX_TEXT: usize = 16 << 10;
+
+/// A text of a script's making, cut to what anybody reads.
+pub(crate) fn bounded(text: &str) -> String {
+    // Cut by bytes first: the text may be as long as scripts may have them.
+    let mut end = text.len().min(4 * MAX_TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    fit(&text[..end], MAX_TEXT)
 }
 
 /// More unused `expect(..)`s than this are not remembered one by one.

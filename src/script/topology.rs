@@ -6,8 +6,10 @@ use crate::vm::topology::{CpuSet, Topology};
 
 use super::fault::{Fault, Native};
 use super::register::Package;
+use super::values::incomparable;
 
 pub(crate) fn register(pkg: &mut Package<'_>) {
+    incomparable::<Topology>(pkg, "Topology");
     pkg.ty::<Topology>(
         "Topology",
         "The shape of a machine: NUMA nodes, last-level caches, cores, threads.",

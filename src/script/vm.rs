@@ -14,7 +14,7 @@ use super::options::{Mistake, Options};
 use super::register::Package;
 use super::session::Session;
 use super::units;
-use super::values::described;
+use super::values::{described, incomparable};
 
 /// A live machine.
 #[derive(Clone)]
@@ -40,6 +40,8 @@ pub(crate) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {
     groups(pkg, session);
     scheduler(pkg, session);
     later(pkg);
+    incomparable::<Vm>(pkg, "Vm");
+    incomparable::<Scheduler>(pkg, "Scheduler");
 }
 
 /// Throws a mistake in options where a script may catch it.

@@ -219,6 +219,16 @@ fn a_deadline_names_the_loops_of_the_scenario() {
 }
 
 #[test]
+fn long_texts_are_cut_before_they_are_recorded() {
+    let body = "let long = \"x\"; long.pad(1000000, \"x\"); print(long); note(long); fail(long);\nthrow long;";
+    let ran = Bench::new().body(body);
+    assert_eq!(ran.records.len(), 4);
+    for record in &ran.records {
+        assert!(format!("{record:?}").len() < 20_000);
+    }
+}
+
+#[test]
 fn deep_and_large_values_end_in_errors_not_in_crashes() {
     let bench = Bench::new();
     let deep_text = format!("let x = {}1{};", "(".repeat(5000), ")".repeat(5000));

@@ -130,6 +130,15 @@ fn a_closure_finds_the_functions_and_constants_of_its_own_script() {
 }
 
 #[test]
+fn recursion_through_modules_and_closures_ends() {
+    let bench = bench();
+    let text = "import \"lib/helpers\" as h;\nfn f(g) {\n import \"lib/helpers\" as h;\n\
+                h::mapped([1], |x| f(g));\n}\nf(1);";
+    let told = bench.plain(&bench.collect(text).unwrap_err());
+    assert!(told.contains("functions call each other more than 100 deep"), "{told}");
+}
+
+#[test]
 fn what_is_handed_to_a_module_stays_what_it_was() {
     let ran = bench().body(
         "import \"lib/helpers\" as h;\nlet xs = [1];\nlet f = |x| x;\nh::mapped(xs, f);\nh::judged(xs);\n\

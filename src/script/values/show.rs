@@ -6,6 +6,8 @@ use rhai::{Array, Dynamic, Map};
 
 use crate::snapshot::{Entry, EnumValue, Field, Snapshot, SnapshotError};
 
+use crate::vm::topology::Topology;
+
 use super::U64;
 
 /// Columns that a collection may take to be shown on one line.
@@ -146,7 +148,13 @@ fn single(value: &Dynamic) -> String {
     if let Some(error) = value.read_lock::<SnapshotError>() {
         return format!("{}: {}", error.kind(), *error);
     }
-    value.to_string()
+    if let Some(topology) = value.read_lock::<Topology>() {
+        return topology.to_string();
+    }
+    match value.is_int() || value.is_bool() {
+        true => value.to_string(),
+        false => described(value),
+    }
 }
 
 /// A value on as many lines as it takes, without a line break at its end.

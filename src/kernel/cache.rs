@@ -221,7 +221,7 @@ impl CacheDir {
             }
             locked => locked.map_err(|cause| fail(cause.into()))?,
         }
-        Ok(CacheLock { _file: file })
+        Ok(CacheLock { file })
     }
 
     /// Sorts a failure of the file system into the kind that its remedy needs.
@@ -242,7 +242,15 @@ impl CacheDir {
 /// A lock that is held; see [`CacheDir::lock`].
 #[derive(Debug)]
 pub struct CacheLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for CacheLock {
+    fn drop(&mut self) {
+        // Closing alone would not do: a child that another thread is just starting has the file
+        // open as well until it executes its program. Should this fail, closing is left.
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 /// SHA-256 of `bytes` in lower-case hexadecimal.
@@ -472,6 +480,16 @@ mod tests {
             drop(waiter.join().expect("no panic"));
         });
         drop(cache.lock("fetch", || panic!("all let go")).expect("locked"));
+    }
+
+    #[test]
+    fn a_lock_that_was_let_go_is_free_while_a_starting_child_has_its_file_open() {
+        let (_dir, cache) = cache();
+        let held = cache.lock("fetch", || panic!("nobody holds it")).expect("locked");
+        let inherited = held.file.try_clone().expect("a second descriptor, as fork makes");
+        drop(held);
+        drop(cache.lock("fetch", || panic!("it was let go")).expect("locked"));
+        drop(inherited);
     }
 
     #[test]

@@ -20,6 +20,7 @@
 //! | [`mem`] | | guest physical memory |
 //! | [`wire`] | | frames between host and guest |
 //! | [`btf`] | | BTF as a graph of types |
+//! | [`words`] | | names that were meant, errors of the system; everything but a leaf may import it |
 //! | [`kernel`] | `btf`, `child` | kernel images: find, fetch, unpack, cache |
 //! | [`scheduler`] | `btf`, `kernel`, `child` | a scheduler spec becomes files to stage |
 //! | [`vm`] | `mem`, `wire`, `kernel`, `scheduler`, `child` | machines: topology, initramfs, channel, engines |
@@ -46,3 +47,4 @@ pub mod script;
 pub mod snapshot;
 pub mod vm;
 pub mod wire;
+pub mod words;

@@ -361,7 +361,18 @@ pub struct SchedulerState {
     pub attached: bool,
     /// What its loader has said so far.
     pub log: String,
+    /// While sched_ext is enabled: workers that were to follow the scheduler and have another
+    /// policy than SCHED_EXT, with its number; at most [`MAX_STRAYS`].
+    #[serde(default)]
+    pub strays: Vec<(u32, u32)>,
 }
+
+/// Workers that are named in [`SchedulerState::strays`] at most.
+pub const MAX_STRAYS: usize = 64;
+/// Workers at one time; each takes some hundred kilobytes of the guest's memory.
+pub const MAX_WORKERS: u32 = 1024;
+/// The number of the policy SCHED_EXT (kernel: `include/uapi/linux/sched.h`).
+pub const SCHED_EXT: u32 = 7;
 
 /// How a program ended and what it printed (each stream capped).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

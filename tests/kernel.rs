@@ -123,6 +123,8 @@ fn a_disk_that_fills_while_unpacking_is_named_and_nothing_is_left() {
     let output = inside(&myself, &["--exact", name, "--nocapture"]).expect("it runs");
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
+    let ran = String::from_utf8_lossy(&output.stdout);
+    assert!(ran.contains("1 passed"), "{ran}");
 }
 
 fn on_a_small_disk(vmlinuz: &std::path::Path) {

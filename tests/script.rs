@@ -74,6 +74,7 @@ fn api_writes_definition_files_for_editors() {
     let out = cryoscope(&["api", "--definitions", dir.to_str().unwrap()]);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let files: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().path()).collect();
+    assert!(!files.is_empty());
     assert!(files.iter().all(|f| f.to_str().unwrap().ends_with(".d.rhai")), "{files:?}");
     std::fs::remove_dir_all(&dir).unwrap();
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use super::Failure;
 use crate::script::surface::{FunctionDoc, Kind, Surface};
 use crate::script::{ModuleDoc, Reference, reference};
-use crate::snapshot::nearest;
+use crate::words::nearest;
 
 /// What `cryoscope api` takes.
 #[derive(Debug, Args)]

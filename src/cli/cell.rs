@@ -10,9 +10,10 @@ use crate::scenario::cell::{Cancel, CellSpec, Events, Why, obey_sigterm, watch};
 use crate::scenario::event::{CellFinished, Logs, RunEvent};
 use crate::scenario::lab::{LabOps, LabResult};
 use crate::scenario::live::{BootFailed, Lab, Setup};
-use crate::scenario::text::{plain, seconds};
+use crate::scenario::text::seconds;
 use crate::scenario::verdict::{Check, Outcome, Recorder, Rules};
 use crate::script;
+use crate::words::plain;
 
 /// What the script's thread and the watchdog share: whoever comes first says the last word.
 struct Cell {

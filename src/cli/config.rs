@@ -16,7 +16,7 @@ pub struct Config {
     cache: Result<CacheDir, String>,
     /// How to write to standard output.
     pub style: Style,
-    /// This program, to start cells with.
+    /// This program's file, by the name that it had when it started.
     pub program: PathBuf,
     /// Where programs are looked for.
     path: Option<OsString>,
@@ -50,7 +50,6 @@ impl Config {
             path: std::env::var_os("PATH"),
             columns,
         };
-        // Linux names the running program even when its file was replaced meanwhile.
         let program = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
         Config::parse(environment, program)
     }

@@ -73,13 +73,17 @@ impl Failure {
     }
 }
 
-/// The whole program: parses, dispatches, gives the exit code.
-pub fn main() -> ExitCode {
+/// A panic anywhere is a bug of ours, and the end of this process with whatever it began.
+fn end_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         say_panic(&panic.to_string(), &std::backtrace::Backtrace::capture());
-        // Whatever was begun ends with this process.
         std::process::exit(INTERNAL.into());
     }));
+}
+
+/// The whole program: parses, dispatches, gives the exit code.
+pub fn main() -> ExitCode {
+    end_on_panic();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return ExitCode::from(refuse(&error)),
@@ -169,10 +173,7 @@ mod tests {
     #[test]
     #[ignore = "ends its process; run by a_bug_ends_with_70_and_says_how_to_report_it"]
     fn panics() {
-        std::panic::set_hook(Box::new(|panic| {
-            say_panic(&panic.to_string(), &std::backtrace::Backtrace::disabled());
-            std::process::exit(INTERNAL.into());
-        }));
+        end_on_panic();
         std::thread::spawn(|| panic!("two and two are five")).join().unwrap();
     }
 

@@ -143,15 +143,14 @@ impl Freezer {
     ) -> Result<Arc<Snapshot>, FreezeError> {
         let capturer = capturer(&mut self.capturer, &*self.engine)?;
         // Of a machine that runs this may fail on what is just changing; only the copy counts.
-        let _ = capturer.prepare(request);
+        if let Some(missing) = capturer.prepare(request).unwrap_or_default().into_iter().next() {
+            return Err(FreezeError::NoSuchMap(missing));
+        }
         let mut meta = meta();
         match rendezvous(&mut *self.engine, &mut self.phase, || capturer.capture(request))? {
             Rendezvous::Missed(reason) => Ok(Snapshot::placeholder(meta, reason)),
             Rendezvous::Met { outcome, times } => {
                 let raw = outcome?;
-                if let Some(missing) = raw.missing().first() {
-                    return Err(FreezeError::NoSuchMap(missing.clone()));
-                }
                 meta.pause = times.pause();
                 Ok(raw.finish(meta))
             }

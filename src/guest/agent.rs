@@ -137,11 +137,17 @@ impl Agent {
     }
 
     /// Collects every child that has ended, also those that others have left behind.
-    fn reap(&mut self) {
+    /// Says whether any are left.
+    fn reap(&mut self) -> bool {
         let mut buffer = [0; 1280];
         while rustix::io::read(&self.signals, &mut buffer).is_ok() {}
         self.world.ended.clear();
-        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+        loop {
+            let (pid, status) = match wait(WaitOptions::NOHANG) {
+                Ok(Some(ended)) => ended,
+                Ok(None) => return true,
+                Err(_) => return false,
+            };
             let (pid, Some(how)) = (Pid::as_raw(Some(pid)) as u32, Ended::from_status(status))
             else {
                 continue;
@@ -216,7 +222,7 @@ impl Agent {
         Ok(match op {
             Op::Attach(plan) => later(attach(plan, world)?),
             Op::Detach => later(DetachTask::default()),
-            Op::SchedulerState => now(Answer::Scheduler(world.sched.state())),
+            Op::SchedulerState => now(Answer::Scheduler(world.sched.state(&world.workers))),
             Op::CgroupCreate { name, set } => done(groups.create(&name, &set)?),
             Op::CgroupSet { name, set } => done(groups.set(&name, &set)?),
             Op::CgroupFreeze { name, frozen } => {
@@ -296,14 +302,13 @@ impl Agent {
     fn wait_for_children(&mut self, limit: Duration, done: impl Fn(&World) -> bool) {
         let deadline = Instant::now() + limit;
         loop {
-            self.reap();
+            let children = self.reap();
             self.world.events.clear();
             let world = &mut self.world;
             world.now = Instant::now();
             let _ = world.sched.advance(world.now, &world.ended, &mut self.uevents);
             let left = deadline.saturating_duration_since(Instant::now());
-            let none = matches!(wait(WaitOptions::NOHANG), Err(rustix::io::Errno::CHILD));
-            if done(&self.world) || none || left.is_zero() {
+            if done(&self.world) || !children || left.is_zero() {
                 return;
             }
             let mut fds = [PollFd::new(&self.signals, PollFlags::IN)];

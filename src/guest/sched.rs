@@ -32,6 +32,7 @@ use crate::process::{Ended, read_some};
 use crate::sys::{self, Role, Start};
 use crate::text::{Ring, tail};
 use crate::uevent::Uevents;
+use crate::work::Workers;
 use crate::{exec, loader, maps, refuse};
 
 const SYSFS: &str = "/sys/kernel/sched_ext";
@@ -320,9 +321,11 @@ impl Scheduler {
     }
 
     /// sched_ext and the loader as they are now.
-    pub(crate) fn state(&self) -> SchedulerState {
+    pub(crate) fn state(&self, workers: &Workers) -> SchedulerState {
+        let state = kernel_state().unwrap_or_default();
         SchedulerState {
-            state: kernel_state().unwrap_or_default(),
+            strays: if state == "enabled" { workers.strays() } else { Vec::new() },
+            state,
             ops: ops_name(),
             enable_seq: enable_seq(),
             attached: self.is_attached(),

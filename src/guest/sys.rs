@@ -34,6 +34,14 @@ pub(crate) fn set_policy(pid: Option<Pid>, policy: Policy, reset_on_fork: bool) 
     check(result).map(drop)
 }
 
+/// The number of a process's scheduling policy.
+pub(crate) fn policy(pid: Option<Pid>) -> io::Result<u32> {
+    // SAFETY: no memory is passed.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::sched_getscheduler(Pid::as_raw(pid)) };
+    Ok((check(result)? & !libc::SCHED_RESET_ON_FORK) as u32)
+}
+
 /// Blocks SIGCHLD and gives a non-blocking descriptor that is readable when a child has ended.
 pub(crate) fn child_signals() -> io::Result<OwnedFd> {
     // SAFETY: the set is initialized by `sigemptyset` before it is used, and no call keeps it.

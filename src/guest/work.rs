@@ -6,7 +6,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use cryoscope::wire::{Answer, Event, Policy, Refusal, RefusalKind, Work, WorkKind};
+use cryoscope::wire::{
+    Answer, Event, MAX_STRAYS, MAX_WORKERS, Policy, Refusal, RefusalKind, SCHED_EXT, Work, WorkKind,
+};
 use rustix::event::PollFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, kill_process};
@@ -17,8 +19,6 @@ use crate::sys::{self, Role, Start, reason};
 use crate::worker::{self, READY, name};
 use crate::{kmsg, refuse};
 
-/// All at one time; each takes some hundred kilobytes of the guest's memory.
-const MAX_WORKERS: usize = 1024;
 /// How long workers may take to be ready or to be gone.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -60,6 +60,16 @@ impl Workers {
 
     pub(crate) fn all(&self) -> Vec<u32> {
         self.alive.keys().copied().collect()
+    }
+
+    /// Workers that follow the scheduler but are not under it, with their policies' numbers.
+    pub(crate) fn strays(&self) -> Vec<(u32, u32)> {
+        let following = self.alive.iter().filter(|(_, w)| w.follows && w.expected);
+        let policies = following.filter_map(|(pid, _)| {
+            let target = i32::try_from(*pid).ok().and_then(Pid::from_raw);
+            Some((*pid, sys::policy(target).ok()?))
+        });
+        policies.filter(|(_, policy)| *policy != SCHED_EXT).take(MAX_STRAYS).collect()
     }
 
     /// Puts workers without a policy of their own under the scheduler that has just come, for
@@ -104,7 +114,7 @@ pub(crate) fn start(work: &Work, world: &mut World) -> Result<StartTask, Refusal
         return invalid(format!("{kind} workers: nice is -20 to 19, not {nice}"));
     }
     let alive = world.workers.alive.len();
-    if alive.saturating_add(work.count as usize) > MAX_WORKERS {
+    if alive.saturating_add(work.count as usize) > MAX_WORKERS as usize {
         return invalid(format!(
             "{} {kind} workers asked, {alive} are there; at most {MAX_WORKERS} can be",
             work.count

@@ -9,7 +9,7 @@ use super::paging::PageTables;
 use super::space::{AddressSpace, START_KERNEL_MAP};
 use super::symbols::Symbols;
 use super::vmcoreinfo::{self, Vmcoreinfo};
-use crate::btf::{Btf, TypeId};
+use crate::btf::{Btf, TypeId, Want};
 use crate::mem::{Gpa, GuestMem, Kva};
 
 /// Where the direct map begins when it does not move, with 4 and with 5 levels of page tables
@@ -56,17 +56,17 @@ impl Kernel {
         let (mut space, info) = find(&mem)?;
         let symbols = kallsyms::read(&space, &info)?;
         // Without these two the page tables do as well, only slower.
-        if let (Ok(start), Ok(end)) = (symbols.address("_text"), symbols.address("_end")) {
+        if let (Some(start), Some(end)) = (symbols.get("_text"), symbols.get("_end")) {
             space.trust_image(start, end, info.number("phys_base").unwrap_or(0) as u64);
         }
         let five_levels = has_five_levels(&info);
-        let base = match symbols.address("page_offset_base") {
-            Ok(at) => space.read_u64(at)?,
-            Err(_) => DIRECT_MAP[usize::from(five_levels)],
+        let base = match symbols.get("page_offset_base") {
+            Some(at) => space.read_u64(at)?,
+            None => DIRECT_MAP[usize::from(five_levels)],
         };
         space.trust_direct_map(Kva(base));
         let btf = read_btf(&space, &symbols)?;
-        let cpus = Cpus::read(&space, &symbols)?;
+        let cpus = Cpus::read(&space, &symbols, &btf)?;
         let release = info.release().to_owned();
         Ok(Kernel { space, release, symbols, btf, cpus, bpf: OnceLock::new() })
     }
@@ -221,8 +221,7 @@ fn prove(mem: &Arc<dyn GuestMem>, info: &Vmcoreinfo) -> Result<AddressSpace, Str
 }
 
 fn read_btf(space: &AddressSpace, symbols: &Symbols) -> Result<Arc<Btf>, IntrospectError> {
-    let (Ok(start), Ok(end)) = (symbols.address("__start_BTF"), symbols.address("__stop_BTF"))
-    else {
+    let (Some(start), Some(end)) = (symbols.get("__start_BTF"), symbols.get("__stop_BTF")) else {
         return Err(IntrospectError::NotBuilt {
             option: "CONFIG_DEBUG_INFO_BTF",
             detail: "it has no symbol __start_BTF".into(),
@@ -238,21 +237,25 @@ fn read_btf(space: &AddressSpace, symbols: &Symbols) -> Result<Arc<Btf>, Introsp
 }
 
 impl Cpus {
-    fn read(space: &AddressSpace, symbols: &Symbols) -> Result<Self, IntrospectError> {
+    fn read(space: &AddressSpace, symbols: &Symbols, btf: &Btf) -> Result<Self, IntrospectError> {
         // A kernel for one CPU has none of these symbols, and per-CPU variables are plain ones.
-        let Ok(table) = symbols.address("__per_cpu_offset") else {
+        let Some(table) = symbols.get("__per_cpu_offset") else {
             return Ok(Cpus { offsets: vec![Some(0)] });
         };
-        let count = match symbols.address("nr_cpu_ids") {
-            Ok(at) => space.read_u32(at)?,
-            // CONFIG_FORCE_NR_CPUS: the bits that are set in the mask tell.
-            Err(_) => MAX_CPUS,
+        // CONFIG_FORCE_NR_CPUS: as many as the mask has bits, of which those that are set count.
+        let bits = || {
+            let size = btf.find("cpumask", Want::Struct).and_then(|id| btf.size_of(id));
+            size.map_or(MAX_CPUS, |bytes| bytes.saturating_mul(8).min(MAX_CPUS.into()) as u32)
+        };
+        let count = match symbols.get("nr_cpu_ids") {
+            Some(at) => space.read_u32(at)?,
+            None => bits(),
         };
         if count == 0 || count > MAX_CPUS {
             return Err(IntrospectError::Damaged(format!("it claims to have {count} CPUs")));
         }
         let mut mask = vec![0xff; (count as usize).next_multiple_of(64) / 8];
-        if let Ok(at) = symbols.address("__cpu_possible_mask") {
+        if let Some(at) = symbols.get("__cpu_possible_mask") {
             let there = space.read_prefix(at, &mut mask);
             mask[there..].fill(0);
         }

@@ -137,18 +137,21 @@ impl Symbols {
         }
     }
 
-    /// The address of a symbol whose name is expected to be unique: the first one of `name`.
+    /// The address of a symbol, if there is one: the first one of `name`.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<Kva> {
+        self.lookup(name).first().map(|at| Kva(*at))
+    }
+
+    /// The address of a symbol that has to be there: the first one of `name`.
     ///
     /// # Errors
     /// [`IntrospectError::NoSymbol`], with the nearest name there is.
     pub fn address(&self, name: &str) -> Result<Kva, IntrospectError> {
-        match self.lookup(name) {
-            [first, ..] => Ok(Kva(*first)),
-            [] => Err(IntrospectError::NoSymbol {
-                name: name.to_owned(),
-                hint: self.nearest(name).map_or(String::new(), |n| format!("; nearest: '{n}'")),
-            }),
-        }
+        self.get(name).ok_or_else(|| IntrospectError::NoSymbol {
+            name: name.to_owned(),
+            hint: self.nearest(name).map_or(String::new(), |n| format!("; nearest: '{n}'")),
+        })
     }
 
     /// The name most like `name`, if one is alike.

@@ -15,6 +15,8 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
+use crate::words::plain;
+
 /// Why the cache could not be used. The text is complete: what failed, why, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
@@ -59,15 +61,6 @@ pub enum CacheError {
         /// What the kernel answered.
         cause: io::Error,
     },
-}
-
-/// The error's text without the number that the standard library adds.
-pub(super) fn plain(error: &io::Error) -> String {
-    let text = error.to_string();
-    match (error.raw_os_error(), text.rfind(" (os error ")) {
-        (Some(_), Some(at)) => text[..at].to_owned(),
-        _ => text,
-    }
 }
 
 /// The directory under which everything lives that can be made anew.

@@ -3,8 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::cache::{CacheError, plain};
+use super::cache::CacheError;
 use super::image::ImageError;
+use crate::words::plain;
 
 /// Why a kernel cannot be had. The text is complete and for the user.
 #[derive(Debug, thiserror::Error)]

@@ -270,7 +270,10 @@ fn config_near(path: &Path, release: &str) -> Option<PathBuf> {
         beside.join(".config"),
     ];
     candidates.extend(build.map(|dir| dir.join(".config")));
-    candidates.push(beside.join(format!("../../../boot/config-{release}")));
+    // From /lib/modules/RELEASE, from /usr/lib/modules/RELEASE and from /usr/lib/debug/boot.
+    for up in ["../../..", "../../../.."] {
+        candidates.push(beside.join(up).join(format!("boot/config-{release}")));
+    }
     candidates.into_iter().find(|config| is_config_of(config, release).unwrap_or(false))
 }
 

@@ -42,7 +42,8 @@ impl Spec {
             _ => {}
         }
         let path = PathBuf::from(text);
-        if path.exists() {
+        // What cannot be looked at is told when it is opened, with the cause.
+        if !matches!(path.try_exists(), Ok(false)) {
             return Ok(Spec::Path(path));
         }
         if text.contains('/') {

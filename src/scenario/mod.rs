@@ -37,6 +37,9 @@ pub struct ScenarioDecl {
     /// A script without `scenario(..)` is run as a whole, under its file's name.
     #[serde(default)]
     pub plain: bool,
+    /// Whether it boots a machine, as far as could be seen when it was collected.
+    #[serde(default)]
+    pub boots: bool,
     /// Its options.
     pub options: ScenarioOptions,
 }
@@ -383,6 +386,7 @@ mod tests {
             index: 0,
             at: None,
             plain: false,
+            boots: true,
             options,
         };
         let json = serde_json::to_string(&decl).unwrap();

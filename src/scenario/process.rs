@@ -27,9 +27,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use super::cell::{CellSpec, GRACE};
 use super::event::{CellFinished, Logs, RunEvent};
-use super::text::{self, plain};
+use super::text;
 use super::verdict::{Outcome, Verdict};
 use crate::child::command_dying_with_parent;
+use crate::words::plain;
 
 /// What a cell may take beyond its deadline before the runner steps in: it has its own watchdog,
 /// this is for the case that the watchdog hangs too.

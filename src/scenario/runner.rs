@@ -200,9 +200,12 @@ impl Run<'_> {
                 return ended;
             };
             if number >= ATTEMPTS || self.stop.is_asked() {
-                if number > 1 && end.verdict.reason.is_none() {
-                    end.verdict.reason = Some(format!("the engine failed {number} times"));
-                }
+                // Whatever it found, it found in a machine that broke.
+                let times = if number > 1 { format!(" {number} times") } else { String::new() };
+                end.verdict.outcome = Outcome::Error;
+                end.verdict
+                    .reason
+                    .get_or_insert_with(|| format!("the engine failed{times}: {fault}"));
                 return ended;
             }
             let cell = end.cell;
@@ -349,7 +352,9 @@ mod tests {
             _ => None,
         });
         let reason = end.and_then(|end| end.verdict.reason.clone());
-        assert_eq!(reason.as_deref(), Some("the engine failed 3 times"));
+        assert_eq!(reason.as_deref(), Some("the engine failed 3 times: QEMU died"));
+        let (summary, _) = run(1, 1, &format!("echo '{}'", end_line(0, Pass, Some("QEMU died"))));
+        assert_eq!(summary.outcomes, BTreeMap::from([(Error, 1)]), "its word is not trusted");
     }
 
     #[test]

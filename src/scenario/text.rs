@@ -148,16 +148,6 @@ fn window(line: &str, column: usize, width: usize) -> (String, usize) {
     (part.into_iter().collect(), column - start)
 }
 
-/// An error of the operating system without its number.
-#[must_use]
-pub fn plain(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    match text.find(" (os error ") {
-        Some(at) => text[..at].to_string(),
-        None => text,
-    }
-}
-
 /// A length of time as people say it: `0.42 s`, `6.2 s`, `2 min 5 s`.
 #[must_use]
 pub fn seconds(ms: u64) -> String {

@@ -28,7 +28,7 @@ pub const KEPT_LINES: usize = 1000;
 
 /// The longest text that is kept, in bytes: whatever a script or a guest says ends up in memory,
 /// in a pipe and in a report.
-pub const KEPT_TEXT: usize = 64 << 10;
+pub const KEPT_TEXT: usize = 16 << 10;
 
 /// What came of a check or of a whole scenario, from the least to the most serious.
 ///
@@ -359,8 +359,7 @@ impl Recorder {
             }
         } else {
             if state.kept.len() >= KEPT_CHECKS {
-                state.dropped += 1;
-                return;
+                return self.drop_one(&mut state, "checks that do not hold", KEPT_CHECKS);
             }
             state.kept.push(check.clone());
         }
@@ -423,11 +422,19 @@ impl Recorder {
         }
         let mut state = self.lock();
         if state.lines >= KEPT_LINES {
-            state.dropped += 1;
-            return;
+            return self.drop_one(&mut state, "printed lines and notes", KEPT_LINES);
         }
         state.lines += 1;
         self.tell(&record);
+    }
+
+    /// Counts what is not kept. The first time it says so.
+    fn drop_one(&self, state: &mut State, what: &str, most: usize) {
+        state.dropped += 1;
+        if state.dropped == 1 {
+            let text = format!("of more than {most} {what}, the others are only counted");
+            self.tell(&Record::Note { text, at: None });
+        }
     }
 
     fn tell(&self, record: &Record) {
@@ -637,7 +644,11 @@ mod tests {
         for record in seen.lock().unwrap().iter() {
             let json = serde_json::to_string(record).unwrap();
             assert!(json.len() < 3 * KEPT_TEXT, "{} bytes", json.len());
-            assert!(json.contains("ä… (65538 more bytes)"), "{}", &json[json.len() - 60..]);
+            assert!(
+                json.contains("ä… (16386 more bytes)"),
+                "{}",
+                json.chars().rev().take(60).collect::<String>()
+            );
         }
     }
 

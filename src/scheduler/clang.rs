@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use crate::child::command_dying_with_parent;
 
 use super::SchedulerError;
-use super::error::plain;
+use crate::words::plain;
 
 /// The oldest version that can be used: older ones cannot describe enums of more than 32 bits
 /// in BTF, and sched_ext's constants are such.

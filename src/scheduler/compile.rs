@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -24,8 +24,8 @@ use crate::kernel::cache::{sha256, sha256_of_parts};
 use crate::kernel::{CacheDir, KernelImage};
 
 use super::clang::{Clang, Toolchain};
-use super::error::plain;
 use super::{SchedulerError, SchedulerSpec, vmlinux};
+use crate::words::plain;
 
 /// The header that every source can include beside `vmlinux.h`.
 const HEADER: &str = include_str!("cryoscope.bpf.h");
@@ -211,6 +211,7 @@ impl Job<'_> {
         for name in ["CPATH", "C_INCLUDE_PATH", "CCC_OVERRIDE_OPTIONS"] {
             command.env_remove(name);
         }
+        let started = SystemTime::now();
         let mut child = command_dying_with_parent(command).spawn().map_err(|e| io(plain(&e)))?;
         let status = wait(&mut child, DEADLINE).map_err(|e| io(plain(&e)))?;
         let Some(status) = status else {
@@ -221,16 +222,17 @@ impl Job<'_> {
             });
         };
         let contents = |file, max| contents(file, max).map_err(|e| io(plain(&e)));
-        let mut log = String::from_utf8_lossy(&contents(log, MAX_LOG)?).into_owned();
+        let log = String::from_utf8_lossy(&contents(log, MAX_LOG)?).into_owned();
+        if let Some(how) = ended(status) {
+            // The compiler's crash, or lack of memory: not what it was given.
+            return Err(SchedulerError::ClangDied { path: self.clang.path.clone(), how, log });
+        }
         if !status.success() {
-            if let Some(how) = ended(status) {
-                log.push_str(&format!("{} {how}\n", self.clang.path.display()));
-            }
             return Err(self.failed(log));
         }
         let object = contents(object, MAX_OBJECT)?;
         let deps = contents(deps, MAX_LOG)?;
-        self.store(key, &object, &deps, &log)?;
+        self.store(key, started, (&object, &deps), &log)?;
         Ok(Compiled { object: object.into(), log })
     }
 
@@ -249,8 +251,8 @@ impl Job<'_> {
     fn store(
         &self,
         key: &str,
-        object: &[u8],
-        deps: &[u8],
+        started: SystemTime,
+        (object, deps): (&[u8], &[u8]),
         log: &str,
     ) -> Result<(), SchedulerError> {
         let mut files = Vec::new();
@@ -260,6 +262,11 @@ impl Job<'_> {
             }
             let path = std::path::absolute(&path).unwrap_or(path);
             let bytes = fs::read(&path).map_err(|e| SchedulerError::read(&path, e))?;
+            let saved = fs::metadata(&path).and_then(|meta| meta.modified());
+            if saved.is_ok_and(|saved| saved >= started) {
+                // Which of its texts was compiled cannot be told.
+                return Ok(());
+            }
             files.push((path, sha256(&bytes)));
         }
         if files.is_empty() {

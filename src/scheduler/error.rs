@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::btf::BtfError;
 use crate::kernel::{CacheError, KernelError};
+use crate::words::plain;
 
 use super::vmlinux::HeaderError;
 
@@ -13,7 +14,10 @@ use super::vmlinux::HeaderError;
 #[non_exhaustive]
 pub enum SchedulerError {
     /// There is no such file.
-    #[error("no scheduler at {}{}", path.display(), did_you_mean(nearest.as_deref()))]
+    #[error(
+        "no scheduler at {}{} (a relative path starts at the script's directory)",
+        path.display(), did_you_mean(nearest.as_deref())
+    )]
     NotFound {
         /// What was looked for.
         path: PathBuf,
@@ -96,6 +100,17 @@ pub enum SchedulerError {
         path: PathBuf,
         /// What went wrong.
         cause: String,
+    },
+    /// The compiler did not come to its end.
+    #[error("{} {how} while compiling; is there enough memory?{}{}", path.display(),
+        if log.is_empty() { "" } else { "\n" }, log.trim_end())]
+    ClangDied {
+        /// The program.
+        path: PathBuf,
+        /// How it ended.
+        how: String,
+        /// What it said before.
+        log: String,
     },
     /// The compiler cannot compile for sched_ext.
     #[error(
@@ -215,12 +230,7 @@ impl SchedulerError {
     /// error: it does not compile, or is no scheduler that can be loaded.
     #[must_use]
     pub fn is_schedulers_fault(&self) -> bool {
-        matches!(
-            self,
-            SchedulerError::Compile { .. }
-                | SchedulerError::CompileTimeout { .. }
-                | SchedulerError::Object { .. }
-        )
+        matches!(self, SchedulerError::Compile { .. } | SchedulerError::Object { .. })
     }
 
     pub(super) fn read(path: &Path, cause: io::Error) -> Self {
@@ -228,26 +238,6 @@ impl SchedulerError {
     }
 }
 
-/// The error's text without the number that the standard library adds.
-pub(super) fn plain(error: &io::Error) -> String {
-    let text = error.to_string();
-    match (error.raw_os_error(), text.rfind(" (os error ")) {
-        (Some(_), Some(at)) => text[..at].to_owned(),
-        _ => text,
-    }
-}
-
 fn did_you_mean(nearest: Option<&str>) -> String {
     nearest.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default()
-}
-
-/// The name that may have been meant.
-pub(super) fn nearest<'a>(asked: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let fold = |name: &str| name.to_lowercase().replace('-', "_");
-    let asked = fold(asked);
-    names
-        .map(|name| (strsim::normalized_damerau_levenshtein(&asked, &fold(name)), name))
-        .filter(|&(likeness, _)| likeness > 0.6)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, name)| name)
 }

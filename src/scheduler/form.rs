@@ -4,7 +4,8 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::{SchedulerError, SchedulerSpec, clang, error};
+use super::{SchedulerError, SchedulerSpec, clang};
+use crate::words::nearest;
 
 /// What a spec turned out to be.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -141,6 +142,6 @@ fn missing(src: &Path, cause: std::io::Error) -> SchedulerError {
         })
         .unwrap_or_default();
     let asked = src.file_name().unwrap_or_default().to_string_lossy();
-    let nearest = error::nearest(&asked, names.iter().map(String::as_str)).map(str::to_owned);
+    let nearest = nearest(&asked, names.iter().map(String::as_str)).map(str::to_owned);
     SchedulerError::NotFound { path: src.to_owned(), nearest }
 }

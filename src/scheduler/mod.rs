@@ -29,6 +29,7 @@ use std::sync::Arc;
 
 use crate::btf::{Btf, Kind, Shape};
 use crate::kernel::{CacheDir, KernelImage};
+use crate::words::plain;
 
 pub use clang::{Clang, OLDEST as OLDEST_CLANG, Toolchain};
 pub use error::SchedulerError;
@@ -274,10 +275,14 @@ fn staged(spec: &SchedulerSpec) -> Result<Vec<StagedFile>, SchedulerError> {
     spec.staged.iter().map(|(host, guest)| stage(&spec.base_dir.join(host), guest)).collect()
 }
 
-fn stage(host: &Path, guest: &str) -> Result<StagedFile, SchedulerError> {
+/// A file that an author names: a program comes with its libraries, everything else as it is.
+///
+/// # Errors
+/// [`SchedulerError::Staged`]: it cannot be read, or `guest` is no absolute path.
+pub fn stage(host: &Path, guest: &str) -> Result<StagedFile, SchedulerError> {
     use std::os::unix::fs::PermissionsExt;
     let fail = |cause: String| SchedulerError::Staged { path: host.to_owned(), cause };
-    let meta = host.metadata().map_err(|e| fail(error::plain(&e)))?;
+    let meta = host.metadata().map_err(|e| fail(plain(&e)))?;
     if !meta.is_file() {
         return Err(fail("it is not a file".into()));
     }

@@ -4,9 +4,9 @@ use serde_json::Value;
 
 use crate::btf::{Btf, EnumShape, Field, FieldError, Kind, MAX_HOPS, Shape, TypeId};
 
-use super::error::nearest;
 use super::object::{BpfObject, Variable};
 use super::{Patch, SchedulerError};
+use crate::words::nearest;
 
 /// Levels of structs and arrays that a value may have.
 const MAX_LEVELS: usize = 16;
@@ -27,11 +27,8 @@ pub(super) fn patches(
         (None, None) => return Err(no_such_variable(object, path)),
     };
     let btf = &*object.btf;
-    let field = btf.field(variable.ty, rest).map_err(|e| SchedulerError::Value {
-        name: variable.name.clone(),
-        type_name: type_name(btf, variable.ty),
-        problem: field_problem(e),
-    })?;
+    let bad = refusal(btf, &variable.name, variable.ty);
+    let field = btf.field(variable.ty, rest).map_err(|e| bad(field_problem(e)))?;
     let mut out = Encoder { btf, variable, patches: Vec::new() };
     out.value(path, field, value, 0)?;
     Ok(out.patches)
@@ -75,6 +72,15 @@ fn no_such_variable(object: &BpfObject, name: &str) -> SchedulerError {
     }
 }
 
+/// What turns a problem with the value for `name` into the error for it.
+fn refusal(btf: &Btf, name: &str, ty: TypeId) -> impl Fn(String) -> SchedulerError {
+    move |problem| SchedulerError::Value {
+        name: name.to_owned(),
+        type_name: type_name(btf, ty),
+        problem,
+    }
+}
+
 struct Encoder<'a> {
     btf: &'a Btf,
     variable: &'a Variable,
@@ -89,11 +95,7 @@ impl Encoder<'_> {
         value: &Value,
         level: usize,
     ) -> Result<(), SchedulerError> {
-        let bad = |problem: String| SchedulerError::Value {
-            name: name.to_owned(),
-            type_name: type_name(self.btf, field.ty),
-            problem,
-        };
+        let bad = refusal(self.btf, name, field.ty);
         let shape = self.btf.shape(field.ty).map_err(|e| bad(e.to_string()))?;
         if level > MAX_LEVELS {
             return Err(bad("the value is nested too deeply".into()));
@@ -134,11 +136,7 @@ impl Encoder<'_> {
         value: &Value,
         level: usize,
     ) -> Result<(), SchedulerError> {
-        let bad = |problem: String| SchedulerError::Value {
-            name: name.to_owned(),
-            type_name: type_name(self.btf, field.ty),
-            problem,
-        };
+        let bad = refusal(self.btf, name, field.ty);
         if let (Value::String(text), 1) = (value, elem_size) {
             let room = len as usize;
             if text.len() >= room {
@@ -173,11 +171,7 @@ impl Encoder<'_> {
         value: &Value,
         level: usize,
     ) -> Result<(), SchedulerError> {
-        let bad = |problem: String| SchedulerError::Value {
-            name: name.to_owned(),
-            type_name: type_name(self.btf, field.ty),
-            problem,
-        };
+        let bad = refusal(self.btf, name, field.ty);
         let Value::Object(values) = value else {
             return Err(bad(format!("{value} is no map of its members")));
         };

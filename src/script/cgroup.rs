@@ -12,6 +12,7 @@ use super::register::Package;
 use super::session::Session;
 use super::values::incomparable;
 use super::vm::{Vm, no_such, thrown};
+use crate::wire::MAX_WORKERS;
 
 /// A cgroup.
 #[derive(Clone)]
@@ -19,9 +20,6 @@ pub(crate) struct Cgroup {
     lab: Arc<dyn LabOps>,
     name: String,
 }
-
-/// The most workers that one call starts.
-const MAX_WORKERS: i64 = 4096;
 
 const WORKS: [(&str, WorkKind); 4] = [
     ("spin", WorkKind::Spin),
@@ -83,7 +81,7 @@ fn worker_options(t: &Vm, opts: &Map) -> Result<WorkOptions, Mistake> {
     };
     let kind = WORKS.iter().find(|(w, _)| *w == word).map_or(WorkKind::Spin, |(_, kind)| *kind);
     let mut out = WorkOptions::new(kind);
-    if let Some(count) = read.number("count", 1, MAX_WORKERS)? {
+    if let Some(count) = read.number("count", 1, i64::from(MAX_WORKERS))? {
         out.count = u32::try_from(count).unwrap_or(u32::MAX);
         if kind == WorkKind::Pipe && count % 2 != 0 {
             let why = format!("{count} is odd, but \"pipe\" workers talk in pairs");

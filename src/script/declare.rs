@@ -7,6 +7,7 @@ use rhai::{Dynamic, EvalAltResult, FnPtr, Map, NativeCallContext};
 
 use crate::scenario::lab::LabError;
 use crate::scenario::{BootPath, ExpectExit, ScenarioDecl, ScenarioOptions, SchedulerOptions};
+use crate::vm::Capability;
 use crate::vm::topology::Topology;
 
 use super::End;
@@ -160,7 +161,7 @@ fn declare(
         Err(mistake) => return Err(refused(s, ctx, mistake)),
     };
     let file = s.file.clone();
-    Ok(ScenarioDecl { name: name.to_string(), file, index, at, plain: false, options })
+    Ok(ScenarioDecl { name: name.to_string(), file, index, at, plain: false, boots: true, options })
 }
 
 /// What a mistake in options becomes: an error at the key, which no script means to catch.
@@ -208,7 +209,7 @@ fn plain_boot(s: &Arc<Session>, ctx: &NativeCallContext<'_>, opts: &Map) -> Nati
             return Err(Fault::misplaced(in_parent("boot")).into());
         }
         // This much is enough to know: it is a plain script, and runs in a cell as a whole.
-        state.plain = true;
+        state.plain = Some(options);
         drop(state);
         return Err(terminate());
     };
@@ -227,6 +228,7 @@ fn plain_boot(s: &Arc<Session>, ctx: &NativeCallContext<'_>, opts: &Map) -> Nati
         index: 0,
         at: s.place(ctx),
         plain: true,
+        boots: true,
         options,
     };
     match boot(&decl) {
@@ -260,6 +262,9 @@ pub(crate) fn options(what: &'static str, map: &Map) -> Result<ScenarioOptions, 
     set(&mut out.expect_exit, read.string("expect_exit")?.map(|text| ExpectExit::parse(&text)));
     set(&mut out.allow_inconclusive, read.flag("allow_inconclusive")?);
     set(&mut out.requires, read.strings("requires")?);
+    for name in &out.requires {
+        name.parse::<Capability>().map_err(|e| read.wrong("requires", e))?;
+    }
     set(&mut out.kargs, read.strings("kargs")?);
     set(&mut out.include_files, read.paths("include_files")?);
     Ok(out)

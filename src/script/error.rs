@@ -5,8 +5,6 @@ use std::fmt;
 use crate::scenario::text::{caret, clean, head};
 use crate::scenario::verdict::{Check, ScriptPos};
 
-use super::session::bounded;
-
 /// Columns that an error is told in.
 const WIDTH: usize = 80;
 /// Lines of a message that are told.
@@ -46,7 +44,7 @@ impl ScriptError {
     /// The judgement that follows: the scenario could not be judged.
     #[must_use]
     pub fn check(&self) -> Check {
-        let mut text = bounded(&self.message);
+        let mut text = self.message.clone();
         for line in self.below() {
             text.push('\n');
             text.push_str(&line);
@@ -77,7 +75,7 @@ impl ScriptError {
 /// ```
 impl fmt::Display for ScriptError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let message = head(&clean(&bounded(&self.message)), LINES, 1000);
+        let message = head(&clean(&self.message), LINES, 1000);
         write!(f, "error: {}", message.join("\n"))?;
         let mut gutter = 1;
         if let Some(at) = &self.at {

@@ -2,7 +2,7 @@
 
 use rhai::{Dynamic, EvalAltResult, LexError, ParseError, ParseErrorType};
 
-use crate::snapshot::nearest;
+use crate::words::nearest;
 
 use super::data;
 use super::engine::{MAX_ARRAY, MAX_CALL_LEVELS, MAX_MAP, MAX_STRING};

@@ -11,7 +11,7 @@ use crate::scenario::verdict::{Check, Outcome};
 use super::End;
 use super::fault::{Fault, Native};
 use super::register::Package;
-use super::session::{Session, bounded};
+use super::session::Session;
 use super::values::described;
 use super::{data, units, values};
 
@@ -57,7 +57,7 @@ fn judging(pkg: &mut Package<'_>, session: &Arc<Session>) {
         "Ends the scenario, unjudged: it is a Skip unless a check has already failed.",
         move |ctx: NativeCallContext<'_>, reason: &str| -> Native<()> {
             s.in_scenario("skip(..)")?;
-            s.recorder.skip(bounded(reason), s.place(&ctx));
+            s.recorder.skip(reason, s.place(&ctx));
             Err(s.end(End::Stopped))
         },
     );
@@ -77,7 +77,7 @@ fn require(s: &Session, ctx: &NativeCallContext<'_>, cond: Dynamic, msg: &str) -
         return Ok(());
     }
     s.in_scenario("require(..)")?;
-    let mut check = Check::new(Outcome::Fail, bounded(&label));
+    let mut check = Check::new(Outcome::Fail, label);
     if !words.is_empty() {
         check = check.compared(format!("{words} to hold"), "it does not");
     }
@@ -95,7 +95,7 @@ fn remarks(pkg: &mut Package<'_>, session: &Arc<Session>) {
                 Ok(text) => text,
                 Err(_) => values::render(&msg),
             };
-            s.recorder.note(bounded(&text), s.place(&ctx));
+            s.recorder.note(text, s.place(&ctx));
         },
     );
     let s = session.clone();

@@ -15,7 +15,7 @@ use rhai::{
     NativeCallContext, Position, RhaiFunc, Scope, Shared,
 };
 
-use crate::snapshot::nearest;
+use crate::words::nearest;
 
 use super::fault::Fault;
 use super::session::{Caller, Session};
@@ -37,8 +37,16 @@ pub(crate) struct Resolver {
 #[derive(Default)]
 struct Loaded {
     modules: BTreeMap<String, SharedModule>,
+    /// The module that an importer meant by a path.
+    meant: BTreeMap<(String, String), String>,
     /// Being loaded, outermost first.
     loading: Vec<String>,
+}
+
+impl Loaded {
+    fn known(&self, asked: &(String, String)) -> Option<SharedModule> {
+        self.modules.get(self.meant.get(asked)?).cloned()
+    }
 }
 
 impl Resolver {
@@ -139,9 +147,14 @@ impl ModuleResolver for Resolver {
     ) -> Result<SharedModule, Box<EvalAltResult>> {
         let importer = source.map_or_else(|| self.session.main(), str::to_string);
         let here = |fault: Fault| Box::new(EvalAltResult::ErrorRuntime(Dynamic::from(fault), pos));
-        let (name, text) = self.find(&importer, path).map_err(here)?;
+        let asked = (importer, path.to_string());
+        if let Some(known) = self.lock().known(&asked) {
+            return Ok(known);
+        }
+        let (name, text) = self.find(&asked.0, path).map_err(here)?;
         {
             let mut loaded = self.lock();
+            loaded.meant.insert(asked, name.clone());
             if let Some(module) = loaded.modules.get(&name) {
                 return Ok(module.clone());
             }

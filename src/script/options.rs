@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rhai::{Dynamic, Map};
 
-use crate::snapshot::nearest;
+use crate::words::nearest;
 
 use super::units;
 use super::values::described;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use rhai::{AST, ASTNode, Engine, EvalAltResult, Expr, FnAccess, Position, Scope, Stmt};
 
+use crate::scenario::ScenarioDecl;
 use crate::scenario::cell::Cancel;
 use crate::scenario::lab::LabError;
 use crate::scenario::text::seconds;
 use crate::scenario::verdict::{Check, Recorder, ScriptPos};
-use crate::scenario::{ScenarioDecl, ScenarioOptions};
 
 use super::engine::{Limits, engine, on_big_stack};
 use super::error::ScriptError;
@@ -52,11 +52,11 @@ pub(super) fn collect_within(
     on_big_stack(move || collect_here(&inner)).map_err(ScriptError::new)??;
     let mut state = session.lock();
     let declared = std::mem::take(&mut state.declared);
-    if state.plain || (declared.is_empty() && !state.has_scenarios()) {
+    if state.plain.is_some() || (declared.is_empty() && !state.has_scenarios()) {
         let name = path.file_stem().map_or_else(|| "script".into(), |s| s.to_string_lossy().into());
-        let options = ScenarioOptions::default();
-        let file = path.to_path_buf();
-        return Ok(vec![ScenarioDecl { name, file, index: 0, at: None, plain: true, options }]);
+        let (file, at, boots) = (path.to_path_buf(), None, state.plain.is_some());
+        let options = state.plain.take().unwrap_or_default();
+        return Ok(vec![ScenarioDecl { name, file, index: 0, at, plain: true, boots, options }]);
     }
     Ok(declared)
 }
@@ -65,7 +65,7 @@ fn collect_here(session: &Arc<Session>) -> Result<(), ScriptError> {
     let script = Script::compile(session)?;
     let result = script.run();
     let state = session.lock();
-    if state.plain {
+    if state.plain.is_some() {
         return Ok(());
     }
     if let Some(End::Threw(error)) = &state.end {

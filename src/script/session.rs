@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rhai::{EvalAltResult, NativeCallContext, Position};
 
-use crate::scenario::ScenarioDecl;
 use crate::scenario::cell::{Cancel, Why};
 use crate::scenario::lab::{LabError, LabOps, LabResult};
-use crate::scenario::text::{fit, seconds};
+use crate::scenario::text::seconds;
 use crate::scenario::verdict::{Check, Recorder, ScriptPos};
+use crate::scenario::{ScenarioDecl, ScenarioOptions};
 
 use super::End;
 use super::engine::Limits;
@@ -54,8 +54,8 @@ pub(crate) struct Session {
 pub(crate) struct State {
     /// The scenarios met so far.
     pub(crate) declared: Vec<ScenarioDecl>,
-    /// Whether the script was found to be a plain one.
-    pub(crate) plain: bool,
+    /// What the machine of a plain script is to be like, once the script is found to be one.
+    pub(crate) plain: Option<ScenarioOptions>,
     /// What the script's text holds.
     pub(crate) outline: Outline,
     /// Functions of the modules imported so far: names and numbers of parameters.
@@ -187,9 +187,8 @@ impl Session {
     }
 
     /// Records a check made by this native call.
-    pub(crate) fn record(&self, ctx: &NativeCallContext<'_>, mut check: Check) {
+    pub(crate) fn record(&self, ctx: &NativeCallContext<'_>, check: Check) {
         let at = check.at.clone().or_else(|| self.place(ctx));
-        check.message = check.message.map(|text| bounded(&text));
         self.recorder.record(check.at(at));
     }
 
@@ -259,7 +258,7 @@ impl Session {
                 }
                 Check::error("deadline", text)
             }
-            _ => Check::error("interrupted", "interrupted"),
+            _ => Check::error("interrupted", "the run was interrupted here"),
         };
         self.recorder.record(check.at(at));
     }
@@ -278,7 +277,7 @@ impl Session {
     /// Prints for the script, unless it is only collected: then everything comes again.
     pub(crate) fn print(&self, text: &str) {
         if !self.collecting() {
-            self.recorder.print(bounded(text));
+            self.recorder.print(text);
         }
     }
 
@@ -308,19 +307,6 @@ impl Session {
             self.recorder.record(Check::fail(label, text).at(at));
         }
     }
-}
-
-/// Characters of a text that a script records.
-const MAX_TEXT: usize = 16 << 10;
-
-/// A text of a script's making, cut to what anybody reads.
-pub(crate) fn bounded(text: &str) -> String {
-    // Cut by bytes first: the text may be as long as scripts may have them.
-    let mut end = text.len().min(4 * MAX_TEXT);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    fit(&text[..end], MAX_TEXT)
 }
 
 /// More unused `expect(..)`s than this are not remembered one by one.

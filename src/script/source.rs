@@ -33,6 +33,10 @@ impl Source {
         if meta.is_dir() {
             return Err(format!("{shown} is a directory, not a script"));
         }
+        if !meta.is_file() {
+            let why = "every scenario reads its script anew";
+            return Err(format!("{shown} is no regular file, and {why}: write the script to one"));
+        }
         if meta.len() > MAX_SCRIPT {
             let mib = MAX_SCRIPT >> 20;
             return Err(format!("{shown} is no script: it is larger than {mib} MiB"));

@@ -11,7 +11,8 @@ use std::fmt;
 
 use rhai::{Dynamic, EvalAltResult, FLOAT, INT, Variant};
 
-use crate::snapshot::{EnumValue, Field, Scalar, SnapshotError, nearest_first};
+use crate::snapshot::{EnumValue, Field, Scalar, SnapshotError};
+use crate::words::nearest_first;
 
 use super::data;
 use super::fault::{Fault, Native};

@@ -15,6 +15,7 @@ use super::register::Package;
 use super::session::Session;
 use super::units;
 use super::values::{described, incomparable};
+use crate::words::nearest;
 
 /// A live machine.
 #[derive(Clone)]
@@ -118,7 +119,7 @@ fn freezing(pkg: &mut Package<'_>, session: &Arc<Session>) {
 
 /// `there is no WHAT called "NAME"`, with the nearest name or all of them.
 pub(crate) fn no_such(what: &str, name: &str, known: &[&str]) -> String {
-    let rest = match (crate::snapshot::nearest(name, known.iter().copied()), known) {
+    let rest = match (nearest(name, known.iter().copied()), known) {
         (Some(near), _) => format!("did you mean \"{near}\"?"),
         (None, []) => format!("there is no {what} yet"),
         (None, all) => {

@@ -18,8 +18,8 @@ use crate::mem::GuestMem;
 
 use super::contents::{CapturedMap, Contents, MapAttrs};
 use super::error::SnapshotError;
-use super::nearest::nearest_first;
 use super::{Meta, Snapshot};
+use crate::words::nearest_first;
 
 /// A kernel that cannot be captured.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -89,13 +89,16 @@ impl Capturer {
     ///
     /// # Errors
     /// As [`Capturer::capture`]. A capture without preparation gives the same result, later.
-    pub fn prepare(&self, request: &CaptureRequest) -> Result<(), CaptureError> {
+    /// What is returned is a [`SnapshotError::MapNotFound`] for each requested name that no map
+    /// has.
+    pub fn prepare(&self, request: &CaptureRequest) -> Result<Vec<SnapshotError>, CaptureError> {
         self.mem.prefault();
+        self.kernel.look_again_for_names();
         let maps = self.kernel.maps()?.maps;
         let wanted: Vec<MapInfo> =
             order(&maps, request).into_iter().map(|i| maps[i].clone()).collect();
         self.kernel.rehearse(&wanted, Budget::new(request.bytes, request.time));
-        Ok(())
+        Ok(missing(&maps, request))
     }
 
     /// Copies what `request` asks for. Meant for a stopped machine: of one that runs, values may
@@ -106,15 +109,14 @@ impl Capturer {
     /// is in the snapshot, with the reason.
     pub fn capture(&self, request: &CaptureRequest) -> Result<RawCapture, CaptureError> {
         let start = Instant::now();
-        let MapList { maps, torn } = self.kernel.maps()?;
         let mut budget = Budget::new(request.bytes, request.time);
+        let MapList { maps, torn } = self.kernel.maps()?;
         let mut raw: Vec<Option<RawMap>> = maps.iter().map(|_| None).collect();
         for index in order(&maps, request) {
             raw[index] = Some(self.kernel.copy_map(&maps[index], &mut budget));
         }
-        let missing = missing(&maps, request);
         let maps = maps.into_iter().zip(raw).collect();
-        Ok(RawCapture { maps, torn, missing, took: start.elapsed() })
+        Ok(RawCapture { maps, torn, took: start.elapsed() })
     }
 }
 
@@ -158,7 +160,6 @@ fn missing(maps: &[MapInfo], request: &CaptureRequest) -> Vec<SnapshotError> {
 pub struct RawCapture {
     maps: Vec<(MapInfo, Option<RawMap>)>,
     torn: Option<String>,
-    missing: Vec<SnapshotError>,
     took: Duration,
 }
 
@@ -173,12 +174,6 @@ impl RawCapture {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.maps.iter().flat_map(|(_, raw)| raw).map(|raw| raw.bytes() as u64).sum()
-    }
-
-    /// A [`SnapshotError::MapNotFound`] for each requested name that no map has.
-    #[must_use]
-    pub fn missing(&self) -> &[SnapshotError] {
-        &self.missing
     }
 
     /// The snapshot. Maps are decoded when they are first looked into.
@@ -370,7 +365,6 @@ mod tests {
         let raw = RawCapture {
             maps: maps().into_iter().map(|info| (info, None)).collect(),
             torn: Some("map_idr_lock is held".into()),
-            missing: vec![],
             took: Duration::ZERO,
         };
         assert_eq!(raw.bytes(), 0);

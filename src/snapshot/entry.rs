@@ -168,10 +168,15 @@ impl Entry {
                 SnapshotError::MapRenderIncomplete { map: map(), error }
             }),
             (Some(_), None) => Err(SnapshotError::PerCpuNotNarrowed { map: map() }),
-            (Some(len), Some(cpu)) => contents.cpu_value(self.row, cpu).ok_or_else(|| {
-                let cpu = i64::try_from(cpu).unwrap_or(i64::MAX);
-                SnapshotError::PerCpuSlot { map: map(), cpu, len, unmapped: true }
-            }),
+            (Some(len), Some(cpu)) => match contents.cpu_value(self.row, cpu) {
+                Some(value) => Ok(value),
+                None => {
+                    // A copy that was cut off is another reason than a CPU that cannot be.
+                    self.map.whole()?;
+                    let cpu = i64::try_from(cpu).unwrap_or(i64::MAX);
+                    Err(SnapshotError::PerCpuSlot { map: map(), cpu, len, unmapped: true })
+                }
+            },
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::error::{ExcludedMap, SnapshotError};
-use super::nearest::nearest;
+use crate::words::nearest;
 
 /// Names that a message lists before it says how many more there are.
 const LISTED: usize = 16;

@@ -6,9 +6,9 @@ use crate::btf::{self, Btf, Shape, TypeId};
 
 use super::error::{SnapshotError, join};
 use super::error_text::{quoted, with_article};
-use super::nearest::nearest_first;
 use super::path::{MEMBERS, for_each_member, member_names};
 use super::value::FieldKind;
+use crate::words::nearest_first;
 
 /// A key to look for.
 #[derive(Clone, Debug, PartialEq)]

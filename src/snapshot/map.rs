@@ -228,7 +228,7 @@ impl Map {
     }
 
     /// The contents, when all of them were read.
-    fn whole(&self) -> SnapshotResult<&dyn Contents> {
+    pub(super) fn whole(&self) -> SnapshotResult<&dyn Contents> {
         let contents = self.contents();
         match contents.incomplete() {
             None => Ok(contents),

@@ -19,7 +19,6 @@ mod error;
 mod error_text;
 mod key;
 mod map;
-mod nearest;
 mod path;
 mod reason;
 #[cfg(test)]
@@ -32,6 +31,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::btf::{SecVar, Shape};
+use crate::words::nearest_first;
 
 pub use access::{Field, Origin, Side};
 pub use capture::{CaptureError, CaptureRequest, Capturer, RawCapture};
@@ -40,7 +40,6 @@ pub use entry::{Entry, Reduce};
 pub use error::{ExcludedMap, SnapshotError, SnapshotResult};
 pub use key::KeyArg;
 pub use map::Map;
-pub use nearest::{nearest, nearest_first};
 pub use reason::MissingStatsReason;
 pub use value::{EnumValue, FieldKind, Scalar};
 

@@ -4,8 +4,8 @@ use crate::btf::{self, Btf, FieldError, Shape, TypeId};
 
 use super::error::{SnapshotError, join};
 use super::error_text::quoted;
-use super::nearest::nearest_first;
 use super::value::FieldKind;
+use crate::words::nearest_first;
 
 /// [`Btf::field`], which also enters a section of variables by their names.
 pub(crate) fn walk(btf: &Btf, root: TypeId, path: &str) -> Result<btf::Field, FieldError> {

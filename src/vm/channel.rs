@@ -25,6 +25,8 @@ use crate::wire::{
 
 /// Events that may wait to be taken.
 const MAX_EVENTS: usize = 4096;
+/// Bytes of text in them.
+const MAX_EVENT_BYTES: usize = 64 << 20;
 /// Messages remembered for reports of failure, and how much of each.
 const TRACE: usize = 24;
 const TRACE_WIDTH: usize = 160;
@@ -100,6 +102,8 @@ struct State {
     /// One more than the last request's id.
     next_id: u64,
     events: VecDeque<Event>,
+    /// What [`weight`] gives for all of them.
+    event_bytes: usize,
     ended: Option<ChannelError>,
     trace: VecDeque<String>,
 }
@@ -191,7 +195,7 @@ impl Channel {
     /// The next event, if there is one.
     #[must_use]
     pub fn try_event(&self) -> Option<Event> {
-        self.shared.lock().events.pop_front()
+        self.shared.lock().next_event()
     }
 
     /// Waits for the next event; `None` when there is none within this time.
@@ -199,7 +203,7 @@ impl Channel {
     /// # Errors
     /// What ends a conversation, once all events before it are taken.
     pub fn wait_event(&self, within: Duration) -> Result<Option<Event>, ChannelError> {
-        self.shared.wait(within, |state| state.events.pop_front())
+        self.shared.wait(within, State::next_event)
     }
 
     /// Why the conversation ended, if it has.
@@ -310,10 +314,32 @@ impl State {
                 broken(format!("it sent more than {MAX_EVENTS} events at once"))
             }
             FromGuest::Event(event) => {
+                self.event_bytes += weight(&event);
+                if self.event_bytes > MAX_EVENT_BYTES {
+                    let mib = MAX_EVENT_BYTES >> 20;
+                    return broken(format!("it sent more than {mib} MiB of events at once"));
+                }
                 self.events.push_back(event);
                 Ok(())
             }
         }
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        let event = self.events.pop_front()?;
+        self.event_bytes -= weight(&event);
+        Some(event)
+    }
+}
+
+/// Bytes of text that an event holds.
+fn weight(event: &Event) -> usize {
+    match event {
+        Event::SchedulerExited { reason, log, dmesg } => reason.len() + log.len() + dmesg.len(),
+        Event::WorkerExited { reason, .. }
+        | Event::ChannelDamaged { reason }
+        | Event::AgentFailed { reason } => reason.len(),
+        Event::PoweringOff => 0,
     }
 }
 
@@ -592,6 +618,27 @@ mod tests {
         guest.say(&FromGuest::Hello(hello(VERSION + 1)));
         let error = channel.hello(SOON).unwrap_err().to_string();
         assert!(error.contains("build both from the same sources"), "{error}");
+    }
+
+    #[test]
+    fn events_are_bounded_in_bytes_as_long_as_they_are_not_taken() {
+        let (channel, mut guest) = pair(None);
+        let thread = std::thread::spawn(move || {
+            guest.hello();
+            let reason = "x".repeat(1 << 20);
+            for _ in 0..=(MAX_EVENT_BYTES >> 20) + 8 {
+                guest.say(&FromGuest::Event(Event::AgentFailed { reason: reason.clone() }));
+            }
+        });
+        for _ in 0..8 {
+            channel.wait_event(SOON).unwrap().expect("an event");
+        }
+        let error = channel.shared.wait(SOON, |_| None::<()>).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the guest broke the protocol: it sent more than 64 MiB of events at once"
+        );
+        thread.join().unwrap();
     }
 
     #[test]

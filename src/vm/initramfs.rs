@@ -25,6 +25,7 @@ use object::elf;
 use object::read::elf::{FileHeader, ProgramHeader};
 
 use super::closure::{LibraryDirs, closure, read};
+use crate::words::plain;
 
 /// What an archive may hold in all; a guest's memory is seldom larger.
 const MAX_ARCHIVE: u64 = 1 << 30;
@@ -112,12 +113,6 @@ pub enum InitramfsError {
         /// Its size in bytes.
         size: u64,
     },
-}
-
-/// An error's words without Rust's "(os error 2)".
-fn plain(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error ").next().unwrap_or(&text).to_owned()
 }
 
 fn listed(dirs: &[PathBuf]) -> String {

@@ -1,12 +1,12 @@
 //! Which scripts are meant.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::cli::Failure;
-use crate::scenario::text::plain;
-use crate::snapshot::nearest;
+use crate::words::nearest;
+use crate::words::plain;
 
 /// How deep directories are searched: deeper ones are a mistake or a loop.
 const MAX_DEPTH: usize = 32;
@@ -24,7 +24,7 @@ pub(super) struct Script {
 /// of their names. Nothing comes twice.
 pub(super) fn find(paths: &[PathBuf]) -> Result<Vec<Script>, Failure> {
     let mut scripts: Vec<Script> = Vec::new();
-    let mut seen = BTreeSet::new();
+    let mut seen = BTreeMap::new();
     for path in paths {
         let metadata = fs::metadata(path).map_err(|e| missing(path, &e))?;
         let mut found = Vec::new();
@@ -35,9 +35,11 @@ pub(super) fn find(paths: &[PathBuf]) -> Result<Vec<Script>, Failure> {
         }
         for path in found {
             let real = fs::canonicalize(&path).map_err(|e| missing(&path, &e))?;
-            if seen.insert(real) {
-                scripts.push(Script { path, named: !metadata.is_dir() });
+            let at = *seen.entry(real).or_insert(scripts.len());
+            if at == scripts.len() {
+                scripts.push(Script { path, named: false });
             }
+            scripts[at].named |= !metadata.is_dir();
         }
     }
     Ok(scripts)
@@ -117,7 +119,7 @@ mod tests {
             found.iter().map(|s| s.path.strip_prefix(root).unwrap().to_str().unwrap()).collect();
         assert_eq!(names, ["c.txt", "a.rhai", "b.rhai", "sub/d.rhai", "sub.rhai/f.rhai"]);
         let named: Vec<_> = found.iter().map(|s| s.named).collect();
-        assert_eq!(named, [true, false, false, false, false]);
+        assert_eq!(named, [true, true, false, false, false], "named as well as found");
     }
 
     #[test]

@@ -20,11 +20,11 @@ use crate::scenario::event::CellInfo;
 use crate::scenario::process::{Program, Stop};
 use crate::scenario::report::{Fan, JsonLines, Keep, Terminal, Trouble, cell_dir};
 use crate::scenario::runner::{Planned, Run, default_jobs};
-use crate::scenario::text::plain;
 use crate::scenario::{BootPath, ScenarioDecl};
 use crate::script;
 use crate::vm::EngineChoice;
 use crate::vm::topology::Topology;
+use crate::words::plain;
 
 /// Run scenarios: each boots a machine of its own
 #[derive(Debug, ClapArgs)]
@@ -100,6 +100,7 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     let cache = config.cache()?;
     config.agent()?;
     let interrupts = Interrupts::watch()?;
+    let kernels = find_kernels(&decls, args, cache)?;
     let trouble = Trouble::default();
     let mut sinks = Fan::default();
     sinks.add(Terminal::new(io::stdout(), config.style));
@@ -110,9 +111,9 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     if let Some(dir) = &args.keep {
         sinks.add(Keep::create(dir, &trouble).map_err(|e| unwritable("--keep", dir, &e))?);
     }
-    let kernels = find_kernels(&decls, args, cache)?;
     let cells = cells(decls, &overrides, &kernels, args, cache)?;
-    let program = Program { path: config.program.clone(), args: vec!["cell".into()] };
+    // The very program that runs, even when its file is replaced meanwhile.
+    let program = Program { path: "/proc/self/exe".into(), args: vec!["cell".into()] };
     let jobs = args.jobs.unwrap_or_else(|| jobs_for(&cells));
     let run = Run { program: &program, jobs, no_skips: args.no_skips, stop: &interrupts.stop };
     interrupts.running.store(true, Ordering::SeqCst);
@@ -136,7 +137,7 @@ type Kernels = BTreeMap<String, Result<KernelImage, String>>;
 fn find_kernels(decls: &[ScenarioDecl], args: &Args, cache: &CacheDir) -> Result<Kernels, Failure> {
     let mut kernels = Kernels::new();
     let progress = Printed::to_stderr();
-    for decl in decls.iter().filter(|d| !d.plain) {
+    for decl in decls.iter().filter(|d| d.boots) {
         let spec = kernel_spec(decl, args);
         if kernels.contains_key(&spec) {
             continue;
@@ -290,6 +291,7 @@ mod tests {
                 index: 0,
                 at: None,
                 plain: false,
+                boots: true,
                 options: Default::default(),
             };
             decl.options.kernel = kernel.into();

@@ -7,7 +7,7 @@ use crate::cli::Failure;
 use crate::scenario::ScenarioDecl;
 use crate::scenario::cell::Overrides;
 use crate::scenario::verdict::plural;
-use crate::snapshot::nearest;
+use crate::words::nearest;
 
 /// Compiles a script and gives what it declares, or says what is wrong with it.
 pub(super) type Collect<'a> = &'a dyn Fn(&Path) -> Result<Vec<ScenarioDecl>, String>;
@@ -104,6 +104,7 @@ mod tests {
             index: 0,
             at: (!plain).then_some(at),
             plain,
+            boots: !plain,
             options,
         }
     }

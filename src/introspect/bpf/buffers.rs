@@ -15,26 +15,35 @@ pub(crate) struct Buffers {
 }
 
 impl Buffers {
-    /// A buffer of `len` bytes, of whatever contents.
+    /// A buffer of `len` bytes, of whatever contents: it is not cleared, which would take as long
+    /// as the copy that overwrites it.
     pub(super) fn take(&self, len: usize) -> Vec<u8> {
-        let mut buffer = self.take_empty(len);
-        buffer.resize(len, 0);
-        buffer
+        match self.kept(len) {
+            Some(mut buffer) => {
+                buffer.resize(len, 0);
+                buffer
+            }
+            None => vec![0; len],
+        }
     }
 
     /// An empty buffer with room for `len` bytes.
     pub(super) fn take_empty(&self, len: usize) -> Vec<u8> {
-        if len >= SMALL {
-            let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-            let fit = free.partition_point(|b| b.capacity() < len);
-            // One that is much too large is left to a copy that needs it.
-            if free.get(fit).is_some_and(|b| b.capacity() / 2 <= len) {
-                let mut buffer = free.remove(fit);
-                buffer.clear();
-                return buffer;
-            }
+        let mut buffer = self.kept(len).unwrap_or_else(|| Vec::with_capacity(len));
+        buffer.clear();
+        buffer
+    }
+
+    /// The smallest kept buffer with room for `len` bytes.
+    fn kept(&self, len: usize) -> Option<Vec<u8>> {
+        if len < SMALL {
+            return None;
         }
-        Vec::with_capacity(len)
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let fit = free.partition_point(|b| b.capacity() < len);
+        // One that is much too large is left to a copy that needs it.
+        let fits = free.get(fit).is_some_and(|b| b.capacity() / 2 <= len);
+        fits.then(|| free.remove(fit))
     }
 
     /// Keeps `buffers` for later, and drops those kept before.

@@ -191,6 +191,7 @@ impl<'a> Table<'a> {
                 let text =
                     || format!("the list of bucket {bucket} has an element of another bucket");
                 self.notes.torn("a list has an element of another bucket", text);
+                self.rest_is_lost(bucket);
                 break;
             }
             // A replaced element stays linked until the new one, before it, is: the first wins.
@@ -209,6 +210,11 @@ impl<'a> Table<'a> {
         self.end(chain);
     }
 
+    /// Entries that a damaged list does not lead to are missing, whatever they are.
+    fn rest_is_lost(&mut self, bucket: u32) {
+        self.notes.incomplete(format!("the list of bucket {bucket} is damaged"));
+    }
+
     /// Says what is wrong with how a list ends.
     fn end(&mut self, chain: &Chain) {
         let bucket = chain.bucket;
@@ -217,10 +223,12 @@ impl<'a> Table<'a> {
             End::Nulls(n) => {
                 let text = || format!("the list of bucket {bucket} ends as that of bucket {n}");
                 self.notes.torn("a list ends as another one", text);
+                self.rest_is_lost(bucket);
             }
             End::Circle => {
                 let text = || format!("the list of bucket {bucket} runs in a circle");
                 self.notes.torn("a list runs in a circle", text);
+                self.rest_is_lost(bucket);
             }
             End::TooLong => {
                 self.notes.incomplete(format!(
@@ -230,6 +238,7 @@ impl<'a> Table<'a> {
             End::Broken(Broken::Outside) => {
                 let text = || format!("the list of bucket {bucket} leads to what is no element");
                 self.notes.torn("a list leads to what is no element", text);
+                self.rest_is_lost(bucket);
             }
             End::Broken(Broken::Missing) => self.notes.incomplete(format!(
                 "the rest of bucket {bucket} is in memory that could not be read"

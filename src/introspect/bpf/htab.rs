@@ -301,13 +301,20 @@ impl Kernel {
     ) -> Elems {
         /// Bytes that are charged to the budget at once, in whole elements.
         const BATCH: usize = 16 << 10;
+        /// Pointers, good or bad, that are followed before the time is looked at again.
+        const HOPS: usize = 256;
         let most = u64::from(map.max_entries) + SLACK;
         let size = geometry.elem_size;
         let expected = counted.unwrap_or(0).min(most).min(budget.left() / size as u64);
         let mut arena = pool.take_empty(expected as usize * size);
         let mut number = 0u32;
         let batch = (BATCH / size).max(1);
+        let mut hops = 0usize;
         let links = follow(geometry, buckets, most as usize, |pointer| {
+            hops += 1;
+            if hops.is_multiple_of(HOPS) {
+                budget.check_time().map_err(Broken::Budget)?;
+            }
             if (number as usize).is_multiple_of(batch) {
                 budget.take((batch * size) as u64).map_err(Broken::Budget)?;
             }

@@ -193,8 +193,15 @@ impl Kernel {
         Ok(MapList { maps, torn })
     }
 
+    /// Has the next call of [`Kernel::maps`] look again for names that were not found.
+    pub fn look_again_for_names(&self) {
+        if let Ok(state) = self.bpf() {
+            state.caches.lock().unwrap_or_else(PoisonError::into_inner).names.retry();
+        }
+    }
+
     fn idr_lock_held(&self, state: &BpfState) -> bool {
-        let lock = self.symbols().address("map_idr_lock").ok().zip(state.layouts.idr_lock);
+        let lock = self.symbols().get("map_idr_lock").zip(state.layouts.idr_lock);
         let Some((at, word)) = lock else { return false };
         let mut raw = vec![0; word.offset + word.size];
         self.read(at, &mut raw).is_ok() && word.read(&raw).is_some_and(|n| n != 0)

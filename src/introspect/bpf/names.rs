@@ -40,6 +40,12 @@ struct Names {
 }
 
 impl NameCache {
+    /// Lets those be looked for again whose name was not found. It may be there now: libbpf makes
+    /// maps before it loads programs, and programs before it fills in struct_ops.
+    pub(super) fn retry(&mut self) {
+        self.known.retain(|_, names| names.full.is_some());
+    }
+
     /// Fills in whole names and sections. Names do not change, so each map is looked at once.
     pub(super) fn complete(
         &mut self,
@@ -83,6 +89,39 @@ struct Object {
     btf: Arc<Btf>,
     /// Names of source files up to the first dot.
     stems: BTreeSet<String>,
+    /// Names of sections.
+    sections: Vec<String>,
+    /// Declarations of maps with names that are cut, by what is left of the name.
+    declared: HashMap<String, Vec<Declared>>,
+}
+
+/// A variable that declares a map.
+struct Declared {
+    name: String,
+    ty: TypeId,
+    struct_ops: bool,
+}
+
+impl Object {
+    fn new(btf: Arc<Btf>) -> Self {
+        let mut declared: HashMap<String, Vec<Declared>> = HashMap::new();
+        let datasecs = btf.datasecs();
+        for (id, section) in &datasecs {
+            let struct_ops = section.contains(".struct_ops");
+            if !struct_ops && section != ".maps" {
+                continue;
+            }
+            let shape = btf.shape(*id).ok();
+            let Some(Shape::Datasec { vars, .. }) = shape.as_deref() else { continue };
+            for var in vars {
+                let Some(kept) = var.name.get(..KEPT) else { continue };
+                let found = Declared { name: var.name.clone(), ty: var.ty, struct_ops };
+                declared.entry(kept.to_owned()).or_default().push(found);
+            }
+        }
+        let sections = datasecs.into_iter().map(|(_, name)| name).collect();
+        Object { stems: stems(&btf), btf, sections, declared }
+    }
 }
 
 impl Objects {
@@ -109,8 +148,7 @@ impl Objects {
         let at = own.or_else(|| self.users.get(&map.kva.0).copied()).unwrap_or(Kva(0));
         let object = self.read.entry(at.0).or_insert_with(|| {
             let btf = btfs.get(kernel, &state.layouts.btf, at).ok()??;
-            let stems = stems(&btf);
-            Some(Arc::new(Object { btf, stems }))
+            Some(Arc::new(Object::new(btf)))
         });
         let ops_names = self.ops_names.get(&at.0).map_or(&[][..], Vec::as_slice);
         names(map, object.as_deref(), ops_names)
@@ -132,7 +170,7 @@ fn ops_name(kernel: &Kernel, state: &BpfState, map: &MapInfo) -> Option<String> 
 fn users(kernel: &Kernel, state: &BpfState) -> HashMap<u64, Kva> {
     let mut out = HashMap::new();
     let Ok(layout) = &state.layouts.prog else { return out };
-    let idr = kernel.symbols().address("prog_idr").and_then(|at| kernel.idr(at, MAX_PROGS));
+    let idr = kernel.symbols().get("prog_idr").and_then(|at| kernel.idr(at, MAX_PROGS).ok());
     let progs = idr.map(|walk| walk.items).unwrap_or_default();
     for (_, prog) in progs {
         let aux = kernel.read_u64(prog.offset(layout.aux.offset as u64));
@@ -201,9 +239,9 @@ fn section(map: &MapInfo, object: Option<&Object>) -> Option<String> {
     }
     // Constants without debug information are in sections without a type: .rodata.str1.1.
     let cut = &map.name[map.name.find('.')?..];
-    let mut known = object.map(|o| o.btf.datasecs()).unwrap_or_default().into_iter();
-    let whole = known.find(|(_, name)| map.name.len() == KEPT && name.starts_with(cut));
-    Some(whole.map_or_else(|| cut.to_owned(), |(_, name)| name))
+    let mut known = object.map_or(&[][..], |o| &o.sections).iter();
+    let whole = known.find(|name| map.name.len() == KEPT && name.starts_with(cut));
+    Some(whole.map_or(cut, String::as_str).to_owned())
 }
 
 /// The name that libbpf would give the map of `section`, had it room.
@@ -251,24 +289,14 @@ fn declared_name(map: &MapInfo, object: Option<&Object>) -> Option<String> {
     if map.name.len() < KEPT {
         return Some(map.name.clone()).filter(|name| !name.is_empty());
     }
-    let btf = &object?.btf;
-    let wanted = |section: &str| match map.kind.number {
-        kind::STRUCT_OPS => section.contains(".struct_ops"),
-        _ => section == ".maps",
-    };
-    let mut found: Vec<(String, TypeId)> = Vec::new();
-    for (id, _) in btf.datasecs().into_iter().filter(|(_, name)| wanted(name)) {
-        if let Ok(shape) = btf.shape(id)
-            && let Shape::Datasec { vars, .. } = &*shape
-        {
-            let vars = vars.iter().filter(|v| v.name.get(..KEPT) == Some(&map.name));
-            found.extend(vars.map(|v| (v.name.clone(), v.ty)));
-        }
-    }
+    let object = object?;
+    let is_ops = map.kind.number == kind::STRUCT_OPS;
+    let alike = object.declared.get(&map.name).map_or(&[][..], Vec::as_slice);
+    let mut found: Vec<&Declared> = alike.iter().filter(|d| d.struct_ops == is_ops).collect();
     if found.len() > 1 {
-        found.retain(|(_, ty)| describes(btf, *ty, map));
+        found.retain(|d| describes(&object.btf, d.ty, map));
     }
-    (found.len() == 1).then(|| found.swap_remove(0).0)
+    (found.len() == 1).then(|| found[0].name.clone())
 }
 
 /// Whether the declaration of type `ty` is that of `map`, as far as it says: numbers are spelled

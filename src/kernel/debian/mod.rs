@@ -23,13 +23,15 @@ pub(super) use packages::{is_cloud, is_released};
 pub use run::Tools;
 
 use super::bzimage::MAX_IMAGE;
-use super::cache::{CacheDir, plain, sha256};
+use super::cache::{CacheDir, sha256};
 use super::error::KernelError;
 use super::progress::Progress;
 use super::spec::Series;
 use super::store::{Image, Package, Store, digest_of_file};
 use packages::Candidate;
 use run::Running;
+
+use crate::words::plain;
 
 /// What differs from the machine's own apt configuration, apart from paths. Hooks would act on
 /// the system; lists that could not be had would not count as a failure; a sandbox user could not write below the cache directory; apt's cache of the parsed
@@ -151,6 +153,10 @@ impl Debian<'_> {
         };
         match (self.candidates(root).and_then(|candidates| act(&candidates)), updated) {
             (Err(KernelError::UnknownSeries { .. }), Some(error)) => Err(error),
+            (Ok(done), Some(error)) => {
+                self.progress.step(&format!("{error}\ngoing on with the package lists there are"));
+                Ok(done)
+            }
             (done, _) => done,
         }
     }

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use crate::scenario::text::plain;
 use crate::scenario::verdict::Recorder;
+use crate::words::plain;
 
 /// A cell's logs, whole.
 pub(super) struct Kept<'a> {

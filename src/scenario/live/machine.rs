@@ -38,10 +38,7 @@ pub(super) trait Machine: Send + Sync {
     /// How it ended, once it has.
     fn exited(&self) -> Option<ExitInfo>;
 
-    /// Has the guest power off in order, and waits for that.
-    fn power_off(&self, within: Duration) -> Option<ExitInfo>;
-
-    /// Ends it.
+    /// Ends it at once.
     fn stop(&self);
 }
 

@@ -40,7 +40,7 @@ use super::text::tail;
 use super::verdict::{Check, Outcome, Recorder};
 use super::{ExpectExit, SchedulerExit};
 use crate::snapshot::{CaptureRequest, Meta, Snapshot};
-use crate::wire::{Answer, Event, Op};
+use crate::wire::{Answer, Event, Op, SCHED_EXT};
 use clock::Clock;
 use kept::Kept;
 use machine::{CallError, Machine};
@@ -50,16 +50,12 @@ use machine::{CallError, Machine};
 const CALL: Duration = Duration::from_secs(30);
 /// How often a waiting call looks whether it is still wanted.
 const GLANCE: Duration = Duration::from_millis(50);
-/// How long a machine may take to power off before it is ended.
-const POWER_OFF: Duration = Duration::from_secs(5);
 /// Ends of logs that go into the report.
 const LOG_END: usize = 8 << 10;
 /// What all snapshots of a scenario may hold together, undecoded.
 const HELD: u64 = 2 << 30;
 /// How many snapshots a scenario may hold.
 const MOST_SNAPSHOTS: usize = 10_000;
-/// Workers that are looked at in the end; looking takes time in the guest.
-const LOOKED_AT: usize = 64;
 
 /// A live machine with a scheduler and a workload.
 pub struct Lab {
@@ -88,8 +84,6 @@ struct State {
     phase: Option<String>,
     snapshots: Vec<Arc<Snapshot>>,
     groups: Vec<String>,
-    /// Workers without a policy of their own, which the scheduler under test should schedule.
-    workers: Vec<u32>,
     exit: Option<SchedulerExit>,
     /// Whether the script itself detached the scheduler.
     detached: bool,
@@ -105,7 +99,6 @@ impl Lab {
             phase: None,
             snapshots: Vec::new(),
             groups: Vec::new(),
-            workers: Vec::new(),
             exit: None,
             detached: false,
             broken: None,
@@ -153,34 +146,40 @@ impl Lab {
         self.parts.events.send(&RunEvent::SchedulerExited { cell, reason, elapsed_ms });
     }
 
+    /// Takes all events that are there.
+    fn take_all(&self) -> LabResult<()> {
+        while let Some(event) =
+            self.machine.wait_event(Duration::ZERO).map_err(|e| self.failed(e))?
+        {
+            self.take(event);
+        }
+        Ok(())
+    }
+
     /// Takes all events that are there, and says whether the scenario can go on.
     fn go_on(&self) -> LabResult<()> {
-        loop {
-            match self.machine.wait_event(Duration::ZERO) {
-                Ok(Some(event)) => self.take(event),
-                Ok(None) => return self.verdict_on_going_on(),
-                Err(error) => return Err(self.failed(error)),
+        self.take_all()?;
+        self.is_well()?;
+        match &self.state().exit {
+            Some(exit) if self.parts.expect_exit == ExpectExit::None => {
+                self.exit_told.store(true, Ordering::Relaxed);
+                Err(LabError::Scheduler(ExpectExit::left_unasked(exit)))
             }
+            _ => Ok(()),
         }
     }
 
-    fn verdict_on_going_on(&self) -> LabResult<()> {
+    /// Whether the run is wanted, the machine runs and the agent can be trusted.
+    fn is_well(&self) -> LabResult<()> {
         if self.parts.cancel.is_raised() {
             return Err(LabError::Interrupted);
         }
         if let Some(info) = self.machine.exited() {
             return Err(LabError::Machine(format!("the machine ended: {}", info.kind)));
         }
-        let state = self.state();
-        if let Some(broken) = &state.broken {
-            return Err(LabError::Machine(broken.clone()));
-        }
-        match &state.exit {
-            Some(exit) if self.parts.expect_exit == ExpectExit::None => {
-                self.exit_told.store(true, Ordering::Relaxed);
-                Err(LabError::Scheduler(ExpectExit::left_unasked(exit)))
-            }
-            _ => Ok(()),
+        match &self.state().broken {
+            Some(broken) => Err(LabError::Machine(broken.clone())),
+            None => Ok(()),
         }
     }
 
@@ -252,14 +251,12 @@ impl Lab {
     /// for the report, and the fault of the engine if that is what ended the machine.
     pub fn finish(&self) -> (Logs, Option<String>) {
         self.parts.events.stage(Stage::Stop, "");
-        let alive = self.machine.exited().is_none() && !self.parts.cancel.is_raised();
-        let log = if alive { self.last_look() } else { String::new() };
+        let log = self.last_look().unwrap_or_else(|error| self.tell(&error));
         self.judge_exit();
+        self.let_go().unwrap_or_else(|error| self.tell(&error));
+        let alive = self.is_well().is_ok();
         let dmesg = (alive && self.parts.keep.is_some()).then(|| self.dmesg().ok()).flatten();
         let logs = self.logs(&log);
-        if alive {
-            let _ = self.machine.power_off(POWER_OFF);
-        }
         let fault = self.fault();
         self.machine.stop();
         if let Some(dir) = &self.parts.keep {
@@ -268,6 +265,17 @@ impl Lab {
             kept.write(dir, self.parts.attempt, &self.parts.recorder);
         }
         (logs, fault)
+    }
+
+    /// Records what went wrong in the end, unless something has before, which then is likely to
+    /// be the cause and has been told.
+    fn tell<T: Default>(&self, error: &LabError) -> T {
+        if self.parts.recorder.counts().error == 0
+            && let Some(check) = error.check(None)
+        {
+            self.parts.recorder.record(check);
+        }
+        T::default()
     }
 
     /// What is known without asking the guest anything more.
@@ -290,15 +298,16 @@ impl Lab {
         Logs { scheduler: end(log), console: end(&self.machine.console()) }
     }
 
-    /// Whether the scheduler is still there, and whether it scheduled the workers; gives its log.
-    fn last_look(&self) -> String {
-        while let Ok(Some(event)) = self.machine.wait_event(Duration::ZERO) {
-            self.take(event);
-        }
-        let Ok(Answer::Scheduler(now)) = self.machine.call(Op::SchedulerState, CALL) else {
-            return String::new();
-        };
-        if self.parts.under_test && now.state != "enabled" && !self.state().detached {
+    /// Whether the machine is well to the end, the scheduler is still there and scheduled the
+    /// workers, and the kernel can let go of it; gives its log.
+    fn last_look(&self) -> LabResult<String> {
+        self.take_all()?;
+        self.is_well()?;
+        let answer = self.machine.call(Op::SchedulerState, CALL).map_err(|e| self.failed(e))?;
+        let Answer::Scheduler(now) = answer else { return Err(unexpected(&answer)) };
+        let (attached, left) =
+            (self.parts.under_test && !self.state().detached, now.state != "enabled");
+        if attached && left {
             // The event may still be on its way: it knows the reason.
             while self.state().exit.is_none() {
                 match self.machine.wait_event(Duration::from_secs(2)) {
@@ -311,10 +320,30 @@ impl Lab {
                 }
             }
         }
-        if now.state == "enabled" {
-            self.judge_workers();
+        if let (true, Some((pid, policy))) = (self.parts.under_test, now.strays.first()) {
+            let scheduler = &self.parts.facts.scheduler;
+            let text = format!(
+                "worker {pid} is not scheduled by {scheduler}: its scheduling policy is {policy} \
+                 instead of {SCHED_EXT} (SCHED_EXT)"
+            );
+            let check = Check::new(Outcome::Inconclusive, "workers are scheduled");
+            self.parts.recorder.record(check.message(text));
         }
-        now.log
+        Ok(now.log)
+    }
+
+    /// Detaches the scheduler: a kernel that does not survive that is no success.
+    fn let_go(&self) -> LabResult<()> {
+        let state = self.state();
+        let attached = self.parts.under_test && !state.detached && state.exit.is_none();
+        drop(state);
+        if !attached || self.is_well().is_err() {
+            return Ok(());
+        }
+        match self.machine.call(Op::Detach, CALL).map_err(|e| self.failed(e))? {
+            Answer::Detached { .. } => self.is_well(),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Judges how the scheduler left, or that it did not, unless that has ended the scenario.
@@ -329,41 +358,6 @@ impl Lab {
             self.parts.recorder.record(check);
         }
     }
-
-    /// Workers that the scheduler under test does not schedule make what was seen worthless.
-    fn judge_workers(&self) {
-        let workers = self.state().workers.clone();
-        for pid in workers.into_iter().take(LOOKED_AT) {
-            let path = format!("/proc/{pid}/stat");
-            let Ok(Answer::File { bytes, .. }) =
-                self.machine.call(Op::ReadFile { path, offset: 0 }, CALL)
-            else {
-                // It was stopped or ended.
-                continue;
-            };
-            let Some(policy) = policy_of(&String::from_utf8_lossy(&bytes)) else { continue };
-            if policy != SCHED_EXT {
-                let scheduler = &self.parts.facts.scheduler;
-                let text = format!(
-                    "worker {pid} is not scheduled by {scheduler}: its scheduling policy is \
-                     {policy} instead of {SCHED_EXT} (SCHED_EXT)"
-                );
-                let check = Check::new(Outcome::Inconclusive, "workers are scheduled");
-                self.parts.recorder.record(check.message(text));
-                return;
-            }
-        }
-    }
-}
-
-/// The number of the policy SCHED_EXT (kernel: `include/uapi/linux/sched.h`).
-const SCHED_EXT: u32 = 7;
-
-/// Field 41 of `/proc/PID/stat` (proc_pid_stat(5)): the scheduling policy. The second field is
-/// the command in parentheses and may itself hold blanks and parentheses.
-fn policy_of(stat: &str) -> Option<u32> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(41 - 3)?.parse().ok()
 }
 
 /// The agent answered something else.

@@ -28,7 +28,9 @@ impl Machine for Real {
 
     fn get_ready(&self) {
         // What is wrong is told by the first freeze.
-        let _ = self.freezer().open();
+        if let Ok(capturer) = self.freezer().open() {
+            let _ = capturer.prepare(&CaptureRequest::default());
+        }
     }
 
     fn freeze(
@@ -48,12 +50,6 @@ impl Machine for Real {
 
     fn exited(&self) -> Option<ExitInfo> {
         self.watch.get()
-    }
-
-    fn power_off(&self, within: Duration) -> Option<ExitInfo> {
-        // The end of the machine is the answer.
-        let _ = self.channel.call(Op::PowerOff, within);
-        self.watch.wait(within)
     }
 
     fn stop(&self) {

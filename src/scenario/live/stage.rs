@@ -1,6 +1,5 @@
 //! What is put into the guest before it starts, and how its scheduler is brought up.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use crate::kernel::KernelImage;
 use crate::scenario::ScenarioDecl;
 use crate::scenario::event::Stage;
 use crate::scenario::lab::{LabError, LabResult};
-use crate::scheduler::{AttachPlan, Contents, Prepared, SchedulerSpec, StagedFile, prepare};
+use crate::scheduler::{AttachPlan, Contents, Prepared, SchedulerSpec, StagedFile, prepare, stage};
 use crate::vm::initramfs::{Initramfs, InitramfsError};
 use crate::wire::{Attach, Patch};
 
@@ -71,7 +70,8 @@ pub(super) fn initramfs(
         staged_file(&mut fs, file).map_err(set_up)?;
     }
     for (host, guest) in &decl.options.include_files {
-        own_file(&mut fs, &decl.base_dir().join(host), guest).map_err(set_up)?;
+        let file = stage(&decl.base_dir().join(host), guest);
+        staged_file(&mut fs, &file.map_err(|e| LabError::Setup(e.to_string()))?).map_err(set_up)?;
     }
     Ok(fs.build().map_err(set_up)?.into())
 }
@@ -82,22 +82,4 @@ fn staged_file(fs: &mut Initramfs, file: &StagedFile) -> Result<(), InitramfsErr
         Contents::Host(host) => fs.file(host, &file.guest, file.mode),
         Contents::Bytes(bytes) => fs.bytes(&file.guest, bytes.clone(), file.mode),
     }
-}
-
-/// A file that the author names: programs come with their libraries, everything else as it is.
-fn own_file(fs: &mut Initramfs, host: &Path, guest: &str) -> Result<(), InitramfsError> {
-    if is_elf(host) { fs.elf(host, guest) } else { fs.file(host, guest, mode_of(host)) }
-}
-
-fn is_elf(host: &Path) -> bool {
-    use std::io::Read;
-    let mut magic = [0; 4];
-    let read = std::fs::File::open(host).and_then(|mut file| file.read_exact(&mut magic));
-    read.is_ok() && magic == *b"\x7fELF"
-}
-
-/// The permissions that the file has on the host.
-fn mode_of(host: &Path) -> u32 {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::metadata(host).map_or(0o644, |m| m.permissions().mode() & 0o777)
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::machine::CallError;
 use super::*;
-use crate::scenario::lab::{Policy, WorkKind};
+use crate::scenario::lab::WorkKind;
 use crate::scenario::verdict::Rules;
 use crate::snapshot::{Pause, SnapshotError};
 use crate::vm::topology::Topology;
@@ -67,12 +67,6 @@ impl Machine for Fake {
                 ..SchedulerState::default()
             }),
             Op::Start(work) => Answer::Workers((100..100 + work.count).collect()),
-            Op::ReadFile { .. } => {
-                let mut stat = "100 (a (b) c) R".to_string();
-                stat.push_str(&" 0".repeat(37));
-                stat.push_str(" 7 0");
-                Answer::File { bytes: stat.into_bytes(), truncated: false }
-            }
             Op::Dmesg => Answer::Text("booted\n".into()),
             Op::Detach => Answer::Detached { log: String::new() },
             _ => Answer::Done,
@@ -107,11 +101,6 @@ impl Machine for Fake {
 
     fn exited(&self) -> Option<ExitInfo> {
         self.exited.lock().unwrap().clone()
-    }
-
-    fn power_off(&self, _: Duration) -> Option<ExitInfo> {
-        self.asked.lock().unwrap().push(Op::PowerOff);
-        None
     }
 
     fn stop(&self) {
@@ -276,7 +265,7 @@ fn a_dead_machine_is_an_error_and_a_fault_only_when_it_is_the_engines() {
         let (logs, fault) = bench.lab.finish();
         assert_eq!(fault.is_some(), is_fault);
         assert_eq!(logs.console, "Linux version");
-        assert!(!bench.fake.asked().contains(&Op::PowerOff), "nobody is there to ask");
+        assert_eq!(bench.fake.asked(), [], "nobody is there to ask");
         assert!(bench.fake.stopped.load(Ordering::Relaxed));
     }
 }
@@ -340,45 +329,15 @@ fn groups_are_checked_before_the_guest_is_asked() {
     );
     assert_eq!(text(lab.cgroup_stop("xyzzy")), "there is no cgroup \"xyzzy\"; there are hot");
     assert!(text(lab.cgroup_set_cpus("hot", "llc:7")).contains("llc:7"));
-    for bad in ["", "a/b", "..", "ä"] {
-        assert!(text(lab.new_cgroup(bad, &options)).contains("cannot be a cgroup's name"));
-    }
-    let heavy = GroupOptions { weight: Some(0), ..GroupOptions::default() };
-    assert_eq!(
-        text(lab.new_cgroup("x", &heavy)),
-        "weight 0 is not from 1 to 10000, as cpu.weight wants it"
-    );
     assert_eq!(fake.asked(), [], "the guest was not asked");
     lab.cgroup_remove("hot").unwrap();
     assert_eq!(lab.cgroups(), Vec::<String>::new());
 }
 
 #[test]
-fn workers_are_checked_before_the_guest_is_asked() {
+fn workers_are_bound_to_the_cpus_that_are_meant() {
     let Bench { lab, fake, .. } = bench(ExpectExit::None);
     let spin = WorkOptions::new(WorkKind::Spin);
-    let pipe = WorkOptions::new(WorkKind::Pipe);
-    let cases = [
-        (WorkOptions { count: 0, ..spin.clone() }, "count 0 is not from 1 to 4096"),
-        (WorkOptions { count: 5000, ..spin.clone() }, "count 5000 is not from 1 to 4096"),
-        (
-            WorkOptions { count: 3, ..pipe.clone() },
-            "count 3 is odd, but pipe workers come in pairs: give 2 or 4",
-        ),
-        (
-            WorkOptions { count: 1, ..pipe },
-            "count 1 is odd, but pipe workers come in pairs: give 2",
-        ),
-        (WorkOptions { nice: Some(20), ..spin.clone() }, "nice 20 is not from -20 to 19"),
-        (
-            WorkOptions { policy: Some(Policy::Fifo(100)), ..spin.clone() },
-            "priority 100 is not from 1 to 99",
-        ),
-    ];
-    for (work, says) in cases {
-        assert_eq!(lab.start(None, &work).unwrap_err().to_string(), says);
-    }
-    assert_eq!(fake.asked(), []);
     let bound = WorkOptions { affinity: Some("llc:1".into()), count: 2, ..spin };
     assert_eq!(lab.start(None, &bound).unwrap(), [100, 101]);
     let Some(Op::Start(work)) = fake.asked().pop() else { panic!() };
@@ -387,19 +346,41 @@ fn workers_are_checked_before_the_guest_is_asked() {
 
 #[test]
 fn workers_that_the_scheduler_does_not_schedule_are_noticed() {
-    for (policy, want) in [(7, Outcome::Pass), (0, Outcome::Inconclusive)] {
+    for (strays, want) in [(vec![], Outcome::Pass), (vec![(100, 0)], Outcome::Inconclusive)] {
         let bench = bench(ExpectExit::None);
-        bench.lab.start(None, &WorkOptions::new(WorkKind::Spin)).unwrap();
         bench.recorder.record(Check::pass("x"));
-        let stat = format!("100 (spin) R{} {policy} 0", " 0".repeat(37));
-        bench.fake.answer(Ok(Answer::Scheduler(SchedulerState {
-            state: "enabled".into(),
-            ..SchedulerState::default()
-        })));
-        bench.fake.answer(Ok(Answer::File { bytes: stat.into_bytes(), truncated: false }));
+        let state = SchedulerState { state: "enabled".into(), strays, ..SchedulerState::default() };
+        bench.fake.answer(Ok(Answer::Scheduler(state)));
         bench.lab.finish();
-        assert_eq!(outcome(&bench), want, "policy {policy}");
+        assert_eq!(outcome(&bench), want);
     }
+}
+
+#[test]
+fn a_machine_that_is_lost_after_the_last_check_is_an_error() {
+    let lost = |break_it: &dyn Fn(&Fake)| {
+        let bench = bench(ExpectExit::None);
+        bench.recorder.record(Check::pass("all was well"));
+        break_it(&bench.fake);
+        bench.lab.finish();
+        assert_eq!(outcome(&bench), Outcome::Error);
+        let [failure] = &bench.recorder.failures()[..] else { panic!("one failure") };
+        failure.message.clone().unwrap_or_default()
+    };
+    let panicked = || ExitKind::Panicked { message: "Attempted to kill init".into() };
+    let text = lost(&|fake| fake.dies(panicked()));
+    assert_eq!(text, format!("the machine ended: {}", panicked()));
+    let text = lost(&|fake| fake.event(Event::AgentFailed { reason: "no memory".into() }));
+    assert_eq!(text, "the guest's agent failed: no memory");
+    let starved = || Err(CallError::Timeout("the agent did not answer".into()));
+    assert_eq!(lost(&|fake| fake.answer(starved())), "the agent did not answer");
+    // While the scheduler is let go of.
+    let text = lost(&|fake| {
+        let state = SchedulerState { state: "enabled".into(), ..SchedulerState::default() };
+        fake.answer(Ok(Answer::Scheduler(state)));
+        fake.answer(Err(CallError::Gone("the machine ended: panicked".into())));
+    });
+    assert_eq!(text, "the machine ended: panicked");
 }
 
 #[test]
@@ -435,13 +416,4 @@ fn logs_are_kept_where_they_are_wanted() {
             assert_eq!(std::fs::read_to_string(path).unwrap(), text);
         }
     }
-}
-
-#[test]
-fn the_policy_is_read_past_any_command() {
-    let stat = |comm: &str| format!("1 ({comm}) R{} 7 0 0", " 0".repeat(37));
-    assert_eq!(policy_of(&stat("spin")), Some(7));
-    assert_eq!(policy_of(&stat(") 1 2 (")), Some(7));
-    assert_eq!(policy_of("1 (spin) R 0"), None);
-    assert_eq!(policy_of(""), None);
 }

@@ -47,19 +47,29 @@ pub(super) fn place(at: &ScriptPos, style: Style) -> Vec<String> {
     indented(&caret(at, style.width.saturating_sub(8)))
 }
 
-/// The last `lines` lines of each log, as lines.
-pub(super) fn logs(logs: &Logs, lines: usize, style: Style) -> Vec<String> {
+/// The last `lines` lines of each log, as lines, unless they have been `said`.
+pub(super) fn logs(logs: &Logs, said: &str, lines: usize, style: Style) -> Vec<String> {
     let mut out = Vec::new();
-    for (name, log) in [("the scheduler's log", &logs.scheduler), ("the console", &logs.console)] {
+    let console = since_init(&logs.console);
+    for (name, log) in [("the scheduler's log", logs.scheduler.as_str()), ("the console", console)]
+    {
         let log = clean(log);
         let end = tail(&log, lines, 8 << 10);
-        if end.trim().is_empty() {
+        if end.trim().is_empty() || said.contains(end.trim()) {
             continue;
         }
         out.push(style.paint(Colour::Dim, &format!("end of {name}:")));
         out.extend(end.lines().map(|line| format!("{} {line}", style.paint(Colour::Dim, "│"))));
     }
     out
+}
+
+/// What a console has from the start of the first process on. How the kernel got there matters
+/// only if it did not: then this is everything.
+fn since_init(console: &str) -> &str {
+    let line = console.rfind("] Run /init as init process");
+    let end = line.and_then(|line| Some(line + console[line..].find('\n')? + 1));
+    &console[end.unwrap_or(0)..]
 }
 
 /// The colour of an outcome.
@@ -125,12 +135,35 @@ mod tests {
 
     #[test]
     fn only_the_ends_of_logs_are_shown_and_nothing_of_empty_ones() {
-        assert!(logs(&Logs::default(), 5, Style::plain()).is_empty());
+        assert!(logs(&Logs::default(), "", 5, Style::plain()).is_empty());
         let console = (0..100).map(|i| format!("line {i}\r\n")).collect();
-        let shown = logs(&Logs { scheduler: " \n".into(), console }, 5, Style::plain());
+        let shown = logs(&Logs { scheduler: " \n".into(), console }, "", 5, Style::plain());
         assert_eq!(shown.len(), 1 + 5);
         assert_eq!(shown[0], "end of the console:");
         assert_eq!(shown.last().map(String::as_str), Some("│ line 99"));
+    }
+
+    #[test]
+    fn a_log_that_a_check_has_quoted_is_not_shown_again() {
+        let both = Logs { scheduler: "a\nb\nc\n".into(), console: "hello\n".into() };
+        assert_eq!(
+            logs(&both, "no:\na\nb\nc", 2, Style::plain()),
+            ["end of the console:", "│ hello"]
+        );
+        assert_eq!(logs(&both, "no:\na\nb", 2, Style::plain()).len(), 5);
+    }
+
+    #[test]
+    fn how_the_kernel_started_is_shown_only_if_it_got_no_further() {
+        let mut console = "[    1.0] evm\r\n[    2.1] Run /init as init process\r\n".to_owned();
+        let shown = |console: &str| {
+            let console = console.to_owned();
+            logs(&Logs { scheduler: String::new(), console }, "", 9, Style::plain())
+        };
+        assert_eq!(shown("[    1.0] evm\n"), ["end of the console:", "│ [    1.0] evm"]);
+        assert!(shown(&console).is_empty());
+        console.push_str("[    3.0] Oops\r\n");
+        assert_eq!(shown(&console), ["end of the console:", "│ [    3.0] Oops"]);
     }
 
     #[test]

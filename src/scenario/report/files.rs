@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use crate::scenario::event::{RunEvent, RunModel};
 use crate::scenario::runner::Sink;
-use crate::scenario::text::plain;
+use crate::words::plain;
 
 /// The first failure of a file sink, for the end of the run. Clones share it.
 #[derive(Clone, Debug, Default)]

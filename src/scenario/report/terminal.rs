@@ -147,7 +147,9 @@ impl<W: Write> Terminal<W> {
         if matches!(outcome, Outcome::Fail | Outcome::Error) {
             // A machine that broke says more on its console than one that worked.
             let lines = if outcome == Outcome::Error { 20 } else { 8 };
-            out.extend(logs(&end.logs, lines, style).iter().map(|line| format!("    {line}")));
+            let quoted: String = said.iter().filter_map(Said::message).collect();
+            let logs = logs(&end.logs, &quoted, lines, style);
+            out.extend(logs.iter().map(|line| format!("    {line}")));
             out.push(String::new());
         }
         self.lines(&out);
@@ -236,6 +238,16 @@ impl<W: Write> Sink for Terminal<W> {
 
     fn tick(&mut self, model: &RunModel) {
         self.draw(model);
+    }
+}
+
+impl Said {
+    /// The explanation of a check.
+    fn message(&self) -> Option<String> {
+        match self {
+            Said::Check(check) => check.message.as_deref().map(clean),
+            _ => None,
+        }
     }
 }
 

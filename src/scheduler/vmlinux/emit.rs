@@ -1,7 +1,7 @@
 //! Writing the header: what comes after what, and how each thing is put.
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
 use crate::btf::{self, Btf, Kind, Shape, StructShape, TypeId};
@@ -53,20 +53,23 @@ pub(super) struct Header<'a> {
     /// Typedefs, likewise.
     declared: HashMap<TypeId, State>,
     /// Typedefs whose value's type is defined too.
-    completed: HashMap<TypeId, State>,
+    completed: HashSet<TypeId>,
+    /// Function prototypes of which everything that they need stands there.
+    prototypes: HashSet<TypeId>,
 }
 
 impl<'a> Header<'a> {
-    pub(super) fn new(btf: &'a Btf) -> Result<Self, HeaderError> {
-        Ok(Header {
+    pub(super) fn new(btf: &'a Btf) -> Self {
+        Header {
             btf,
             names: Names::new(btf),
             layouts: Layouts::new(btf),
             out: String::with_capacity(4 << 20),
             defined: HashMap::new(),
             declared: HashMap::new(),
-            completed: HashMap::new(),
-        })
+            completed: HashSet::new(),
+            prototypes: HashSet::new(),
+        }
     }
 
     pub(super) fn write(mut self) -> Result<String, HeaderError> {
@@ -146,11 +149,12 @@ impl<'a> Header<'a> {
             Some(Kind::Array | Kind::FuncProto) => match &*self.btf.shape(id)? {
                 // C wants an array's elements complete even behind a pointer.
                 Shape::Array { elem, .. } => self.need(*elem, true, level + 1)?,
-                Shape::FuncProto { ret, params, .. } => {
+                Shape::FuncProto { ret, params, .. } if !self.prototypes.contains(&id) => {
                     self.need(*ret, false, level + 1)?;
                     for param in params {
                         self.need(param.ty, false, level + 1)?;
                     }
+                    self.prototypes.insert(id);
                 }
                 _ => {}
             },
@@ -184,7 +188,7 @@ impl<'a> Header<'a> {
                 self.declared.insert(id, State::Done);
             }
         }
-        if by_value && self.completed.insert(id, State::Done).is_none() {
+        if by_value && self.completed.insert(id) {
             self.need(to, true, level + 1)?;
         }
         Ok(())

@@ -155,10 +155,13 @@ fn try_structure(size: u64, members: &[Placed], packed: bool) -> Option<Layout> 
         next = member.end();
     }
     let end = size.checked_mul(8)?;
+    if next > end {
+        return None;
+    }
     let natural_end = next.next_multiple_of(align * 8);
     if natural_end == end {
         padding.push((end, end));
-    } else if next <= end && size.is_multiple_of(align) {
+    } else if size.is_multiple_of(align) {
         padding.push((next, end));
     } else {
         return None;

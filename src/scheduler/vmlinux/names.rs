@@ -71,6 +71,8 @@ const C_INTS: &[&str] = &[
 #[derive(Default)]
 struct Space {
     taken: HashSet<String>,
+    /// The last suffix that each name came with, so that many of one name are not tried again.
+    suffix: HashMap<String, u32>,
 }
 
 impl Space {
@@ -78,9 +80,9 @@ impl Space {
     fn give(&mut self, name: &str) -> String {
         let name = identifier(name);
         let mut given = name.clone();
-        let mut n = 1;
+        let n = self.suffix.entry(name.clone()).or_insert(1);
         while RESERVED.contains(&given.as_str()) || !self.taken.insert(given.clone()) {
-            n += 1;
+            *n += 1;
             given = format!("{name}___{n}");
         }
         given

@@ -286,3 +286,31 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn types_made_to_take_for_ever_do_not() {
+    // Each prototype takes a pointer to the one before twice: 2^60 ways down.
+    let mut b = Builder::new();
+    let mut arg = b.int("int", 4, true);
+    for _ in 0..60 {
+        let proto = b.func_proto(0, &[("a", arg), ("b", arg)]);
+        arg = b.ptr(proto);
+    }
+    b.typedef("callback", arg);
+    generate(&b.parse()).expect("a header");
+
+    let mut b = Builder::new();
+    for _ in 0..30_000 {
+        b.structure("same", 0, &[]);
+    }
+    let text = generate(&b.parse()).expect("a header");
+    assert!(text.contains("struct same___30000 {"));
+
+    // An array beyond all sizes as a member.
+    let mut b = Builder::new();
+    let byte = b.int("unsigned char", 1, false);
+    let inner = b.array(byte, u32::MAX);
+    let outer = b.array(inner, u32::MAX);
+    b.structure("vast", 8, &[("bytes", outer, 0), ("tail", byte, 8)]);
+    let _ = generate(&b.parse());
+}

@@ -6,7 +6,8 @@ use serde_json::Value;
 use crate::script::fault::{Fault, Native};
 use crate::script::register::Package;
 use crate::script::values::{U64, incomparable};
-use crate::snapshot::{SnapshotError, nearest};
+use crate::snapshot::SnapshotError;
+use crate::words::nearest;
 
 pub(super) fn register(pkg: &mut Package<'_>) {
     pkg.ty::<SnapshotError>(

@@ -43,7 +43,7 @@ scenario(\"all\", #{
         include: \"inc\", defines: [\"X=1\"], staged: #{ \"f\": \"/f\" }, env: #{ A: 1 } },
     topology: \"1n2l2c1t\", memory: \"1G\", kernel: \"debian:7.2\", boot: \"bzimage\",
     duration: \"4s\", tags: [\"smoke\", \"x\"], timeout: \"1m\", expect_exit: \"stall\",
-    allow_inconclusive: true, requires: [\"watch\"], kargs: [\"quiet\"],
+    allow_inconclusive: true, requires: [\"llcs\"], kargs: [\"quiet\"],
     include_files: #{ \"data.bin\": \"/data.bin\" },
 }, |t| {});
 scenario(\"short\", #{ scheduler: \"x.bpf.o\" }, |t| {});
@@ -64,7 +64,7 @@ scenario(\"none\", |t| {});";
     assert_eq!((&all.expect_exit, all.allow_inconclusive), (&ExpectExit::Stall, true));
     assert_eq!(
         (all.requires.as_slice(), all.kargs.as_slice()),
-        (&["watch".to_string()][..], &["quiet".to_string()][..])
+        (&["llcs".to_string()][..], &["quiet".to_string()][..])
     );
     assert_eq!(all.include_files, [("data.bin".into(), "/data.bin".into())]);
     assert_eq!(decls[1].options.scheduler.src, "x.bpf.o");
@@ -165,7 +165,7 @@ fn trouble_in_the_middle_ends_the_scenario_where_it_happened() {
         (LabError::Scheduler("it left".into()), "fail 3:3 scheduler: it left", false),
         (LabError::Argument("nonsense".into()), "fail 4:15 fail: nonsense", true),
         (LabError::Timeout("too slow".into()), "fail 4:15 fail: too slow", true),
-        (LabError::Interrupted, "error 3:3 interrupted: interrupted", false),
+        (LabError::Interrupted, "error 3:3 interrupted: the run was interrupted here", false),
     ];
     for (error, want, caught) in cases {
         let mut lab = FakeLab::new();

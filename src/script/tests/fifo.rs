@@ -14,6 +14,7 @@ pub(super) struct Instant<'a> {
     pub(super) elapsed_ms: u64,
     pub(super) pids: &'a [u32],
     pub(super) cpus: u32,
+    pub(super) spread: bool,
     pub(super) slice_ns: u64,
 }
 
@@ -78,8 +79,9 @@ fn maps(at: &Instant<'_>) -> Vec<crate::snapshot::CapturedMap> {
     let section = |bytes: Vec<u8>| Rows { values: vec![bytes], ..Rows::default() };
     object.map("fifo.bss", "array", (0, bss), section(bytes![all, all, 0u64, all, all]));
     object.map("fifo.rodata", "array", (0, rodata), section(bytes![at.slice_ns, 0u64]));
-    let values = at.pids.iter().map(|_| {
-        let mut value = bytes![7u64, 0i32, 100u32];
+    let values = (0u32..).zip(at.pids).map(|(i, _)| {
+        let cpu = if at.spread { i % at.cpus } else { 0 };
+        let mut value = bytes![7u64, cpu, 100u32];
         value.extend(comm("worker"));
         value.extend(bytes![n, n * 5_000_000, 5_000_000u64]);
         value

@@ -22,6 +22,8 @@ pub(super) struct FakeLab {
     groups: Mutex<Vec<String>>,
     /// Pids of workers, and the group that each is in.
     workers: Mutex<Vec<(u32, Option<String>)>>,
+    /// Whether tasks may run everywhere: they all run on CPU 0 until a group is let go.
+    spread: AtomicBool,
     snapshots: Mutex<Vec<Arc<Snapshot>>>,
     phase: Mutex<Option<String>>,
     elapsed: AtomicU64,
@@ -47,6 +49,7 @@ impl FakeLab {
             asked: Mutex::default(),
             groups: Mutex::default(),
             workers: Mutex::default(),
+            spread: AtomicBool::new(false),
             snapshots: Mutex::default(),
             phase: Mutex::default(),
             elapsed: AtomicU64::new(0),
@@ -106,6 +109,7 @@ impl LabOps for FakeLab {
                 elapsed_ms: self.elapsed_ms(),
                 pids: &pids,
                 cpus: self.facts.topology.cpus(),
+                spread: self.spread.load(Ordering::Relaxed),
                 slice_ns: self.slice_ns,
             }),
         };
@@ -142,6 +146,7 @@ impl LabOps for FakeLab {
 
     fn cgroup_set_cpus(&self, name: &str, cpus: &str) -> LabResult<()> {
         self.ask(format!("set_cpus {name} {cpus}"));
+        self.spread.store(cpus == "all", Ordering::Relaxed);
         self.known(name)
     }
 

@@ -1,6 +1,18 @@
-//! Names that somebody may have meant.
+//! Words for people that every layer needs: the name that somebody may have meant, and what an
+//! error of the operating system says.
 
 use std::cmp::Reverse;
+use std::io;
+
+/// The error's text without the number that the standard library adds.
+#[must_use]
+pub fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    match (error.raw_os_error(), text.rfind(" (os error ")) {
+        (Some(_), Some(at)) => text[..at].to_owned(),
+        _ => text,
+    }
+}
 
 /// Names longer than this are compared by their beginning only: they come from the guest, and the
 /// comparison takes time in the product of the lengths.

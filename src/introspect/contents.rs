@@ -22,7 +22,8 @@ pub struct MapContents {
 /// Keys and values by the shape of the map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MapData {
-    /// ARRAY and the section maps: the key is the index.
+    /// ARRAY and the section maps: the key is the index. QUEUE and STACK: from what was pushed
+    /// first to the last. STRUCT_OPS: the one value.
     Array {
         /// One value per index.
         values: Values,
@@ -32,7 +33,9 @@ pub enum MapData {
         /// One value per index and CPU.
         values: PerCpuValues,
     },
-    /// HASH and LRU_HASH, in no order that means anything.
+    /// HASH and LRU_HASH, in no order that means anything; also the other kinds with keys:
+    /// TASK_STORAGE (thread ids), LPM_TRIE, and those of maps and programs (whose
+    /// values are ids).
     Hash {
         /// One key per entry.
         keys: Values,
@@ -62,6 +65,19 @@ impl MapData {
             MapData::PerCpuArray { values } => Some(values.len()),
             MapData::Hash { keys, .. } | MapData::PerCpuHash { keys, .. } => Some(keys.len()),
             MapData::Unreadable { .. } => None,
+        }
+    }
+
+    /// How many bytes keys and values take together.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let per_cpu = |values: &PerCpuValues| values.len() * values.cpus() * values.size();
+        match self {
+            MapData::Array { values } => values.bytes.len(),
+            MapData::Hash { keys, values } => keys.bytes.len() + values.bytes.len(),
+            MapData::PerCpuArray { values } => per_cpu(values),
+            MapData::PerCpuHash { keys, values } => keys.bytes.len() + per_cpu(values),
+            MapData::Unreadable { .. } => 0,
         }
     }
 

@@ -44,6 +44,13 @@ pub(crate) mod at {
     pub(crate) const BUCKET: u64 = 16;
     pub(crate) const ELEM_HASH: u64 = 32;
     pub(crate) const ELEM_KEY: u64 = 40;
+    pub(crate) const QUEUE_LOCK: u64 = MAP_SIZE;
+    pub(crate) const QUEUE_HEAD: u64 = MAP_SIZE + 4;
+    pub(crate) const QUEUE_ELEMENTS: u64 = MAP_SIZE + 16;
+    pub(crate) const TRIE_ROOT: u64 = MAP_SIZE;
+    pub(crate) const TRIE_DATA_SIZE: u64 = MAP_SIZE + 8;
+    pub(crate) const STORAGE_BUCKETS: u64 = MAP_SIZE;
+    pub(crate) const STORAGE_LOG: u64 = MAP_SIZE + 8;
 }
 
 pub(crate) struct Guest {
@@ -263,6 +270,8 @@ impl Guest {
         let at = self.alloc(512);
         self.fill_map(at, name, [26, 4, 200, 1, 0]);
         self.write_u64(at.offset(56), btf.0);
+        let user = self.alloc(200);
+        self.write_u64(at.offset(at::MAP_SIZE + 8), user.0);
         self.ops.push(at);
         self.write(at.offset(at::MAP_SIZE + 64 + 64 + 8), ops_name.as_bytes());
         at
@@ -524,13 +533,20 @@ pub(crate) fn kernel_types(t: &mut Types) -> TypeId {
     let btf = [("data", ptr, 0), ("data_size", u32_, 64), ("id", u32_, 96), ("base_btf", ptr, 128)];
     t.structure("btf", 32, &btf);
     t.structure("bpf_prog", 16, &[("aux", ptr, 64)]);
-    let aux = [("used_map_cnt", u32_, 0), ("used_maps", ptr, 64), ("btf", ptr, 128)];
+    let aux =
+        [("used_map_cnt", u32_, 0), ("id", u32_, 32), ("used_maps", ptr, 64), ("btf", ptr, 128)];
     t.structure("bpf_prog_aux", 32, &aux);
     let ops_name = t.array(char_, 128);
     let ops = t.structure("sched_ext_ops", 136, &[("flags", u64_, 0), ("name", ops_name, 64)]);
     let value_of_ops =
         t.structure("bpf_struct_ops_sched_ext_ops", 200, &[("data", ops, 64 * byte)]);
-    t.structure("bpf_struct_ops_map", 400, &[("map", map, 0), ("kvalue", value, after(64))]);
+    let common = [("refcnt", u32_, 0), ("state", u32_, 32)];
+    let common = t.structure("bpf_struct_ops_common_value", 8, &common);
+    let ops_value = [("common", common, 0), ("data", value, 64 * byte)];
+    let ops_value = t.structure("bpf_struct_ops_value", 64, &ops_value);
+    let st_ops = [("map", map, 0), ("uvalue", ptr, after(8)), ("kvalue", ops_value, after(64))];
+    t.structure("bpf_struct_ops_map", 400, &st_ops);
+    other_kinds(t, map, spin);
     let kinds = [
         ("BPF_MAP_TYPE_HASH", 1),
         ("BPF_MAP_TYPE_ARRAY", 2),
@@ -540,9 +556,144 @@ pub(crate) fn kernel_types(t: &mut Types) -> TypeId {
         ("BPF_MAP_TYPE_LRU_PERCPU_HASH", 10),
         ("BPF_MAP_TYPE_CGROUP_STORAGE_DEPRECATED", 19),
         ("BPF_MAP_TYPE_CGROUP_STORAGE", 19),
+        ("BPF_MAP_TYPE_PROG_ARRAY", 3),
+        ("BPF_MAP_TYPE_LPM_TRIE", 11),
+        ("BPF_MAP_TYPE_QUEUE", 22),
         ("BPF_MAP_TYPE_STRUCT_OPS", 26),
+        ("BPF_MAP_TYPE_TASK_STORAGE", 29),
         ("BPF_MAP_TYPE_RINGBUF", 27),
     ];
     t.enumeration("bpf_map_type", 4, false, &kinds);
     value_of_ops
+}
+
+/// Types of the kinds of map that are neither tables nor arrays, and of what they lead to.
+fn other_kinds(t: &mut Types, map: TypeId, lock: TypeId) {
+    let int = t.int("int", 4, true);
+    let u32_ = t.int("u32", 4, false);
+    let ptr = t.ptr(0);
+    let bytes = t.array(int, 0);
+    let bits = |at: u64| at as u32 * 8;
+    let queue = [
+        ("map", map, 0),
+        ("lock", lock, bits(at::QUEUE_LOCK)),
+        ("head", u32_, bits(at::QUEUE_HEAD)),
+        ("tail", u32_, bits(at::QUEUE_HEAD + 4)),
+        ("size", u32_, bits(at::QUEUE_HEAD + 8)),
+        ("elements", bytes, bits(at::QUEUE_ELEMENTS)),
+    ];
+    t.structure("bpf_queue_stack", at::QUEUE_ELEMENTS as u32, &queue);
+    let trie = [
+        ("map", map, 0),
+        ("root", ptr, bits(at::TRIE_ROOT)),
+        ("data_size", u32_, bits(at::TRIE_DATA_SIZE)),
+    ];
+    t.structure("lpm_trie", at::TRIE_DATA_SIZE as u32 + 8, &trie);
+    let children = t.array(ptr, 2);
+    let node = [
+        ("child", children, 0),
+        ("prefixlen", u32_, bits(16)),
+        ("flags", u32_, bits(20)),
+        ("data", bytes, bits(24)),
+    ];
+    t.structure("lpm_trie_node", 24, &node);
+    let head = t.structure("hlist_head", 8, &[("first", ptr, 0)]);
+    let link = t.structure("hlist_node", 16, &[("next", ptr, 0), ("pprev", ptr, 64)]);
+    t.structure("bpf_local_storage_map_bucket", 16, &[("list", head, 0)]);
+    let storage = [
+        ("map", map, 0),
+        ("buckets", ptr, bits(at::STORAGE_BUCKETS)),
+        ("bucket_log", u32_, bits(at::STORAGE_LOG)),
+    ];
+    t.structure("bpf_local_storage_map", at::STORAGE_LOG as u32 + 8, &storage);
+    let data = t.structure("bpf_local_storage_data", 8, &[("smap", ptr, 0), ("data", bytes, 64)]);
+    let elem = [("map_node", link, 0), ("local_storage", ptr, bits(16)), ("sdata", data, bits(24))];
+    t.structure("bpf_local_storage_elem", 32, &elem);
+    t.structure("bpf_local_storage", 8, &[("owner", ptr, 0)]);
+    t.structure("task_struct", 16, &[("pid", int, bits(8))]);
+}
+
+impl Guest {
+    /// A QUEUE whose values lie from slot `tail` on.
+    pub(crate) fn queue(&mut self, name: &str, slots: u32, tail: u32, values: &[Vec<u8>]) -> Kva {
+        let size = values[0].len() as u64;
+        let at = self.vmalloc(at::QUEUE_ELEMENTS + size * u64::from(slots));
+        self.fill_map(at, name, [22, 0, size, u64::from(slots) - 1, 0]);
+        let head = (tail + values.len() as u32) % slots;
+        for (i, n) in [head, tail, slots].into_iter().enumerate() {
+            self.write_u32(at.offset(at::QUEUE_HEAD + 4 * i as u64), n);
+        }
+        for (i, value) in values.iter().enumerate() {
+            let slot = (u64::from(tail) + i as u64) % u64::from(slots);
+            self.write(at.offset(at::QUEUE_ELEMENTS + slot * size), value);
+        }
+        at
+    }
+
+    /// A node of a trie: length of the prefix, data, value (none: it only branches), children.
+    pub(crate) fn node(
+        &mut self,
+        len: u32,
+        data: [u8; 4],
+        value: Option<u64>,
+        to: [Kva; 2],
+    ) -> Kva {
+        let at = self.alloc(64);
+        self.write_u64(at, to[0].0);
+        self.write_u64(at.offset(8), to[1].0);
+        self.write_u32(at.offset(16), len);
+        self.write_u32(at.offset(20), u32::from(value.is_none()));
+        self.write(at.offset(24), &data);
+        self.write_u64(at.offset(28), value.unwrap_or(0));
+        at
+    }
+
+    /// An LPM_TRIE of four bytes of data and values of eight.
+    pub(crate) fn trie(&mut self, name: &str, root: Kva) -> Kva {
+        let at = self.alloc(256);
+        self.fill_map(at, name, [11, 8, 8, 16, 1]);
+        self.write_u64(at.offset(at::TRIE_ROOT), root.0);
+        self.write_u32(at.offset(at::TRIE_DATA_SIZE), 4);
+        at
+    }
+
+    /// A TASK_STORAGE of two buckets, and its elements: an id of a task (none: it is being
+    /// freed), and a value.
+    pub(crate) fn storage(&mut self, name: &str, tasks: &[(Option<u32>, u64)]) -> (Kva, Vec<Kva>) {
+        let at = self.alloc(256);
+        self.fill_map(at, name, [29, 4, 8, 0, 1]);
+        let buckets = self.alloc(32);
+        self.write_u64(at.offset(at::STORAGE_BUCKETS), buckets.0);
+        self.write_u32(at.offset(at::STORAGE_LOG), 1);
+        let mut elems = Vec::new();
+        for (i, (pid, value)) in tasks.iter().enumerate() {
+            let (elem, storage) = (self.alloc(48), self.alloc(8));
+            let head = buckets.offset(16 * (i as u64 % 2));
+            let first = self.read_u64(head);
+            self.write_u64(elem, first);
+            self.write_u64(head, elem.0);
+            self.write_u64(elem.offset(16), storage.0);
+            if let Some(pid) = pid {
+                let task = self.alloc(16);
+                self.write_u32(task.offset(8), *pid);
+                self.write_u64(storage, task.0);
+            }
+            self.write_u64(elem.offset(32), *value);
+            elems.push(elem);
+        }
+        (at, elems)
+    }
+
+    /// A PROG_ARRAY: slots and ids of programs.
+    pub(crate) fn prog_array(&mut self, name: &str, progs: &[(u64, u32)]) -> Kva {
+        let at = self.vmalloc(at::ARRAY_VALUES + 8 * 8);
+        self.fill_map(at, name, [3, 4, 4, 8, 0]);
+        for (slot, id) in progs {
+            let (aux, prog) = (self.alloc(32), self.alloc(16));
+            self.write_u32(aux.offset(4), *id);
+            self.write_u64(prog.offset(8), aux.0);
+            self.write_u64(at.offset(at::ARRAY_VALUES + 8 * slot), prog.0);
+        }
+        at
+    }
 }

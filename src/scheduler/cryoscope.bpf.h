@@ -50,6 +50,7 @@ __bpf_helper(void *, map_lookup_percpu_elem, void *map, const void *key, u32 cpu
 __bpf_helper(long, map_push_elem, void *map, const void *value, u64 flags);
 __bpf_helper(long, map_pop_elem, void *map, void *value);
 __bpf_helper(long, map_peek_elem, void *map, void *value);
+__bpf_helper(long, tail_call, void *context, void *prog_array, u32 index);
 __bpf_helper(long, for_each_map_elem, void *map, void *callback, void *context, u64 flags);
 __bpf_helper(void *, task_storage_get, void *map, struct task_struct *task, void *value, u64 flags);
 __bpf_helper(long, task_storage_delete, void *map, struct task_struct *task);

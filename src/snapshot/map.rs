@@ -68,10 +68,12 @@ impl Map {
         self.cpu
     }
 
-    /// Whether its keys are the indices of an array.
+    /// Whether its keys are the numbers of its entries: the indices of an array, or places in a
+    /// queue or a stack, from what was pushed first.
     #[must_use]
     pub fn is_indexed(&self) -> bool {
-        matches!(self.attrs().kind.as_str(), "array" | "percpu_array")
+        let kind = self.attrs().kind.as_str();
+        matches!(kind, "array" | "percpu_array" | "struct_ops" | "queue" | "stack")
     }
 
     /// Whether it is a section of variables, such as `.bss`.

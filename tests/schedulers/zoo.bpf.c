@@ -185,17 +185,174 @@ static long fill_big(u32 i, void *unused)
 	return 0;
 }
 
-/* Kinds whose contents nothing reads. */
+/* A kind whose contents nothing reads. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4096);
 } ring SEC(".maps");
 
+/* 20 values of three bytes are put in, five in between taken out: 1000, 1001, .. */
+#define QUEUE(map, kind)                        \
+	struct {                                \
+		__uint(type, kind);             \
+		__uint(max_entries, 16);        \
+		__type(value, struct number);   \
+	} map SEC(".maps");
+
+struct number {
+	u8 low, high, check;
+};
+
+QUEUE(queue, BPF_MAP_TYPE_QUEUE)
+QUEUE(stack, BPF_MAP_TYPE_STACK)
+
+static __always_inline void push(void *map, u32 i)
+{
+	struct number n = { .low = 1000 + i, .high = (1000 + i) >> 8, .check = ~i };
+
+	if (bpf_map_push_elem(map, &n, 0))
+		nr_failures++;
+}
+
+static long fill_queues(u32 i, void *unused)
+{
+	struct number n;
+
+	push(&queue, i);
+	push(&stack, i);
+	if (i >= 10 && i < 15) {
+		bpf_map_pop_elem(&queue, &n);
+		bpf_map_pop_elem(&stack, &n);
+	}
+	return 0;
+}
+
+/* Prefixes of many lengths, some inside of others, and what branches only. */
+struct prefix {
+	u32 len;
+	u8 data[6];
+};
+
 struct {
-	__uint(type, BPF_MAP_TYPE_QUEUE);
-	__uint(max_entries, 16);
-	__type(value, u32);
-} queue SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 256);
+	__type(key, struct prefix);
+	__type(value, struct value_12);
+} trie SEC(".maps");
+
+static long fill_trie(u32 i, void *unused)
+{
+	struct prefix key = { .len = (i * 5) % 49 };
+	struct value_12 value;
+	u32 j, mixed = i * 0x9e3779b9;
+
+	for (j = 0; j < 6; j++)
+		key.data[j] = j < 4 ? mixed >> (8 * j) : i;
+	fill(&value, sizeof(value), 99, i, 0);
+	if (bpf_map_update_elem(&trie, &key, &value, BPF_ANY))
+		nr_failures++;
+	if (i % 7 == 0)
+		bpf_map_delete_elem(&trie, &key);
+	return 0;
+}
+
+/* What every task has in its storage stands by its id in a hash too. */
+struct task_note {
+	u64 made;
+	u32 pid;
+	char comm[16];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct task_note);
+} notes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, u32);
+	__type(value, struct task_note);
+} noted SEC(".maps");
+
+s32 BPF_STRUCT_OPS_SLEEPABLE(zoo_init_task, struct task_struct *p, struct scx_init_task_args *args)
+{
+	u32 pid = p->pid;
+	struct task_note *note, made = { .made = bpf_ktime_get_ns(), .pid = pid };
+
+	__builtin_memcpy(made.comm, p->comm, sizeof(made.comm));
+	note = bpf_task_storage_get(&notes, p, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!note) {
+		nr_failures++;
+		return 0;
+	}
+	*note = made;
+	if (bpf_map_update_elem(&noted, &pid, &made, BPF_ANY))
+		nr_failures++;
+	return 0;
+}
+
+/* Maps and programs in maps. */
+struct inner {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 3);
+	__type(key, u32);
+	__type(value, u64);
+} inner_a SEC(".maps");
+
+struct inner inner_b SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 5);
+	__type(key, u32);
+	__array(values, struct inner);
+} outer_array SEC(".maps") = {
+	.values = { [1] = &inner_a, [4] = &inner_b },
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
+	__uint(max_entries, 5);
+	__type(key, u32);
+	__array(values, struct inner);
+} outer_hash SEC(".maps") = {
+	.values = { [0] = &inner_b, [2] = &inner_a, [3] = &inner_b },
+};
+
+SEC("tc")
+int tail_one(struct __sk_buff *skb)
+{
+	return 1;
+}
+
+SEC("tc")
+int tail_two(struct __sk_buff *skb)
+{
+	return 2;
+}
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 9);
+	__type(key, u32);
+	__array(values, int(void *));
+} programs SEC(".maps") = {
+	.values = { [2] = (void *)&tail_one, [7] = (void *)&tail_two },
+};
+
+/* A program has to use a map for the map to be made. */
+SEC("tc")
+int uses_all(struct __sk_buff *skb)
+{
+	u32 key = 1;
+
+	bpf_tail_call(skb, &programs, 2);
+	return !!bpf_map_lookup_elem(&outer_array, &key) + !!bpf_map_lookup_elem(&outer_hash, &key);
+}
 
 #define FILL(map) bpf_loop(NR_KEYS, fill_##map, 0, 0)
 #define FILL_KIND(prefix)     \
@@ -219,7 +376,8 @@ s32 BPF_STRUCT_OPS_SLEEPABLE(zoo_init)
 	FILL_KIND(pc_lazy);
 	FILL_KIND(pc_lru);
 	bpf_loop(NR_BIG_KEYS, fill_big, 0, 0);
-	bpf_map_push_elem(&queue, &number, 0);
+	bpf_loop(20, fill_queues, 0, 0);
+	bpf_loop(100, fill_trie, 0, 0);
 	bpf_ringbuf_output(&ring, &number, sizeof(number), 0);
 	table[3].x = constant;
 	return 0;
@@ -235,4 +393,5 @@ void BPF_STRUCT_OPS(zoo_enqueue, struct task_struct *p, u64 enq_flags)
 SCX_OPS_DEFINE(zoo_ops,
 	.enqueue	= (void *)zoo_enqueue,
 	.init		= (void *)zoo_init,
+	.init_task	= (void *)zoo_init_task,
 	.name		= "zoo");

@@ -7,6 +7,7 @@ use super::htab::RawHtab;
 use super::layout::ArrayLayout;
 use super::percpu::RawPerCpu;
 use super::{BpfState, MapInfo, kind};
+use crate::introspect::contents::MapData;
 use crate::introspect::error::IntrospectError;
 use crate::introspect::kernel::Kernel;
 
@@ -88,9 +89,15 @@ pub struct RawMap {
 
 /// Bytes by the shape of the map.
 pub(super) enum RawData {
-    Array { bytes: Vec<u8>, stride: usize, value_size: usize },
+    Array {
+        bytes: Vec<u8>,
+        stride: usize,
+        value_size: usize,
+    },
     PerCpuArray(RawPerCpu),
     Htab(Box<RawHtab>),
+    /// Entries that were found while they were copied.
+    Found(MapData),
     Unreadable(String),
 }
 
@@ -110,6 +117,7 @@ impl RawMap {
             RawData::Array { bytes, .. } => bytes.len(),
             RawData::PerCpuArray(raw) => raw.bytes(),
             RawData::Htab(raw) => raw.bytes(),
+            RawData::Found(data) => data.bytes(),
             RawData::Unreadable(_) => 0,
         }
     }
@@ -120,7 +128,7 @@ impl RawMap {
             RawData::Array { bytes, .. } => vec![bytes],
             RawData::PerCpuArray(raw) => raw.into_buffers(),
             RawData::Htab(raw) => raw.into_buffers(),
-            RawData::Unreadable(_) => Vec::new(),
+            RawData::Found(_) | RawData::Unreadable(_) => Vec::new(),
         }
     }
 }
@@ -155,7 +163,9 @@ impl Kernel {
                 (layouts.htab.as_ref().map_err(lacks))
                     .and_then(|layout| self.copy_htab(layout, buffers, map, counted, budget))
             }
-            _ => Err(format!("maps of kind {} cannot be decoded yet", map.kind)),
+            _ => self
+                .copy_other(state, map, budget)
+                .unwrap_or_else(|| Err(format!("maps of kind {} cannot be decoded yet", map.kind))),
         };
         let mut raw = copied.unwrap_or_else(RawMap::unreadable);
         raw.torn.splice(0..0, map.torn.iter().cloned());
@@ -163,7 +173,7 @@ impl Kernel {
     }
 
     /// How many elements the map itself counts, where it does.
-    fn elem_count(&self, state: &BpfState, map: &MapInfo) -> Option<u64> {
+    pub(super) fn elem_count(&self, state: &BpfState, map: &MapInfo) -> Option<u64> {
         let member = state.layouts.map.elem_count?;
         let counter = self.read_u64(map.kva.offset(member.offset as u64)).ok()?;
         if counter == 0 {

@@ -29,6 +29,7 @@ impl RawMap {
                 out.data = MapData::PerCpuArray { values: raw.decode(&rows) };
             }
             RawData::Htab(raw) => Table::new(&raw).decode(&mut out),
+            RawData::Found(data) => out.data = data,
         }
         out
     }

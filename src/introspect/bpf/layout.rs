@@ -5,6 +5,7 @@
 use crate::btf::{Btf, TypeId};
 
 use super::super::error::IntrospectError;
+use super::kinds::KindLayouts;
 
 /// A member's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,15 +28,15 @@ impl At {
 const MAX_STRUCT: u64 = 1 << 16;
 
 /// Finds members and names what is missing.
-struct Finder<'a> {
+pub(super) struct Finder<'a> {
     btf: &'a Btf,
     name: &'static str,
     id: TypeId,
-    size: usize,
+    pub(super) size: usize,
 }
 
 impl<'a> Finder<'a> {
-    fn new(btf: &'a Btf, name: &'static str) -> Result<Self, IntrospectError> {
+    pub(super) fn new(btf: &'a Btf, name: &'static str) -> Result<Self, IntrospectError> {
         let id = btf.find_c(name);
         let id = id.ok_or_else(|| missing(format!("the kernel's types have no '{name}'")))?;
         let size = btf.size_of(id).filter(|s| *s <= MAX_STRUCT);
@@ -43,7 +44,7 @@ impl<'a> Finder<'a> {
         Ok(Finder { btf, name, id, size: size as usize })
     }
 
-    fn at(&self, path: &str) -> Result<At, IntrospectError> {
+    pub(super) fn at(&self, path: &str) -> Result<At, IntrospectError> {
         let field = self.btf.field(self.id, path);
         let field = field.map_err(|e| missing(format!("in '{}': {e}", self.name)))?;
         if field.offset + field.size > MAX_STRUCT {
@@ -53,7 +54,7 @@ impl<'a> Finder<'a> {
     }
 
     /// As [`Finder::at`], for a number.
-    fn number(&self, path: &str) -> Result<At, IntrospectError> {
+    pub(super) fn number(&self, path: &str) -> Result<At, IntrospectError> {
         match self.at(path)? {
             at if (1..=8).contains(&at.size) => Ok(at),
             _ => Err(missing(format!("in '{}': '{path}' is not a number", self.name))),
@@ -61,7 +62,7 @@ impl<'a> Finder<'a> {
     }
 
     /// The word of a lock that is not zero while it is held.
-    fn lock(&self, path: &str) -> Option<At> {
+    pub(super) fn lock(&self, path: &str) -> Option<At> {
         // A queued spinlock as raw lock, as resilient lock ("bpf: Convert hashtab.c to
         // rqspinlock", 4fa8d68aa53e), as spinlock; with PREEMPT_RT a spinlock sleeps.
         let words = ["raw_lock.val", "val", "rlock.raw_lock.val", "lock.owner"];
@@ -226,22 +227,20 @@ pub(crate) struct Layouts {
     pub(crate) array: Result<ArrayLayout, IntrospectError>,
     pub(crate) htab: Result<HtabLayout, IntrospectError>,
     pub(crate) prog: Result<ProgLayout, IntrospectError>,
-    /// Where the value of a struct_ops map begins.
-    pub(crate) struct_ops_value: Option<usize>,
+    pub(crate) kinds: KindLayouts,
     /// The lock that is held while a map gets or loses its id.
     pub(crate) idr_lock: Option<At>,
 }
 
 impl Layouts {
     pub(crate) fn new(btf: &Btf) -> Result<Self, IntrospectError> {
-        let st_ops = Finder::new(btf, "struct bpf_struct_ops_map");
         Ok(Layouts {
             map: MapLayout::new(btf)?,
             btf: BtfLayout::new(btf)?,
             array: ArrayLayout::new(btf),
             htab: HtabLayout::new(btf),
             prog: ProgLayout::new(btf),
-            struct_ops_value: st_ops.and_then(|f| f.at("kvalue")).ok().map(|at| at.offset),
+            kinds: KindLayouts::new(btf),
             idr_lock: Finder::new(btf, "spinlock_t").ok().and_then(|f| {
                 let words = ["rlock.raw_lock.val", "lock.owner"];
                 words.iter().find_map(|word| f.number(word).ok())

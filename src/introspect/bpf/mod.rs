@@ -9,6 +9,7 @@ mod buffers;
 mod copy;
 mod decode;
 mod htab;
+mod kinds;
 mod layout;
 mod names;
 mod percpu;
@@ -36,11 +37,18 @@ pub const MAX_MAPS: usize = 16 << 10;
 pub(crate) mod kind {
     pub(crate) const HASH: u32 = 1;
     pub(crate) const ARRAY: u32 = 2;
+    pub(crate) const PROG_ARRAY: u32 = 3;
     pub(crate) const PERCPU_HASH: u32 = 5;
     pub(crate) const PERCPU_ARRAY: u32 = 6;
     pub(crate) const LRU_HASH: u32 = 9;
     pub(crate) const LRU_PERCPU_HASH: u32 = 10;
+    pub(crate) const LPM_TRIE: u32 = 11;
+    pub(crate) const ARRAY_OF_MAPS: u32 = 12;
+    pub(crate) const HASH_OF_MAPS: u32 = 13;
+    pub(crate) const QUEUE: u32 = 22;
+    pub(crate) const STACK: u32 = 23;
     pub(crate) const STRUCT_OPS: u32 = 26;
+    pub(crate) const TASK_STORAGE: u32 = 29;
 }
 
 /// A kind of map.

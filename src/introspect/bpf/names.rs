@@ -158,7 +158,10 @@ impl Objects {
 /// `ops.name` of a struct_ops map.
 fn ops_name(kernel: &Kernel, state: &BpfState, map: &MapInfo) -> Option<String> {
     let field = kernel.btf().field(map.value_type, "data.name").ok()?;
-    let at = map.kva.offset(state.layouts.struct_ops_value? as u64).offset(field.offset);
+    let at = map
+        .kva
+        .offset(state.layouts.kinds.struct_ops.as_ref().ok()?.value as u64)
+        .offset(field.offset);
     let mut raw = vec![0; usize::try_from(field.size).ok()?.min(256)];
     kernel.read(at, &mut raw).ok()?;
     let end = raw.iter().position(|b| *b == 0)?;

@@ -51,6 +51,13 @@ pub(crate) fn busy_guest() -> Guest {
     }
     let ring = guest.other("ring", 27);
     guest.prog(btf, &[section, ring]);
+    let leaf = guest.node(9, [1, 2, 0, 0], Some(5), [Kva(0); 2]);
+    let root = guest.node(0, [0; 4], None, [leaf, Kva(0)]);
+    guest.trie("trie", root);
+    guest.queue("queue", 5, 3, &[vec![1; 3], vec![2; 3], vec![3; 3]]);
+    guest.storage("storage", &[(Some(7), 70), (Some(8), 80), (None, 0)]);
+    guest.prog_array("programs", &[(2, 40), (5, 41)]);
+    guest.struct_ops("ops", btf, "busy");
     guest
 }
 
@@ -628,6 +635,135 @@ fn pause_of_ten_thousand_entries() {
         println!("{}: median {:?}, worst {:?}", map.name, took[12], took[24]);
         if map.name == "whole" && !cfg!(debug_assertions) {
             assert!(took[12] < Duration::from_millis(1), "the goal is one millisecond");
+        }
+    }
+}
+
+/// The values of a map without keys.
+fn listed(contents: &MapContents) -> Vec<Vec<u8>> {
+    match &contents.data {
+        MapData::Array { values } => values.iter().map(<[u8]>::to_vec).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn keyed(pairs: &[(u32, u64)]) -> Vec<Entry> {
+    let mut out: Vec<Entry> =
+        pairs.iter().map(|(k, v)| (k.to_le_bytes().to_vec(), v.to_le_bytes().to_vec())).collect();
+    out.sort();
+    out
+}
+
+#[test]
+fn a_queue_is_listed_from_its_oldest_entry_around_its_end() {
+    let mut guest = Guest::new();
+    let values = [vec![1; 3], vec![2; 3], vec![3; 3], vec![4; 3]];
+    let queue = guest.queue("queue", 5, 3, &values);
+    let empty = guest.queue("empty", 5, 0, &[vec![]]);
+    guest.write_u32(empty.offset(at::QUEUE_HEAD), 0);
+    let locked = guest.queue("locked", 5, 0, &values);
+    guest.write_u32(locked.offset(at::QUEUE_LOCK), 1);
+    let wild = guest.queue("wild", 5, 0, &values);
+    guest.write_u32(wild.offset(at::QUEUE_HEAD + 4), u32::MAX);
+    let huge = guest.queue("huge", 5, 0, &values);
+    guest.write_u32(huge.offset(at::QUEUE_HEAD + 8), u32::MAX);
+    let kernel = open(guest);
+    let got = read(&kernel, queue);
+    assert_eq!((listed(&got), got.incomplete, got.torn.len()), (values.to_vec(), None, 0));
+    assert_eq!(read(&kernel, empty).data.len(), Some(0));
+    assert_eq!(read(&kernel, locked).torn, ["its lock is held"]);
+    for (map, says) in [
+        (wild, "it has 5 slots, and claims 4294967295 to 4 of them"),
+        (huge, "it has 4294967295 slots, and claims 0 to 4 of them"),
+    ] {
+        let reason = says.to_owned();
+        assert_eq!(read(&kernel, map).data, MapData::Unreadable { reason });
+    }
+}
+
+#[test]
+fn a_trie_gives_its_prefixes_and_not_what_only_branches() {
+    let mut guest = Guest::new();
+    let none = Kva(0);
+    let a = guest.node(12, [1, 0x10, 0, 0], Some(100), [none; 2]);
+    let b = guest.node(32, [1, 0x80, 9, 9], Some(200), [none; 2]);
+    let branch = guest.node(8, [1, 0, 0, 0], None, [a, b]);
+    let root = guest.node(0, [0; 4], Some(300), [branch, none]);
+    let trie = guest.trie("trie", root);
+    // One that leads back to its root, one to nowhere.
+    let back = guest.node(3, [0x20, 0, 0, 0], Some(1), [none; 2]);
+    guest.write_u64(back, back.0);
+    let circle = guest.trie("circle", back);
+    let astray = guest.node(3, [0x20, 0, 0, 0], Some(2), [Kva(0xffff_8880_dead_0000), none]);
+    let astray = guest.trie("astray", astray);
+    let kernel = open(guest);
+    let key = |len: u32, data: [u8; 4]| [len.to_le_bytes(), data].concat();
+    let entry = |len, data, value: u64| (key(len, data), value.to_le_bytes().to_vec());
+    let got = read(&kernel, trie);
+    let want =
+        [entry(0, [0; 4], 300), entry(12, [1, 0x10, 0, 0], 100), entry(32, [1, 0x80, 9, 9], 200)];
+    assert_eq!((contents(&got), got.incomplete), (sorted(&want), None));
+    let got = read(&kernel, circle);
+    assert_eq!(contents(&got), [entry(3, [0x20, 0, 0, 0], 1)]);
+    assert!(got.incomplete.unwrap().ends_with("has a prefix of 3 bits"));
+    let got = read(&kernel, astray);
+    assert_eq!(contents(&got), [entry(3, [0x20, 0, 0, 0], 2)]);
+    assert_eq!(got.incomplete.unwrap(), "the node at 0xffff8880dead0000 cannot be read");
+}
+
+#[test]
+fn task_storage_is_keyed_by_the_tasks_ids() {
+    let mut guest = Guest::new();
+    let tasks = [(Some(7), 70), (Some(9), 90), (None, 0), (Some(8), 80)];
+    let (map, _) = guest.storage("storage", &tasks);
+    let (circle, elems) = guest.storage("circle", &[(Some(7), 70), (Some(8), 80)]);
+    guest.write_u64(elems[0], elems[0].0);
+    let (wild, _) = guest.storage("wild", &[(Some(7), 70)]);
+    guest.write_u32(wild.offset(at::STORAGE_LOG), 63);
+    let kernel = open(guest);
+    let got = read(&kernel, map);
+    assert_eq!(contents(&got), keyed(&[(7, 70), (9, 90), (8, 80)]));
+    assert_eq!(got.incomplete, None);
+    assert_eq!(got.torn, ["an element has lost its owner: it is being freed"]);
+    let got = read(&kernel, circle);
+    assert_eq!(contents(&got), keyed(&[(7, 70), (8, 80)]));
+    assert!(got.incomplete.unwrap().contains("circle"));
+    let reason = "it claims 2^63 buckets".to_owned();
+    assert_eq!(read(&kernel, wild).data, MapData::Unreadable { reason });
+}
+
+#[test]
+fn programs_in_an_array_are_given_by_their_ids() {
+    let mut guest = Guest::new();
+    let map = guest.prog_array("programs", &[(2, 40), (5, 41)]);
+    let wild = guest.prog_array("wild", &[(1, 42)]);
+    guest.write_u64(wild.offset(at::ARRAY_VALUES), 0xffff_8880_dead_0000);
+    let kernel = open(guest);
+    let ids = |pairs: &[(u32, u32)]| -> Vec<Entry> {
+        let bytes = |n: u32| n.to_le_bytes().to_vec();
+        pairs.iter().map(|(k, v)| (bytes(*k), bytes(*v))).collect()
+    };
+    let got = read(&kernel, map);
+    assert_eq!((contents(&got), got.incomplete), (ids(&[(2, 40), (5, 41)]), None));
+    let got = read(&kernel, wild);
+    assert_eq!(contents(&got), ids(&[(1, 42)]));
+    assert!(got.incomplete.unwrap().starts_with("cannot read 8 bytes at 0xffff8880dead0008"));
+}
+
+#[test]
+fn small_budgets_leave_a_part_of_any_kind() {
+    let kernel = open(busy_guest());
+    let list = kernel.maps().unwrap();
+    for name in ["trie", "queue", "storage", "programs", "ops"] {
+        let info = list.maps.iter().find(|m| m.name == name).unwrap();
+        let whole = kernel.copy_map(info, &mut budget()).decode();
+        assert_ne!(whole.data.len().unwrap_or(0), 0, "{name}: {whole:?}");
+        for bytes in 0..200 {
+            let mut small = Budget::new(bytes, Duration::from_secs(60));
+            let got = kernel.copy_map(info, &mut small).decode();
+            let unreadable = matches!(got.data, MapData::Unreadable { .. });
+            let missing = got.data.len() < whole.data.len();
+            assert!(!missing || unreadable || got.incomplete.is_some(), "{name}, {bytes}: {got:?}");
         }
     }
 }

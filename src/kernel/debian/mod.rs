@@ -154,7 +154,12 @@ impl Debian<'_> {
         match (self.candidates(root).and_then(|candidates| act(&candidates)), updated) {
             (Err(KernelError::UnknownSeries { .. }), Some(error)) => Err(error),
             (Ok(done), Some(error)) => {
-                self.progress.step(&format!("{error}\ngoing on with the package lists there are"));
+                let said = match &error {
+                    KernelError::Apt { log, .. } => log.lines().next().unwrap_or_default().trim(),
+                    _ => "",
+                };
+                let text = "some package lists could not be had; going on with the others";
+                self.progress.step(&format!("{text}: {said}"));
                 Ok(done)
             }
             (done, _) => done,

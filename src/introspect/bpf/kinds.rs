@@ -1,0 +1,492 @@
+//! The kinds of map that are neither tables nor plain arrays. They are small or made of single
+//! allocations, so their entries are found while they are copied.
+//!
+//! What an entry is, where the kernel has a pointer: its id, as the bpf() syscall says it.
+
+use super::copy::{Budget, RawData, RawMap};
+use super::layout::{At, Finder};
+use super::{BpfState, MapInfo, kind};
+use crate::btf::Btf;
+use crate::introspect::contents::{MapData, Values};
+use crate::introspect::error::IntrospectError;
+use crate::introspect::kernel::Kernel;
+use crate::introspect::walk::Walk;
+use crate::mem::Kva;
+
+/// Bytes that are read at once from what is one array in the kernel.
+const CHUNK: usize = 64 << 10;
+/// Reasons of one map that are spelled out.
+const MAX_TORN: usize = 4;
+
+/// Entries, as they are found.
+struct Rows {
+    keys: Option<Values>,
+    values: Values,
+    torn: Vec<String>,
+    incomplete: Option<String>,
+}
+
+impl Rows {
+    /// `None` for a kind without keys.
+    fn new(key_size: Option<usize>, value_size: usize) -> Self {
+        Rows {
+            keys: key_size.map(Values::empty),
+            values: Values::empty(value_size),
+            torn: Vec::new(),
+            incomplete: None,
+        }
+    }
+
+    fn push(&mut self, key: &[u8], value: &[u8]) {
+        if let Some(keys) = &mut self.keys {
+            keys.push(key);
+        }
+        self.values.push(value);
+    }
+
+    fn torn(&mut self, why: String) {
+        if self.torn.len() < MAX_TORN {
+            self.torn.push(why);
+        }
+    }
+
+    fn incomplete(&mut self, why: impl ToString) {
+        self.incomplete.get_or_insert_with(|| why.to_string());
+    }
+
+    /// Takes what a walk found; what it missed makes the map incomplete.
+    fn walked<T>(&mut self, walk: Walk<T>) -> Vec<T> {
+        if let Some(error) = walk.error {
+            self.incomplete(error);
+        }
+        walk.items
+    }
+}
+
+impl From<Rows> for RawMap {
+    fn from(rows: Rows) -> RawMap {
+        let Rows { keys, values, torn, incomplete } = rows;
+        let data = match keys {
+            Some(keys) => MapData::Hash { keys, values },
+            None => MapData::Array { values },
+        };
+        RawMap { torn, incomplete, ..RawMap::new(RawData::Found(data)) }
+    }
+}
+
+/// `struct bpf_queue_stack` (kernel/bpf/queue_stack_maps.c).
+pub(crate) struct QueueLayout {
+    whole: usize,
+    head: At,
+    tail: At,
+    slots: At,
+    elements: usize,
+    lock: Option<At>,
+}
+
+impl QueueLayout {
+    fn new(btf: &Btf) -> Result<Self, IntrospectError> {
+        let f = Finder::new(btf, "struct bpf_queue_stack")?;
+        Ok(QueueLayout {
+            whole: f.size,
+            head: f.number("head")?,
+            tail: f.number("tail")?,
+            slots: f.number("size")?,
+            elements: f.at("elements")?.offset,
+            lock: f.lock("lock"),
+        })
+    }
+}
+
+/// `struct bpf_struct_ops_map` (kernel/bpf/bpf_struct_ops.c).
+pub(crate) struct StructOpsLayout {
+    user_value: At,
+    pub(crate) value: usize,
+    state: At,
+    state_in_value: At,
+}
+
+impl StructOpsLayout {
+    fn new(btf: &Btf) -> Result<Self, IntrospectError> {
+        let f = Finder::new(btf, "struct bpf_struct_ops_map")?;
+        let common = Finder::new(btf, "struct bpf_struct_ops_common_value")?;
+        Ok(StructOpsLayout {
+            user_value: f.number("uvalue")?,
+            value: f.at("kvalue")?.offset,
+            state: f.number("kvalue.common.state")?,
+            state_in_value: common.number("state")?,
+        })
+    }
+}
+
+/// `struct bpf_local_storage_map` and what hangs off it (include/linux/bpf_local_storage.h).
+pub(crate) struct StorageLayout {
+    buckets: At,
+    bucket_log: At,
+    bucket_size: usize,
+    bucket_head: usize,
+    elem_node: u64,
+    elem_owner: u64,
+    elem_value: u64,
+    owner: u64,
+    task_pid: u64,
+}
+
+impl StorageLayout {
+    fn new(btf: &Btf) -> Result<Self, IntrospectError> {
+        let f = Finder::new(btf, "struct bpf_local_storage_map")?;
+        let bucket = Finder::new(btf, "struct bpf_local_storage_map_bucket")?;
+        let elem = Finder::new(btf, "struct bpf_local_storage_elem")?;
+        let offset = |f: &Finder<'_>, path: &str| f.at(path).map(|at| at.offset as u64);
+        Ok(StorageLayout {
+            buckets: f.number("buckets")?,
+            bucket_log: f.number("bucket_log")?,
+            bucket_size: bucket.size.max(1),
+            bucket_head: bucket.at("list")?.offset,
+            elem_node: offset(&elem, "map_node")?,
+            elem_owner: offset(&elem, "local_storage")?,
+            elem_value: offset(&elem, "sdata.data")?,
+            owner: offset(&Finder::new(btf, "struct bpf_local_storage")?, "owner")?,
+            task_pid: offset(&Finder::new(btf, "struct task_struct")?, "pid")?,
+        })
+    }
+}
+
+/// `struct lpm_trie` and `struct lpm_trie_node` (kernel/bpf/lpm_trie.c).
+pub(crate) struct TrieLayout {
+    root: At,
+    data_size: At,
+    prefix: At,
+    flags: At,
+    children: usize,
+    data: usize,
+}
+
+impl TrieLayout {
+    fn new(btf: &Btf) -> Result<Self, IntrospectError> {
+        let f = Finder::new(btf, "struct lpm_trie")?;
+        let node = Finder::new(btf, "struct lpm_trie_node")?;
+        Ok(TrieLayout {
+            root: f.number("root")?,
+            data_size: f.number("data_size")?,
+            prefix: node.number("prefixlen")?,
+            flags: node.number("flags")?,
+            children: node.at("child")?.offset,
+            data: node.at("data")?.offset,
+        })
+    }
+}
+
+/// Where the kinds here keep things. What the kernel lacks is an error where it is needed.
+pub(crate) struct KindLayouts {
+    queue: Result<QueueLayout, IntrospectError>,
+    pub(crate) struct_ops: Result<StructOpsLayout, IntrospectError>,
+    storage: Result<StorageLayout, IntrospectError>,
+    trie: Result<TrieLayout, IntrospectError>,
+    /// `id` of `struct bpf_prog_aux`.
+    prog_id: Result<At, IntrospectError>,
+}
+
+impl KindLayouts {
+    pub(crate) fn new(btf: &Btf) -> Self {
+        KindLayouts {
+            queue: QueueLayout::new(btf),
+            struct_ops: StructOpsLayout::new(btf),
+            storage: StorageLayout::new(btf),
+            trie: TrieLayout::new(btf),
+            prog_id: Finder::new(btf, "struct bpf_prog_aux").and_then(|f| f.number("id")),
+        }
+    }
+}
+
+type Found = Result<RawMap, String>;
+
+fn text(error: impl ToString) -> String {
+    error.to_string()
+}
+
+impl Kernel {
+    /// Copies a map of one of the kinds here; `None` for others.
+    pub(super) fn copy_other(
+        &self,
+        state: &BpfState,
+        map: &MapInfo,
+        budget: &mut Budget,
+    ) -> Option<Found> {
+        let layouts = &state.layouts.kinds;
+        Some(match map.kind.number {
+            kind::QUEUE | kind::STACK => {
+                layouts.queue.as_ref().map_err(text).and_then(|l| self.queue(l, map, budget))
+            }
+            kind::STRUCT_OPS => {
+                layouts.struct_ops.as_ref().map_err(text).and_then(|l| self.ops(l, map, budget))
+            }
+            kind::TASK_STORAGE => {
+                layouts.storage.as_ref().map_err(text).and_then(|l| self.storage(l, map, budget))
+            }
+            kind::LPM_TRIE => {
+                layouts.trie.as_ref().map_err(text).and_then(|l| self.trie(l, map, budget))
+            }
+            kind::PROG_ARRAY | kind::ARRAY_OF_MAPS => self.pointers(state, map, budget),
+            kind::HASH_OF_MAPS => self.hash_of_maps(state, map, budget),
+            _ => return None,
+        })
+    }
+
+    /// A queue or a stack, from the entry that was pushed first to the last.
+    fn queue(&self, layout: &QueueLayout, map: &MapInfo, budget: &mut Budget) -> Found {
+        let mut raw = vec![0; layout.whole];
+        self.read(map.kva, &mut raw).map_err(text)?;
+        let number = |at: At| at.read(&raw).unwrap_or(0);
+        let (head, tail, slots) = (number(layout.head), number(layout.tail), number(layout.slots));
+        let size = u64::from(map.value_size);
+        if slots == 0 || slots > u64::from(map.max_entries) + 1 || head >= slots || tail >= slots {
+            return Err(format!("it has {slots} slots, and claims {tail} to {head} of them"));
+        }
+        let used = (head + slots - tail) % slots;
+        let fits = budget.take_some(used, size)?;
+        let mut rows = Rows::new(None, size as usize);
+        if fits < used {
+            rows.incomplete(format!("{fits} of {used} entries fitted into the capture's budget"));
+        }
+        if layout.lock.is_some_and(|lock| number(lock) != 0) {
+            rows.torn("its lock is held".into());
+        }
+        let mut value = vec![0; size as usize];
+        for i in 0..fits {
+            let slot = (tail + i) % slots;
+            let at = map.kva.offset(layout.elements as u64).offset(slot * size);
+            if let Err(e) = self.read(at, &mut value) {
+                rows.incomplete(format!("from entry {i} on: {e}"));
+                break;
+            }
+            rows.push(&[], &value);
+        }
+        Ok(rows.into())
+    }
+
+    /// A struct_ops map: its one value, as user space has given it, in the state that it is in.
+    fn ops(&self, layout: &StructOpsLayout, map: &MapInfo, budget: &mut Budget) -> Found {
+        let size = map.value_size as usize;
+        budget.take(size as u64)?;
+        let user =
+            Kva(self.read_u64(map.kva.offset(layout.user_value.offset as u64)).map_err(text)?);
+        let mut value = vec![0; size];
+        self.read(user, &mut value).map_err(text)?;
+        let mut state = vec![0; layout.state.size];
+        self.read(map.kva.offset(layout.state.offset as u64), &mut state).map_err(text)?;
+        let At { offset, size: len } = layout.state_in_value;
+        if let Some(place) = value.get_mut(offset..offset + len) {
+            place.copy_from_slice(&state[..len.min(state.len())]);
+        }
+        let mut rows = Rows::new(None, size);
+        rows.push(&[], &value);
+        Ok(rows.into())
+    }
+
+    /// The storage of tasks, by their ids.
+    fn storage(&self, layout: &StorageLayout, map: &MapInfo, budget: &mut Budget) -> Found {
+        let number = |at: At| -> Result<u64, String> {
+            let mut raw = vec![0; at.offset + at.size];
+            self.read(map.kva, &mut raw).map_err(text)?;
+            Ok(at.read(&raw).unwrap_or(0))
+        };
+        let (buckets, log) = (Kva(number(layout.buckets)?), number(layout.bucket_log)?);
+        if log > 24 {
+            return Err(format!("it claims 2^{log} buckets"));
+        }
+        let size = map.value_size as usize;
+        let mut rows = Rows::new(Some(4), size);
+        let mut value = vec![0; size];
+        for bucket in 0..1u64 << log {
+            if let Err(e) = budget.take(layout.bucket_size as u64) {
+                rows.incomplete(e);
+                break;
+            }
+            let head = buckets.offset(bucket * layout.bucket_size as u64);
+            let head = head.offset(layout.bucket_head as u64);
+            let limit = (budget.left() / (size as u64 + 1)).min(1 << 20) as usize;
+            for node in rows.walked_list(self, head, limit) {
+                let elem = Kva(node.0.wrapping_sub(layout.elem_node));
+                if let Err(e) = budget.take(size as u64 + 4) {
+                    rows.incomplete(e);
+                    return Ok(rows.into());
+                }
+                match self.owner(layout, elem) {
+                    Ok(Some(pid)) => match self.read(elem.offset(layout.elem_value), &mut value) {
+                        Ok(()) => rows.push(&pid.to_le_bytes(), &value),
+                        Err(e) => rows.incomplete(e),
+                    },
+                    Ok(None) => {
+                        rows.torn("an element has lost its owner: it is being freed".into())
+                    }
+                    Err(e) => rows.incomplete(e),
+                }
+            }
+        }
+        Ok(rows.into())
+    }
+
+    /// The id of the task that an element of local storage belongs to; none while it is freed.
+    fn owner(&self, layout: &StorageLayout, elem: Kva) -> Result<Option<u32>, IntrospectError> {
+        let storage = Kva(self.read_u64(elem.offset(layout.elem_owner))?);
+        if storage.is_null() {
+            return Ok(None);
+        }
+        let owner = Kva(self.read_u64(storage.offset(layout.owner))?);
+        match owner.is_null() {
+            true => Ok(None),
+            false => Ok(Some(self.read_u32(owner.offset(layout.task_pid))?)),
+        }
+    }
+
+    /// A trie of prefixes. Nodes that only branch are no entries.
+    fn trie(&self, layout: &TrieLayout, map: &MapInfo, budget: &mut Budget) -> Found {
+        /// `LPM_TREE_NODE_FLAG_IM`.
+        const BRANCH: u64 = 1;
+        let field = |at: At| {
+            let mut raw = vec![0; at.offset + at.size];
+            self.read(map.kva, &mut raw).map_err(text)?;
+            Ok::<u64, String>(at.read(&raw).unwrap_or(0))
+        };
+        let data = field(layout.data_size)? as usize;
+        let (key_size, value_size) = (map.key_size as usize, map.value_size as usize);
+        if data == 0 || data + 4 != key_size {
+            return Err(format!("its keys have {key_size} bytes, and {data} of data"));
+        }
+        let mut rows = Rows::new(Some(key_size), value_size);
+        let mut raw = vec![0; layout.data + data + value_size];
+        let mut todo = vec![(field(layout.root)?, 0u64)];
+        let most = 2 * u64::from(map.max_entries) + 1;
+        let mut nodes = 0;
+        while let Some((node, least)) = todo.pop() {
+            if node == 0 {
+                continue;
+            }
+            nodes += 1;
+            if let Err(e) = budget.take(raw.len() as u64) {
+                rows.incomplete(e);
+                break;
+            }
+            if nodes > most {
+                rows.incomplete("more nodes are linked than there can be");
+                break;
+            }
+            // What only branches has no value behind its data.
+            let there = self.space.read_prefix(Kva(node), &mut raw);
+            if there < layout.data + data {
+                rows.incomplete(format!("the node at {} cannot be read", Kva(node)));
+                continue;
+            }
+            let prefix = layout.prefix.read(&raw).unwrap_or(0);
+            if prefix < least || prefix > 8 * data as u64 {
+                rows.incomplete(format!("the node at {} has a prefix of {prefix} bits", Kva(node)));
+                continue;
+            }
+            if layout.flags.read(&raw).unwrap_or(0) & BRANCH == 0 {
+                let mut key = (prefix as u32).to_le_bytes().to_vec();
+                key.extend_from_slice(&raw[layout.data..layout.data + data]);
+                match raw.get(layout.data + data..there) {
+                    Some(value) if value.len() == value_size => rows.push(&key, value),
+                    _ => rows.incomplete(format!("the value at {} cannot be read", Kva(node))),
+                }
+            }
+            for child in [1, 0] {
+                let at = At { offset: layout.children + 8 * child, size: 8 };
+                todo.push((at.read(&raw).unwrap_or(0), prefix + 1));
+            }
+        }
+        Ok(rows.into())
+    }
+
+    /// An array of pointers to programs or maps: their ids, where there is one.
+    fn pointers(&self, state: &BpfState, map: &MapInfo, budget: &mut Budget) -> Found {
+        let array = state.layouts.array.as_ref().map_err(text)?;
+        let mut rows = Rows::new(Some(4), 4);
+        let first = map.kva.offset(array.values as u64);
+        let found = self.table_of_pointers(first, map.max_entries.into(), budget, &mut rows)?;
+        for (index, target) in found {
+            let id = match map.kind.number {
+                kind::PROG_ARRAY => self.prog_id(state, target),
+                _ => self.map_id(state, target).map_err(text),
+            };
+            match id {
+                Ok(id) => rows.push(&index.to_le_bytes(), &id.to_le_bytes()),
+                Err(e) => rows.incomplete(e),
+            }
+        }
+        Ok(rows.into())
+    }
+
+    /// The pointers of a table that are not null, with their indices.
+    fn table_of_pointers(
+        &self,
+        first: Kva,
+        count: u64,
+        budget: &mut Budget,
+        rows: &mut Rows,
+    ) -> Result<Vec<(u32, Kva)>, String> {
+        let fits = budget.take_some(count, 8)?;
+        if fits < count {
+            rows.incomplete(format!("{fits} of {count} slots fitted into the capture's budget"));
+        }
+        let mut out = Vec::new();
+        let mut raw = vec![0; CHUNK.min(fits as usize * 8)];
+        let mut done = 0;
+        while done < fits {
+            let n = (fits - done).min(CHUNK as u64 / 8) as usize;
+            let piece = &mut raw[..n * 8];
+            if let Err(e) = self.read(first.offset(done * 8), piece) {
+                rows.incomplete(format!("from slot {done} on: {e}"));
+                break;
+            }
+            let pointers = piece.as_chunks().0.iter().map(|b| Kva(u64::from_le_bytes(*b)));
+            let indexed = (done as u32..).zip(pointers);
+            out.extend(indexed.filter(|(_, pointer)| !pointer.is_null()));
+            done += n as u64;
+        }
+        Ok(out)
+    }
+
+    fn prog_id(&self, state: &BpfState, prog: Kva) -> Result<u32, String> {
+        let layout = state.layouts.prog.as_ref().map_err(text)?;
+        let id = state.layouts.kinds.prog_id.as_ref().map_err(text)?;
+        let aux = Kva(self.read_u64(prog.offset(layout.aux.offset as u64)).map_err(text)?);
+        self.read_u32(aux.offset(id.offset as u64)).map_err(text)
+    }
+
+    fn map_id(&self, state: &BpfState, map: Kva) -> Result<u32, IntrospectError> {
+        Ok(self.read_u32(map.offset(state.layouts.map.id.offset as u64))?)
+    }
+
+    /// A hash whose values are maps: their ids.
+    fn hash_of_maps(&self, state: &BpfState, map: &MapInfo, budget: &mut Budget) -> Found {
+        let layout = state.layouts.htab.as_ref().map_err(text)?;
+        // In the table a value is a pointer.
+        let inside = MapInfo { value_size: 8, ..map.clone() };
+        let counted = self.elem_count(state, map);
+        let raw = self.copy_htab(layout, &state.buffers, &inside, counted, budget)?;
+        let found = raw.decode();
+        let mut rows = Rows::new(Some(map.key_size as usize), 4);
+        rows.torn = found.torn;
+        rows.incomplete = found.incomplete;
+        let MapData::Hash { keys, values } = found.data else {
+            return Err("its table cannot be read".into());
+        };
+        for (key, value) in keys.iter().zip(values.iter()) {
+            let target = At { offset: 0, size: 8 }.read(value).unwrap_or(0);
+            match self.map_id(state, Kva(target)) {
+                Ok(id) => rows.push(key, &id.to_le_bytes()),
+                Err(e) => rows.incomplete(e),
+            }
+        }
+        Ok(rows.into())
+    }
+}
+
+impl Rows {
+    /// The nodes of a list, as far as it can be followed.
+    fn walked_list(&mut self, kernel: &Kernel, head: Kva, limit: usize) -> Vec<Kva> {
+        self.walked(kernel.hlist(head, limit))
+    }
+}

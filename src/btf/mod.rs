@@ -176,6 +176,15 @@ impl Btf {
         Ok(Arc::new(Btf::assemble(raw, layout, inner, None)))
     }
 
+    /// A BTF with the one type `u32`, whose id is 1: for numbers that nobody has given a type.
+    #[must_use]
+    pub fn of_u32() -> Arc<Btf> {
+        // struct btf_header; an integer of 4 bytes, 32 bits, unsigned; two strings.
+        const RAW: [u8; 45] = *b"\x9f\xeb\x01\0\x18\0\0\0\0\0\0\0\x10\0\0\0\x10\0\0\0\x05\0\0\0\
+            \x01\0\0\0\0\0\0\x01\x04\0\0\0\x20\0\0\0\0u32\0";
+        Btf::parse(&RAW).expect("it is well-formed")
+    }
+
     /// Checks and parses a split BTF (a kernel module's), whose ids and strings go on where
     /// those of `base` end.
     ///

@@ -354,3 +354,9 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_type_of_untyped_numbers_is_a_u32() {
+    let btf = Btf::of_u32();
+    assert_eq!((btf.type_name(1).as_str(), btf.size_of(1), btf.len()), ("u32", Some(4), 2));
+}

@@ -49,6 +49,8 @@ pub(crate) mod kind {
     pub(crate) const STACK: u32 = 23;
     pub(crate) const STRUCT_OPS: u32 = 26;
     pub(crate) const TASK_STORAGE: u32 = 29;
+    /// Those whose values are ids of programs or maps.
+    pub(crate) const IDS: [u32; 3] = [PROG_ARRAY, ARRAY_OF_MAPS, HASH_OF_MAPS];
 }
 
 /// A kind of map.
@@ -122,6 +124,8 @@ pub(crate) struct BpfState {
     pub(super) layouts: Layouts,
     pub(super) buffers: Buffers,
     kinds: Vec<(u32, String)>,
+    /// Types of maps whose values are ids: 1 is `u32`.
+    id_types: Arc<Btf>,
     caches: Mutex<Caches>,
 }
 
@@ -135,7 +139,9 @@ impl BpfState {
     fn new(btf: &Btf) -> Result<Self, IntrospectError> {
         let layouts = Layouts::new(btf)?;
         let buffers = Buffers::default();
-        Ok(BpfState { layouts, buffers, kinds: kind_names(btf), caches: Mutex::default() })
+        let (kinds, caches) = (kind_names(btf), Mutex::default());
+        let id_types = Btf::of_u32();
+        Ok(BpfState { layouts, buffers, kinds, id_types, caches })
     }
 
     fn kind(&self, number: u32) -> MapKind {
@@ -246,15 +252,22 @@ impl Kernel {
             Err(e) => (None, Some(e)),
         };
         let own = |at| if kernel_type == 0 && btf.is_some() { small(at) } else { 0 };
-        let (key_type, value_type) = (own(layout.key_type), own(layout.value_type));
+        let (mut key_type, mut value_type) = (own(layout.key_type), own(layout.value_type));
+        let (kind, key_size) = (state.kind(small(layout.kind)), small(layout.key_size));
+        let mut btf = btf;
+        if kind::IDS.contains(&kind.number) && (key_type, value_type) == (0, 0) {
+            // Loaders give these no types: the kernel takes none for maps of maps.
+            btf = Some(state.id_types.clone());
+            (key_type, value_type) = (if key_size == 4 { 1 } else { 0 }, 1);
+        }
         Ok(MapInfo {
             id: id as u32,
             kva,
-            kind: state.kind(small(layout.kind)),
+            kind,
             name: String::from_utf8_lossy(name).into_owned(),
             full_name: None,
             section: None,
-            key_size: small(layout.key_size),
+            key_size,
             value_size: small(layout.value_size),
             max_entries: small(layout.max_entries),
             map_flags: small(layout.map_flags),

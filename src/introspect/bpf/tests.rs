@@ -739,6 +739,12 @@ fn programs_in_an_array_are_given_by_their_ids() {
     let wild = guest.prog_array("wild", &[(1, 42)]);
     guest.write_u64(wild.offset(at::ARRAY_VALUES), 0xffff_8880_dead_0000);
     let kernel = open(guest);
+    let info = kernel.maps().unwrap().maps.into_iter().find(|m| m.kva == map).unwrap();
+    let name = |ty| info.btf.as_ref().map(|btf| btf.type_name(ty));
+    assert_eq!(
+        (name(info.key_type), name(info.value_type)),
+        (Some("u32".into()), Some("u32".into()))
+    );
     let ids = |pairs: &[(u32, u32)]| -> Vec<Entry> {
         let bytes = |n: u32| n.to_le_bytes().to_vec();
         pairs.iter().map(|(k, v)| (bytes(*k), bytes(*v))).collect()

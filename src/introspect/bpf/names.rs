@@ -33,10 +33,20 @@ pub(super) struct NameCache {
     known: HashMap<(u32, u64), Names>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 struct Names {
     full: Option<String>,
     section: Option<String>,
+    /// Types that the object declares for a map to which the kernel takes none: queues, stacks
+    /// and others (libbpf, `bpf_object__create_map`).
+    types: Option<Types>,
+}
+
+#[derive(Clone, Debug)]
+struct Types {
+    btf: Arc<Btf>,
+    key: TypeId,
+    value: TypeId,
 }
 
 impl NameCache {
@@ -67,6 +77,10 @@ impl NameCache {
                 }
             };
             (maps[i].full_name, maps[i].section) = (names.full, names.section);
+            if let Some(Types { btf, key, value }) = names.types {
+                maps[i].btf = Some(btf);
+                (maps[i].key_type, maps[i].value_type) = (key, value);
+            }
         }
         if self.known.len() > maps.len() {
             let alive: BTreeSet<_> = maps.iter().map(|m| (m.id, m.kva.0)).collect();
@@ -91,7 +105,7 @@ struct Object {
     stems: BTreeSet<String>,
     /// Names of sections.
     sections: Vec<String>,
-    /// Declarations of maps with names that are cut, by what is left of the name.
+    /// Declarations of maps, by what the kernel keeps of the name.
     declared: HashMap<String, Vec<Declared>>,
 }
 
@@ -114,7 +128,7 @@ impl Object {
             let shape = btf.shape(*id).ok();
             let Some(Shape::Datasec { vars, .. }) = shape.as_deref() else { continue };
             for var in vars {
-                let Some(kept) = var.name.get(..KEPT) else { continue };
+                let kept = var.name.get(..KEPT).unwrap_or(&var.name);
                 let found = Declared { name: var.name.clone(), ty: var.ty, struct_ops };
                 declared.entry(kept.to_owned()).or_default().push(found);
             }
@@ -225,9 +239,21 @@ fn names(map: &MapInfo, object: Option<&Object>, ops_names: &[String]) -> Names 
     match section(map, object) {
         Some(section) => {
             let full = section_name(&map.name, &section, object, ops_names);
-            Names { full, section: Some(section) }
+            Names { full, section: Some(section), types: None }
         }
-        None => Names { full: declared_name(map, object), section: None },
+        None => {
+            let declared = object.and_then(|object| declaration(map, object));
+            let types = declared.filter(|_| map.btf.is_none()).zip(object);
+            Names {
+                types: types.and_then(|(declared, object)| types_of(map, declared, object)),
+                full: match map.name.len() {
+                    0 => None,
+                    len if len < KEPT => Some(map.name.clone()),
+                    _ => declared.map(|d| d.name.clone()),
+                },
+                section: None,
+            }
+        }
     }
 }
 
@@ -287,19 +313,31 @@ fn object_name(prefix: &str, stems: Vec<String>, ops_names: &[String]) -> Option
     (stems.len() == 1).then(|| stems.swap_remove(0))
 }
 
-/// The name under which the object declares a map that is no section.
-fn declared_name(map: &MapInfo, object: Option<&Object>) -> Option<String> {
-    if map.name.len() < KEPT {
-        return Some(map.name.clone()).filter(|name| !name.is_empty());
-    }
-    let object = object?;
+/// The variable with which the object declares a map that is no section.
+fn declaration<'a>(map: &MapInfo, object: &'a Object) -> Option<&'a Declared> {
     let is_ops = map.kind.number == kind::STRUCT_OPS;
     let alike = object.declared.get(&map.name).map_or(&[][..], Vec::as_slice);
     let mut found: Vec<&Declared> = alike.iter().filter(|d| d.struct_ops == is_ops).collect();
     if found.len() > 1 {
         found.retain(|d| describes(&object.btf, d.ty, map));
     }
-    (found.len() == 1).then(|| found[0].name.clone())
+    (found.len() == 1).then(|| found[0])
+}
+
+/// The types in a declaration, if they are as large as the map's keys and values.
+fn types_of(map: &MapInfo, declared: &Declared, object: &Object) -> Option<Types> {
+    let btf = &object.btf;
+    let shape = btf.shape(declared.ty).ok()?;
+    let Shape::Struct(declaration) = &*shape else { return None };
+    let of = |name: &str, size: u32| {
+        let member = declaration.members.iter().find(|m| m.name == name)?;
+        match &*btf.shape(member.ty).ok()? {
+            Shape::Ptr { to } if btf.size_of(*to) == Some(size.into()) => Some(*to),
+            _ => None,
+        }
+    };
+    let value = of("value", map.value_size)?;
+    Some(Types { btf: btf.clone(), key: of("key", map.key_size).unwrap_or(0), value })
 }
 
 /// Whether the declaration of type `ty` is that of `map`, as far as it says: numbers are spelled

@@ -773,3 +773,30 @@ fn small_budgets_leave_a_part_of_any_kind() {
         }
     }
 }
+
+#[test]
+fn a_map_without_types_has_those_of_its_declaration_if_they_fit() {
+    let mut guest = Guest::new();
+    let mut types = Builder::new();
+    let byte = types.int("unsigned char", 1, false);
+    let value =
+        types.structure("number", 3, &[("low", byte, 0), ("high", byte, 8), ("sum", byte, 16)]);
+    let pointer = types.ptr(value);
+    let declaration = types.structure("", 8, &[("value", pointer, 0)]);
+    let vars = ["queue", "other"].map(|name| (types.var(name, declaration), 0, 8));
+    types.datasec(".maps", 8, &vars);
+    let btf = guest.btf(&types.encode());
+    let queue = guest.queue("queue", 5, 0, &[vec![1, 2, 3]]);
+    // Its values are larger than what is declared.
+    let other = guest.queue("other", 5, 0, &[vec![1, 2, 3, 4]]);
+    guest.prog(btf, &[queue, other]);
+    let kernel = open(guest);
+    for _ in 0..2 {
+        let list = kernel.maps().unwrap();
+        let info = |at| list.maps.iter().find(|m| m.kva == at).unwrap();
+        let typed = info(queue);
+        let name = typed.btf.as_ref().map(|btf| btf.type_name(typed.value_type));
+        assert_eq!((name.as_deref(), typed.key_type), (Some("struct number"), 0));
+        assert_eq!((info(other).btf.is_none(), info(other).value_type), (true, 0));
+    }
+}

@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock, OnceLock};
 use crate::btf::{Btf, TypeId};
 
 /// What is known of a map without looking into it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct MapAttrs {
     /// The kernel's id.
     pub id: u32,
@@ -31,6 +31,7 @@ pub struct MapAttrs {
     /// Flags it was created with.
     pub flags: u32,
     /// Types of its object.
+    #[serde(skip)]
     pub btf: Option<Arc<Btf>>,
     /// Why `btf` is missing although the map has types.
     pub btf_error: Option<String>,

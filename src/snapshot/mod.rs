@@ -21,6 +21,7 @@ mod key;
 mod map;
 mod path;
 mod reason;
+mod store;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -41,6 +42,7 @@ pub use error::{ExcludedMap, SnapshotError, SnapshotResult};
 pub use key::KeyArg;
 pub use map::Map;
 pub use reason::MissingStatsReason;
+pub use store::StoreError;
 pub use value::{EnumValue, FieldKind, Scalar};
 
 /// How long the machine was stopped for a freeze, in microseconds.
@@ -57,7 +59,7 @@ pub struct Pause {
 }
 
 /// When and how a snapshot was taken.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Meta {
     /// The author's name for it.
     pub tag: String,

@@ -1,0 +1,279 @@
+//! Snapshots that go through a file.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::snapshot::testing::{meta, sample};
+use crate::snapshot::{Snapshot, StoreError};
+
+/// The snapshot that a file of it gives.
+fn stored(snapshot: &Snapshot) -> Arc<Snapshot> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.cryo");
+    snapshot.save(&path).unwrap();
+    // What is read later does not need the file's name.
+    let opened = Snapshot::open(&path).unwrap();
+    drop(dir);
+    opened
+}
+
+/// Everything that there is to say about a snapshot.
+fn everything(snapshot: &Arc<Snapshot>) -> String {
+    let mut out = format!(
+        "{:?} {} {:?} {:?} {} {:?}\n{}",
+        snapshot,
+        snapshot.elapsed_ms(),
+        snapshot.pause(),
+        snapshot.phase(),
+        snapshot.bytes(),
+        snapshot.torn(),
+        snapshot.dump(),
+    );
+    for map in snapshot.maps().unwrap_or_default() {
+        let attrs = format!("{:?}", map.attrs());
+        // Types are compared by what they make of the values.
+        let attrs = attrs.split(", btf: ").next().unwrap_or_default().to_owned();
+        out.push_str(&format!("{attrs}\n{:?} {:?}\n", map.torn(), map.len()));
+        out.push_str(&map.dump());
+        for entry in map.entries().into_iter().flatten() {
+            out.push_str(&format!("{:?} {:?} {}\n", entry, entry.torn(), entry.dump()));
+            for cpu in 0..6 {
+                out.push_str(&format!("{:?}\n", entry.cpu(cpu).map(|e| e.dump())));
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn a_file_gives_the_same_answers() {
+    let live = sample();
+    let opened = stored(&live);
+    assert_eq!(everything(&opened), everything(&live));
+    // And what was opened can be saved again.
+    assert_eq!(everything(&stored(&opened)), everything(&live));
+    let error = opened.global("nr_enqueuedd").unwrap_err();
+    assert_eq!(error.to_string(), live.global("nr_enqueuedd").unwrap_err().to_string());
+}
+
+#[test]
+fn a_placeholder_stays_one() {
+    let opened = stored(&Snapshot::placeholder(meta("late"), "vCPU 1 did not stop"));
+    assert_eq!(opened.placeholder_reason(), Some("vCPU 1 did not stop"));
+    assert_eq!(opened.tag(), "late");
+}
+
+#[test]
+fn saving_replaces_a_file_whole_and_leaves_nothing_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.cryo");
+    fs::write(&path, "older").unwrap();
+    sample().save(&path).unwrap();
+    let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names, ["a.cryo"]);
+    assert!(Snapshot::open(&path).is_ok());
+    let nowhere = Path::new("/nowhere/a.cryo");
+    assert_eq!(
+        sample().save(nowhere).unwrap_err().to_string(),
+        "cannot save the snapshot to /nowhere/a.cryo: No such file or directory; make the \
+         directory first"
+    );
+    assert_eq!(
+        sample().save(Path::new("/dev/full/x")).unwrap_err().to_string(),
+        "cannot save the snapshot to /dev/full/x: Not a directory"
+    );
+}
+
+#[test]
+fn what_is_no_snapshot_says_what_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.cryo");
+    let shown = path.display();
+    let told = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        Snapshot::open(&path).unwrap_err().to_string()
+    };
+    let none = format!(
+        "{shown} is no snapshot: it does not begin as one; give a file that snap.save(..) has \
+         written"
+    );
+    assert_eq!(told(b""), none);
+    assert_eq!(told(b"cryo is the beginning of many a thing"), none);
+    assert_eq!(
+        Snapshot::open(dir.path()).unwrap_err().to_string().contains("is no snapshot"),
+        true
+    );
+    assert_eq!(
+        Snapshot::open(Path::new("/nowhere.cryo")).unwrap_err().to_string(),
+        "cannot open /nowhere.cryo: No such file or directory"
+    );
+    sample().save(&path).unwrap();
+    let whole = fs::read(&path).unwrap();
+    let mut newer = whole.clone();
+    newer[8] = 9;
+    assert_eq!(
+        told(&newer),
+        format!(
+            "{shown} is a snapshot of version 9, and this cryoscope reads versions up to 1: open \
+             it with the cryoscope that wrote it, or a newer one"
+        )
+    );
+    let mut torn = whole.clone();
+    torn[30] ^= 1;
+    let text = told(&torn);
+    assert!(
+        text.ends_with("do not fit their checksum; copy it again from where it was saved"),
+        "{text}"
+    );
+    let text = told(&whole[..whole.len() / 2]);
+    assert!(text.starts_with(&format!("{shown} is damaged: ")), "{text}");
+}
+
+#[test]
+fn damage_in_a_map_makes_that_map_incomplete() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.cryo");
+    let live = sample();
+    live.save(&path).unwrap();
+    let whole = fs::read(&path).unwrap();
+    // The last blob is of the last map that has one: types come after the contents of theirs.
+    let mut lost = 0;
+    for at in (whole.len() - 900..whole.len()).step_by(30) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x10;
+        fs::write(&path, &bytes).unwrap();
+        let Ok(opened) = Snapshot::open(&path) else { continue };
+        for map in opened.maps().unwrap() {
+            match (map.len(), live.map(map.name()).unwrap().len()) {
+                (Ok(now), Ok(then)) => assert_eq!(now, then),
+                (Err(error), Ok(_)) => {
+                    lost += 1;
+                    assert_eq!(error.kind(), "MapRenderIncomplete");
+                    assert!(error.to_string().contains("do not fit their checksum"), "{error}");
+                }
+                (_, Err(_)) => {}
+            }
+        }
+    }
+    assert!(lost > 0, "no damage hit a map");
+}
+
+/// Recomputes the checksum of the header, so that damage in it is seen by more than that.
+fn with_header(whole: &[u8], change: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
+    let len = u32::from_le_bytes(whole[12..16].try_into().unwrap()) as usize;
+    let packed = &whole[24..24 + len];
+    let json = zstd::bulk::decompress(packed, 1 << 20).unwrap();
+    let mut header: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    change(&mut header);
+    let json = serde_json::to_vec(&header).unwrap();
+    let packed = zstd::bulk::compress(&json, 1).unwrap();
+    let mut out = whole[..12].to_vec();
+    out.extend((packed.len() as u32).to_le_bytes());
+    out.extend((json.len() as u32).to_le_bytes());
+    out.extend(crc32fast::hash(&packed).to_le_bytes());
+    out.extend(packed);
+    out.extend(&whole[24 + len..]);
+    out
+}
+
+#[test]
+fn headers_that_lie_are_found_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.cryo");
+    sample().save(&path).unwrap();
+    let whole = fs::read(&path).unwrap();
+    let told = |change: &dyn Fn(&mut serde_json::Value)| {
+        fs::write(&path, with_header(&whole, change)).unwrap();
+        match Snapshot::open(&path) {
+            Ok(snapshot) => everything(&snapshot),
+            Err(error) => error.to_string(),
+        }
+    };
+    let same = told(&|_| {});
+    assert_eq!(same, everything(&sample()));
+    let hash = |header: &mut serde_json::Value| -> usize {
+        let maps = header["maps"].as_array().unwrap();
+        maps.iter().position(|m| m["attrs"]["kind"] == "hash").unwrap()
+    };
+    let cases: [(&str, &dyn Fn(&mut serde_json::Value)); 7] = [
+        ("does not have its 4000000000 entries", &|h| {
+            let map = hash(h);
+            h["maps"][map]["rows"] = 4_000_000_000u64.into();
+        }),
+        ("its maps claim more than 4 GiB", &|h| {
+            let map = hash(h);
+            h["maps"][map]["keys"]["unpacked"] = (5u64 << 30).into();
+        }),
+        ("bytes are missing at its end", &|h| {
+            let map = hash(h);
+            h["maps"][map]["keys"]["at"] = u64::MAX.into();
+        }),
+        ("has types that are not there", &|h| {
+            let map = hash(h);
+            h["maps"][map]["btf"] = 77.into();
+        }),
+        ("types are split from some that come later", &|h| h["btfs"][0]["base"] = 5.into()),
+        ("it claims 1073741824 bytes in one piece", &|h| {
+            h["btfs"][0]["raw"]["unpacked"] = (1u64 << 30).into();
+        }),
+        ("its header: ", &|h| h["maps"] = 5.into()),
+    ];
+    for (says, change) in cases {
+        let text = told(change);
+        assert!(text.contains(says), "{says}: {text}");
+    }
+}
+
+#[test]
+fn damaged_files_never_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.cryo");
+    sample().save(&path).unwrap();
+    let whole = fs::read(&path).unwrap();
+    let mut state = 0x2545_f491_4f6c_dd1du64;
+    let mut random = move |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below as u64) as usize
+    };
+    let mut opened = 0;
+    for round in 0..600 {
+        let mut bytes = match round % 2 {
+            0 => whole.clone(),
+            // Numbers in the header, its checksum put right.
+            _ => with_header(&whole, |header| {
+                let maps = header["maps"].as_array().unwrap().len();
+                let map = &mut header["maps"][random(maps)];
+                let values = [0, 1, 7, 1 << 20, u64::from(u32::MAX), u64::MAX];
+                let value = values[random(values.len())];
+                let paths =
+                    ["/rows", "/sizes/0", "/sizes/1", "/keys/unpacked", "/values/len", "/btf"];
+                let extra =
+                    ["/cpus/0/unpacked", "/attrs/key_type", "/attrs/value_type", "/keys/at"];
+                let all: Vec<&str> = paths.into_iter().chain(extra).collect();
+                if let Some(place) = map.pointer_mut(all[random(all.len())]) {
+                    *place = value.into();
+                }
+            }),
+        };
+        if round % 2 == 0 {
+            for _ in 0..=random(3) {
+                let at = random(bytes.len());
+                bytes[at] = random(256) as u8;
+            }
+            bytes.truncate(bytes.len() - random(2) * random(bytes.len()));
+        }
+        fs::write(&path, &bytes).unwrap();
+        match Snapshot::open(&path) {
+            Ok(snapshot) => {
+                opened += 1;
+                let _ = everything(&snapshot);
+            }
+            Err(StoreError::Write { .. }) => panic!("nothing was written"),
+            Err(_) => {}
+        }
+    }
+    assert!(opened > 50, "only {opened} could be opened");
+}

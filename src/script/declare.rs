@@ -1,12 +1,14 @@
 //! `scenario(..)`, `boot(..)` and `open(..)`: what a script declares, and how the one scenario
 //! that was asked for is run.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use rhai::{Dynamic, EvalAltResult, FnPtr, Map, NativeCallContext};
 
 use crate::scenario::lab::LabError;
 use crate::scenario::{BootPath, ExpectExit, ScenarioDecl, ScenarioOptions, SchedulerOptions};
+use crate::snapshot::Snapshot;
 use crate::vm::Capability;
 use crate::vm::topology::Topology;
 
@@ -15,7 +17,7 @@ use super::error::ScriptError;
 use super::fault::{Fault, Native, terminate};
 use super::options::{Mistake, Options};
 use super::register::Package;
-use super::session::{Boot, Mode, Session};
+use super::session::{Boot, Mode, Plain, Session};
 use super::vm::Vm;
 
 /// Options of `scenario(..)` and `boot(..)`.
@@ -76,13 +78,22 @@ pub(crate) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {
     );
     let s = session.clone();
     pkg.func(
-        "open(path: string) -> any",
-        "Opens stored snapshots. Not available yet.",
-        move |_: &str| -> Native<Dynamic> {
-            match s.collecting() {
-                true => Err(Fault::misplaced(in_parent("open")).into()),
-                false => Err(Fault::not_yet("open(..)").into()),
+        "open(path: string) -> Snapshot",
+        "The snapshot in a file that `save(..)` wrote; a relative path starts from the current \
+         directory.",
+        move |path: &str| -> Native<Arc<Snapshot>> {
+            let mut state = s.lock();
+            if matches!(s.mode, Mode::Collect) {
+                if state.has_scenarios() {
+                    return Err(Fault::misplaced(in_parent("open")).into());
+                }
+                // It runs in a cell as a whole, and may open files there.
+                state.plain = Some(Plain::WithoutMachine);
+                drop(state);
+                return Err(terminate());
             }
+            drop(state);
+            Ok(Snapshot::open(Path::new(path)).map_err(|e| Fault::argument(e.to_string()))?)
         },
     );
 }
@@ -209,7 +220,7 @@ fn plain_boot(s: &Arc<Session>, ctx: &NativeCallContext<'_>, opts: &Map) -> Nati
             return Err(Fault::misplaced(in_parent("boot")).into());
         }
         // This much is enough to know: it is a plain script, and runs in a cell as a whole.
-        state.plain = Some(options);
+        state.plain = Some(Plain::Boots(options));
         drop(state);
         return Err(terminate());
     };

@@ -5,17 +5,17 @@ use std::sync::Arc;
 
 use rhai::{AST, ASTNode, Engine, EvalAltResult, Expr, FnAccess, Position, Scope, Stmt};
 
-use crate::scenario::ScenarioDecl;
 use crate::scenario::cell::Cancel;
 use crate::scenario::lab::LabError;
 use crate::scenario::text::seconds;
 use crate::scenario::verdict::{Check, Recorder, ScriptPos};
+use crate::scenario::{ScenarioDecl, ScenarioOptions};
 
 use super::engine::{Limits, engine, on_big_stack};
 use super::error::ScriptError;
 use super::explain::Known;
 use super::modules::STDLIB;
-use super::session::{Boot, Mode, Outline, Session};
+use super::session::{Boot, Mode, Outline, Plain, Session};
 use super::source::Source;
 use super::surface::{self, FunctionDoc, Kind, Surface};
 
@@ -54,8 +54,11 @@ pub(super) fn collect_within(
     let declared = std::mem::take(&mut state.declared);
     if state.plain.is_some() || (declared.is_empty() && !state.has_scenarios()) {
         let name = path.file_stem().map_or_else(|| "script".into(), |s| s.to_string_lossy().into());
-        let (file, at, boots) = (path.to_path_buf(), None, state.plain.is_some());
-        let options = state.plain.take().unwrap_or_default();
+        let (file, at) = (path.to_path_buf(), None);
+        let (boots, options) = match state.plain.take() {
+            Some(Plain::Boots(options)) => (true, options),
+            _ => (false, ScenarioOptions::default()),
+        };
         return Ok(vec![ScenarioDecl { name, file, index: 0, at, plain: true, boots, options }]);
     }
     Ok(declared)

@@ -49,13 +49,21 @@ pub(crate) struct Session {
     state: Mutex<State>,
 }
 
+/// A script that declares no scenarios.
+pub(crate) enum Plain {
+    /// As far as it was read.
+    WithoutMachine,
+    /// With these options.
+    Boots(ScenarioOptions),
+}
+
 /// What happened so far.
 #[derive(Default)]
 pub(crate) struct State {
     /// The scenarios met so far.
     pub(crate) declared: Vec<ScenarioDecl>,
-    /// What the machine of a plain script is to be like, once the script is found to be one.
-    pub(crate) plain: Option<ScenarioOptions>,
+    /// Whether the script was found to be a plain one, and which machine it boots.
+    pub(crate) plain: Option<Plain>,
     /// What the script's text holds.
     pub(crate) outline: Outline,
     /// Functions of the modules imported so far: names and numbers of parameters.

@@ -1,5 +1,6 @@
 //! `Snapshot`.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use rhai::{Array, Dynamic, INT, Map};
@@ -17,6 +18,7 @@ pub(super) fn register(pkg: &mut Package<'_>) {
     pkg.ty::<Snap>("Snapshot", "The machine as it stood at one instant.");
     about(pkg);
     contents(pkg);
+    store(pkg);
     later(pkg);
     incomparable::<Snap>(pkg, "Snapshot");
 }
@@ -104,6 +106,25 @@ fn contents(pkg: &mut Package<'_>) {
     );
 }
 
+/// Files.
+fn store(pkg: &mut Package<'_>) {
+    pkg.func(
+        "save(self: Snapshot, path: string)",
+        "Writes all that was captured to a file, in the place of one that is there: `open(path)` \
+         gives the same answers. A relative path starts from the current directory.",
+        |s: Snap, path: &str| -> Native<()> {
+            s.save(Path::new(path)).map_err(|e| Fault::argument(e.to_string()).into())
+        },
+    );
+    pkg.func(
+        "save(self: Snapshot, path: string, opts: map)",
+        "The same with options: `ram`, the whole memory too. Not available yet.",
+        |_: Snap, _: &str, _: Map| -> Native<()> {
+            Err(Fault::not_yet("the option \"ram\" of save(..)").into())
+        },
+    );
+}
+
 /// What a later version answers: refused by name, so that nobody looks for a typo.
 fn later(pkg: &mut Package<'_>) {
     let refuse = |what: &'static str| -> Native<Dynamic> {
@@ -135,7 +156,6 @@ fn later(pkg: &mut Package<'_>) {
         ("sched(self: Snapshot, path: any) -> any", "The scheduler of a cgroup."),
         ("kernel(self: Snapshot, symbol: any) -> any", "A variable of the kernel."),
         ("diff(self: Snapshot, other: any) -> any", "What changed between two snapshots."),
-        ("save(self: Snapshot, path: any) -> any", "Stores the snapshot in a file."),
     ] {
         let name = refused(signature);
         pkg.func(signature, &not_yet(doc), move |_: Snap, _: Dynamic| refuse(name));

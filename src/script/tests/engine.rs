@@ -99,7 +99,7 @@ fn plain_scripts_boot_for_themselves() {
     let cases = [
         ("boot(#{ mem: 1 });", "\"mem\" is no option of boot(..)"),
         ("boot(); boot();", "a second machine in one script is not available yet"),
-        ("open(\"x\");", "open(..) is not available yet"),
+        ("open(\"/nowhere/x\");", "cannot open /nowhere/x: No such file or directory"),
     ];
     for (text, want) in cases {
         let told = bench.run_as(text, 0, "s").one();
@@ -241,4 +241,33 @@ fn deep_and_large_values_end_in_errors_not_in_crashes() {
     let many = "let a = []; a.pad(2000000, 0);";
     let told = bench.collect(many).unwrap_err();
     assert!(told.contains("an array has more than 1000000 elements"), "{told}");
+}
+
+#[test]
+fn a_saved_snapshot_is_opened_by_any_script() {
+    let bench = Bench::with(FakeLab::new().with_fifo());
+    let file = bench.file("a.cryo", "");
+    let path = file.display();
+    let ran = bench.body(&format!(
+        "let live = t.freeze(\"a\");\nlive.save(\"{path}\");\nlet s = open(\"{path}\");\n\
+         expect(s.tag).eq(\"a\");\nexpect(s.global(\"nr_running\")).eq(live.global(\"nr_running\"));\n\
+         dump(live);\ndump(s);\n\
+         try {{ live.save(\"/nowhere/a.cryo\") }} catch (e) {{ print(e.message) }}\n\
+         try {{ live.save(\"x\", #{{ ram: true }}) }} catch (e) {{ print(e.kind) }}"
+    ));
+    assert_eq!(ran.outcome, Outcome::Pass, "{ran:?}");
+    let printed = ran.printed();
+    assert_eq!(printed[0], printed[1]);
+    assert!(printed[2].starts_with("cannot save the snapshot to /nowhere/a.cryo: "), "{printed:?}");
+    assert_eq!(printed[3], "NotAvailableYet");
+    // A script without a machine of its own.
+    let text = format!("expect(open(\"{path}\").global(\"nr_running\")).at_least(1);");
+    let decls = bench.collect(&text).unwrap();
+    assert!(decls[0].plain && !decls[0].boots);
+    let ran = bench.run_as(&text, 0, "s");
+    assert_eq!(ran.outcome, Outcome::Pass, "{ran:?}");
+    let text = "let s = boot(#{ timeout: \"9m\" });";
+    let decls = bench.collect(text).unwrap();
+    assert!(decls[0].plain && decls[0].boots);
+    assert_eq!(decls[0].options.timeout, Some(Duration::from_secs(540)));
 }

@@ -1,8 +1,9 @@
 //! The command line from outside, as far as it needs no machine: bad input gets one clear message
 //! and the right exit code, and leaves nothing behind.
 
+use std::fs;
 use std::io::Write;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use place::{Place, Said};
 
@@ -161,5 +162,31 @@ fn doctor_names_every_missing_thing_with_its_remedy() {
         "Scenarios cannot run here until the 3 missing things are mended.\n",
     ] {
         assert!(said.out.contains(line), "{line:?} in\n{}", said.out);
+    }
+}
+
+#[test]
+fn snapshots_that_cannot_be_opened_say_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.cryo");
+    fs::write(&file, "no snapshot").unwrap();
+    for (args, code, says) in [
+        (
+            vec!["snapshot", "show", "/nowhere/a.cryo"],
+            1,
+            "error: cannot open /nowhere/a.cryo: No such file",
+        ),
+        (
+            vec!["snapshot", "tree", file.to_str().unwrap()],
+            1,
+            "a.cryo is no snapshot: it does not begin",
+        ),
+        (vec!["snapshot", "diff", file.to_str().unwrap()], 64, "<NEW>"),
+        (vec!["snapshot"], 64, "Usage: cryoscope snapshot <COMMAND>"),
+    ] {
+        let out = Command::new(env!("CARGO_BIN_EXE_cryoscope")).args(&args).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(code), "{args:?}: {said}");
+        assert!(said.contains(says), "{args:?}: {said}");
     }
 }

@@ -274,3 +274,68 @@ fn a_missing_or_old_qemu_is_told_with_its_remedy() {
         has(said.about("one"), &["ERROR", says]);
     }
 }
+
+#[test]
+fn a_snapshot_outlives_its_machine_with_the_same_answers() {
+    let _alone = alone();
+    let place = Place::new();
+    let fifo = project("examples/schedulers/fifo.bpf.c").display().to_string();
+    // What is asked of a snapshot, wherever it comes from.
+    place.file(
+        "ask.rhai",
+        r#"fn ask(s) {
+    dump(s);
+    for map in s.maps() { dump(map); }
+    print(s.global("nr_running"));
+    try { s.map("task_ctxx") } catch (e) { print(e.message) }
+    try { s.global("nr_runing") } catch (e) { print(e.message) }
+    let one = s.map("task_ctx").get(2);
+    print(`${one} ${one.comm} ${one.value.members()}`);
+    expect(s.tag).eq("end");
+}"#,
+    );
+    place.file(
+        "live.rhai",
+        format!(
+            r#"import "ask" as ask;
+scenario("live", #{{ scheduler: "{fifo}", topology: "1n1l2c1t" }}, |t| {{
+    t.start(#{{ work: "spin", count: 3 }});
+    t.freeze("begin").save("begin.cryo");
+    t.hold("300ms");
+    let s = t.freeze("end");
+    s.save("end.cryo");
+    ask::ask(s);
+    let changed = open("begin.cryo").diff(s);
+    expect(changed.filter(|c| c.path == "fifo.bss.nr_running").len, "the counter").eq(1);
+}});
+"#
+        ),
+    );
+    place.file("opened.rhai", "import \"ask\" as ask;\nask::ask(open(\"end.cryo\"));\n");
+    let printed = |said: &place::Said| -> Vec<String> {
+        let lines = said.out.lines().filter_map(|line| line.trim_start().strip_prefix('│'));
+        lines.map(str::to_owned).collect()
+    };
+    let live = place.run(&["run", "live.rhai"]);
+    assert_eq!(live.code, Some(0), "{live:?}");
+    let opened = place.run(&["run", "opened.rhai"]);
+    assert_eq!(opened.code, Some(0), "{opened:?}");
+    assert!(printed(&live).len() > 100, "{live:?}");
+    assert_eq!(printed(&opened), printed(&live));
+
+    let tree = place.run(&["snapshot", "tree", "end.cryo"]);
+    has(&tree.out, &["snapshot \"end\" at ", "task_ctx: hash, ", "fifo.bss: "]);
+    let shown = place.run(&["snapshot", "show", "end.cryo", "nr_running"]);
+    assert_eq!(shown.code, Some(0), "{shown:?}");
+    let missing = place.run(&["snapshot", "show", "end.cryo", "nr_runing"]);
+    assert_eq!(missing.code, Some(1), "{missing:?}");
+    has(&missing.err, &["error: no captured map is called", "nr_running"]);
+    let diff = place.run(&["snapshot", "diff", "begin.cryo", "end.cryo"]);
+    assert_eq!(diff.code, Some(1), "{diff:?}");
+    has(&diff.out, &["~ fifo.bss.nr_running: ", " → ", " (+"]);
+    assert_eq!(place.run(&["snapshot", "diff", "end.cryo", "end.cryo"]).code, Some(0));
+    let json = place.run(&["snapshot", "export", "end.cryo"]);
+    let json: serde_json::Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!(json["tag"], "end");
+    assert!(json["maps"].as_array().unwrap().iter().any(|m| m["name"] == "task_ctx"));
+}

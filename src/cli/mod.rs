@@ -15,6 +15,7 @@ mod config;
 mod doctor;
 pub mod kernel;
 mod run;
+mod snapshot;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -48,6 +49,8 @@ enum Command {
     Api(api::ApiArgs),
     /// List, fetch and inspect kernels
     Kernel(kernel::KernelArgs),
+    /// Look into files that `snapshot.save(..)` wrote
+    Snapshot(snapshot::Args),
     /// Say what this machine can do, and how to mend what is missing
     Doctor,
 }
@@ -94,6 +97,7 @@ pub fn main() -> ExitCode {
         Command::Cell => cell::run(&config),
         Command::Api(args) => api::run(&args),
         Command::Kernel(args) => config.cache().map(|cache| kernel::run(&args, cache)),
+        Command::Snapshot(args) => snapshot::run(&args),
         Command::Doctor => doctor::run(&config),
     };
     match done {

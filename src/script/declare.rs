@@ -220,7 +220,7 @@ fn plain_boot(s: &Arc<Session>, ctx: &NativeCallContext<'_>, opts: &Map) -> Nati
             return Err(Fault::misplaced(in_parent("boot")).into());
         }
         // This much is enough to know: it is a plain script, and runs in a cell as a whole.
-        state.plain = Some(Plain::Boots(options));
+        state.plain = Some(Plain::Boots(Box::new(options)));
         drop(state);
         return Err(terminate());
     };

@@ -56,7 +56,7 @@ pub(super) fn collect_within(
         let name = path.file_stem().map_or_else(|| "script".into(), |s| s.to_string_lossy().into());
         let (file, at) = (path.to_path_buf(), None);
         let (boots, options) = match state.plain.take() {
-            Some(Plain::Boots(options)) => (true, options),
+            Some(Plain::Boots(options)) => (true, *options),
             _ => (false, ScenarioOptions::default()),
         };
         return Ok(vec![ScenarioDecl { name, file, index: 0, at, plain: true, boots, options }]);

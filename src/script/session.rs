@@ -54,7 +54,7 @@ pub(crate) enum Plain {
     /// As far as it was read.
     WithoutMachine,
     /// With these options.
-    Boots(ScenarioOptions),
+    Boots(Box<ScenarioOptions>),
 }
 
 /// What happened so far.

@@ -391,7 +391,9 @@ impl Map {
             Ok(len) => out.push_str(&format!(", {} entries", grouped(len as u64))),
             Err(_) => out.push_str(", incomplete"),
         }
-        if self.len().is_ok_and(|len| len != attrs.max_entries as usize) {
+        // Storage has no limit of its own: the kernel says 0.
+        let limited = attrs.max_entries > 0;
+        if limited && self.len().is_ok_and(|len| len != attrs.max_entries as usize) {
             out.push_str(&format!(" of {}", grouped(attrs.max_entries.into())));
         }
         let side = |id, size: u32| match attrs.btf.as_ref().filter(|_| id != 0) {
@@ -399,9 +401,15 @@ impl Map {
             None => format!("{size} bytes"),
         };
         if !self.is_section() {
-            let (key, value) =
-                (side(attrs.key_type, attrs.key_size), side(attrs.value_type, attrs.value_size));
-            out.push_str(&format!(", {key} -> {value}"));
+            let value = side(attrs.value_type, attrs.value_size);
+            match attrs.kind.as_str() {
+                // Without keys, or with one that says nothing.
+                "queue" | "stack" | "struct_ops" => out.push_str(&format!(", {value}")),
+                _ => {
+                    let key = side(attrs.key_type, attrs.key_size);
+                    out.push_str(&format!(", {key} -> {value}"));
+                }
+            }
         }
         if let Some(cpu) = self.narrowed_to() {
             out.push_str(&format!(", CPU {cpu}"));

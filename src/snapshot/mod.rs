@@ -13,6 +13,7 @@
 mod access;
 mod capture;
 mod contents;
+mod diff;
 mod dump;
 mod entry;
 mod error;
@@ -37,6 +38,7 @@ use crate::words::nearest_first;
 pub use access::{Field, Origin, Side};
 pub use capture::{CaptureError, CaptureRequest, Capturer, RawCapture};
 pub use contents::{CapturedMap, Contents, Decode, MapAttrs};
+pub use diff::{Change, Diff, Value};
 pub use entry::{Entry, Reduce};
 pub use error::{ExcludedMap, SnapshotError, SnapshotResult};
 pub use key::KeyArg;

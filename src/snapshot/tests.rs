@@ -1,6 +1,7 @@
 //! The model against the hand-made snapshot of `testing.rs`.
 
 mod compiled;
+mod diff;
 mod store;
 
 use super::testing::{Object, Rows, bytes, comm, meta, object, sample, types};

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use rhai::{Array, Dynamic, INT, Map};
 
 use crate::script::fault::{Fault, Native};
+use crate::script::options::Options;
 use crate::script::register::Package;
-use crate::script::values::incomparable;
-use crate::snapshot::Snapshot;
+use crate::script::values::{from_scalar, incomparable};
+use crate::script::vm::thrown;
+use crate::snapshot::{Change, Snapshot, Value};
 
 use super::native;
 
@@ -19,6 +21,7 @@ pub(super) fn register(pkg: &mut Package<'_>) {
     about(pkg);
     contents(pkg);
     store(pkg);
+    diff(pkg);
     later(pkg);
     incomparable::<Snap>(pkg, "Snapshot");
 }
@@ -125,6 +128,46 @@ fn store(pkg: &mut Package<'_>) {
     );
 }
 
+fn diff(pkg: &mut Package<'_>) {
+    pkg.func(
+        "diff(self: Snapshot, newer: Snapshot) -> array",
+        "What changed from this snapshot to `newer`: maps with `path`, `before` and `after`, of \
+         which one is `()` where something came or went. Pointers are left out.",
+        |s: Snap, newer: Snap| changes(&s, &newer, false),
+    )
+    .func(
+        "diff(self: Snapshot, newer: Snapshot, opts: map) -> array",
+        "The same with options: `addresses: true` compares pointers too.",
+        |s: Snap, newer: Snap, opts: Map| -> Native<Array> {
+            let read = Options::new("diff(..)", &opts, &["addresses"], &[]);
+            let addresses = read.and_then(|read| read.flag("addresses")).map_err(thrown)?;
+            changes(&s, &newer, addresses.unwrap_or(false))
+        },
+    );
+}
+
+fn changes(old: &Snap, new: &Snap, addresses: bool) -> Native<Array> {
+    let diff = native(old.diff(new, addresses))?;
+    if diff.more > 0 {
+        let text = format!("{} values differ, too many for a list", diff.changes.len() + diff.more);
+        return Err(Fault::argument(text).into());
+    }
+    let value = |value: Option<Value>| match value {
+        Some(Value { scalar: Some(scalar), .. }) => from_scalar(scalar),
+        Some(Value { text, .. }) => text.into(),
+        None => Dynamic::UNIT,
+    };
+    let change = |change: Change| {
+        let Change { path, old, new } = change;
+        Dynamic::from(Map::from([
+            ("path".into(), path.into()),
+            ("before".into(), value(old)),
+            ("after".into(), value(new)),
+        ]))
+    };
+    Ok(diff.changes.into_iter().map(change).collect())
+}
+
 /// What a later version answers: refused by name, so that nobody looks for a typo.
 fn later(pkg: &mut Package<'_>) {
     let refuse = |what: &'static str| -> Native<Dynamic> {
@@ -155,7 +198,6 @@ fn later(pkg: &mut Package<'_>) {
         ("task(self: Snapshot, tid: any) -> any", "One task."),
         ("sched(self: Snapshot, path: any) -> any", "The scheduler of a cgroup."),
         ("kernel(self: Snapshot, symbol: any) -> any", "A variable of the kernel."),
-        ("diff(self: Snapshot, other: any) -> any", "What changed between two snapshots."),
     ] {
         let name = refused(signature);
         pkg.func(signature, &not_yet(doc), move |_: Snap, _: Dynamic| refuse(name));

@@ -531,7 +531,6 @@ fn later_members_are_refused_by_name() {
         ("snap.live_global(\"x\")", "snapshot.live_global(..) is not available yet"),
         ("snap.kernel(\"jiffies\", \"u64\")", "snapshot.kernel(..) is not available yet"),
         ("snap.stats", "snapshot.stats is not available yet"),
-        ("snap.diff(snap)", "snapshot.diff(..) is not available yet"),
         ("snap.sched()", "snapshot.sched(..) is not available yet"),
     ]);
 }
@@ -649,4 +648,14 @@ fn operand() -> impl Strategy<Value = String> {
         prop::sample::select(fixed.to_vec()).prop_map(str::to_owned),
         any::<i64>().prop_map(|n| n.to_string()),
     ]
+}
+
+#[test]
+fn a_diff_is_a_list_of_changes() {
+    gives(&[("snap.diff(snap)", "[]"), ("snap.diff(snap, #{ addresses: true })", "[]")]);
+    throws(&[(
+        "snap.diff(snap, #{ adresses: true })",
+        "\"adresses\" is no option of diff(..); did you mean \"addresses\"? \
+         Options are: addresses",
+    )]);
 }

@@ -100,10 +100,7 @@ fn what_is_no_snapshot_says_what_it_is() {
     );
     assert_eq!(told(b""), none);
     assert_eq!(told(b"cryo is the beginning of many a thing"), none);
-    assert_eq!(
-        Snapshot::open(dir.path()).unwrap_err().to_string().contains("is no snapshot"),
-        true
-    );
+    assert!(Snapshot::open(dir.path()).unwrap_err().to_string().contains("is no snapshot"));
     assert_eq!(
         Snapshot::open(Path::new("/nowhere.cryo")).unwrap_err().to_string(),
         "cannot open /nowhere.cryo: No such file or directory"
@@ -177,6 +174,9 @@ fn with_header(whole: &[u8], change: impl FnOnce(&mut serde_json::Value)) -> Vec
     out
 }
 
+/// A change of a header, and what is said of it.
+type Lie<'a> = (&'a str, &'a dyn Fn(&mut serde_json::Value));
+
 #[test]
 fn headers_that_lie_are_found_out() {
     let dir = tempfile::tempdir().unwrap();
@@ -196,7 +196,7 @@ fn headers_that_lie_are_found_out() {
         let maps = header["maps"].as_array().unwrap();
         maps.iter().position(|m| m["attrs"]["kind"] == "hash").unwrap()
     };
-    let cases: [(&str, &dyn Fn(&mut serde_json::Value)); 7] = [
+    let cases: [Lie<'_>; 7] = [
         ("does not have its 4000000000 entries", &|h| {
             let map = hash(h);
             h["maps"][map]["rows"] = 4_000_000_000u64.into();

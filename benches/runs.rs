@@ -4,6 +4,7 @@
 //!   start a minimal `/init` of the same kernel with the same memory and CPUs, with QEMU's and
 //!   the kernel's defaults, and over the time of the same `/init` in the very machine that we use;
 //! - the pause of a freeze of `fifo`, whose HASH has 10,240 preallocated entries, under load;
+//! - the time to write a snapshot to a file, and to open it for one variable;
 //! - the time from command to verdict of one scenario that holds for a second.
 //!
 //! `make bench` runs it. Times are of one machine; the ratio is what travels.
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 use cryoscope::freeze::Freezer;
 use cryoscope::kernel::KernelImage;
 
-use cryoscope::snapshot::{CaptureRequest, Meta, Pause};
+use cryoscope::snapshot::{CaptureRequest, Meta, Pause, Snapshot};
 use cryoscope::vm::initramfs::Initramfs;
 use cryoscope::vm::{self, EngineChoice, VmSpec};
 use cryoscope::wire::{Op, Work, WorkKind};
@@ -160,6 +161,8 @@ fn pause(kernel: &KernelImage) {
         pauses.push(snapshot.pause());
         std::thread::sleep(Duration::from_millis(20));
     }
+    let meta = Meta { tag: "file".to_owned(), ..Meta::default() };
+    file(&freezer.freeze(&CaptureRequest::default(), || meta).expect("a freeze"));
     let parts: [Part; 4] = [
         ("copy", |p| p.copy_us, "; aim: under 1000"),
         ("stop", |p| p.stop_us, ""),
@@ -173,6 +176,31 @@ fn pause(kernel: &KernelImage) {
         let (p50, p90, max) = (at(50), at(90), at(100));
         println!("{name:<11} {p50:8} µs p50, {p90} p90, {max} max of {FREEZES} freezes{aim}");
     }
+}
+
+/// A snapshot's file: written, then opened for one variable; the reference is reading its bytes.
+fn file(snapshot: &Snapshot) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("a.cryo");
+    let timed = |what: &dyn Fn()| {
+        let times = (0..20).map(|_| {
+            let start = Instant::now();
+            what();
+            start.elapsed()
+        });
+        median(times.collect())
+    };
+    let save = timed(&|| snapshot.save(&path).expect("it can be saved"));
+    let read = timed(&|| drop(std::fs::read(&path).expect("it can be read")));
+    let open = timed(&|| {
+        let opened = Snapshot::open(&path).expect("it can be opened");
+        let counter = opened.global("nr_running").and_then(|field| field.as_u64());
+        assert!(counter.expect("the counter") > 0);
+    });
+    let kib = std::fs::metadata(&path).expect("a file").len() >> 10;
+    println!("save        {save:8.1} ms for a file of {kib} KiB, median of 20");
+    println!("open        {open:8.1} ms to open it and read one variable; aim: under 20");
+    println!("read        {read:8.1} ms to read its bytes alone");
 }
 
 fn verdict(kernel: &KernelImage) {

@@ -130,6 +130,8 @@ pub enum Op {
     /// maps outlive it; answered by [`Answer::Maps`]. For tests of the truth. Held maps are let
     /// go by the next `HoldMaps`.
     HoldMaps,
+    /// List the BPF programs there are, as the bpf() syscall describes them.
+    ListProgs,
     /// All keys and values of a held map as the bpf() syscall gives them, in pages; answered by
     /// [`Answer::MapPage`].
     DumpMap {
@@ -312,6 +314,8 @@ pub enum Answer {
     Text(String),
     /// Maps now held.
     Maps(Vec<HeldMap>),
+    /// Programs, ascending by id.
+    Progs(Vec<Prog>),
     /// Some entries of a map.
     MapPage {
         /// Key and value bytes; a per-CPU map's value is all possible CPUs' values, each rounded
@@ -346,6 +350,23 @@ pub struct HeldMap {
     pub max_entries: u32,
     /// Creation flags.
     pub flags: u32,
+}
+
+/// A program as `bpf_prog_get_info_by_fd` describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prog {
+    /// Program id.
+    pub id: u32,
+    /// Name, at most 15 bytes.
+    pub name: String,
+    /// `enum bpf_prog_type`.
+    pub kind: u32,
+    /// Ids of the maps it uses.
+    pub maps: Vec<u32>,
+    /// How often it ran; 0 unless the kernel counts.
+    pub run_count: u64,
+    /// Nanoseconds that took.
+    pub run_time_ns: u64,
 }
 
 /// sched_ext and the scheduler's loader, as seen inside the guest.

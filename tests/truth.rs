@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use cryoscope::introspect::{Budget, Kernel, MapData, MapInfo};
 use cryoscope::vm::Boot;
-use cryoscope::wire::{Answer, HeldMap, Op, Work, WorkKind};
+use cryoscope::wire::{Answer, HeldMap, Op, Prog, Work, WorkKind};
 use support::Guest;
 
 /// Key to value; of a per-CPU map the value is one string a CPU.
@@ -213,4 +213,59 @@ fn maps_read_from_ram_equal_the_syscalls_on_7_2_with_kaslr() {
 #[test]
 fn maps_read_from_ram_equal_the_syscalls_on_7_3() {
     zoo("debian:7.3", support::elf, "1n2l2c1t");
+}
+
+/// Programs are what the syscall says. What they count goes on counting, so the host's reading
+/// lies between two of the guest's.
+fn progs(spec: &str, boot: fn(&cryoscope::kernel::KernelImage) -> Boot, counting: bool) {
+    let image = support::kernel(spec);
+    let prepared = support::scheduler("examples/schedulers/fifo.bpf.c", &image);
+    let mut machine = support::spec(boot(&image), "1n1l2c1t", |fs| support::stage(fs, &prepared));
+    if counting {
+        machine.kargs.push("sysctl.kernel.bpf_stats_enabled=1".into());
+    }
+    let guest = Guest::start(&machine);
+    guest.call(support::attach(&prepared));
+    let kernel = Kernel::open(guest.memory()).unwrap_or_else(|e| panic!("{e}"));
+    let ask = || match guest.call(Op::ListProgs) {
+        Answer::Progs(progs) => progs,
+        other => panic!("{other:?}"),
+    };
+    let before = ask();
+    let read = kernel.progs().expect("the list of programs");
+    let after = ask();
+    assert_eq!((read.counts_runs, read.incomplete), (counting, None));
+    let ids = |progs: &[Prog]| progs.iter().map(|p| p.id).collect::<Vec<_>>();
+    assert_eq!(ids(&before), read.progs.iter().map(|p| p.id).collect::<Vec<_>>());
+    assert_eq!(ids(&before), ids(&after));
+    let mut ran = 0;
+    for ((before, after), ours) in before.iter().zip(&after).zip(&read.progs) {
+        assert_eq!((&before.name, &before.maps), (&ours.name, &ours.maps), "{ours:?}");
+        assert_eq!(ours.incomplete, None);
+        let struct_ops = before.kind == 27;
+        assert_eq!(ours.kind == "struct_ops", struct_ops, "{ours:?}");
+        match ours.runs {
+            Some(runs) => {
+                assert!(counting);
+                assert!((before.run_count..=after.run_count).contains(&runs.count), "{ours:?}");
+                let time = before.run_time_ns..=after.run_time_ns;
+                assert!(time.contains(&runs.time_ns), "{ours:?}: {time:?}");
+                ran += runs.count;
+            }
+            None => assert!(!counting),
+        }
+    }
+    assert_eq!(ran > 0, counting);
+    let names: Vec<&str> = read.progs.iter().filter_map(|p| p.full_name.as_deref()).collect();
+    assert!(names.contains(&"fifo_select_cpu"), "{names:?}");
+}
+
+#[test]
+fn programs_read_from_ram_are_the_syscalls_on_7_2_with_kaslr() {
+    progs("debian:7.2", support::bzimage, true);
+}
+
+#[test]
+fn programs_read_from_ram_are_the_syscalls_on_7_3() {
+    progs("debian:7.3", support::elf, false);
 }

@@ -7,7 +7,7 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use cryoscope::wire::{Answer, HeldMap, Hex, Refusal, RefusalKind};
+use cryoscope::wire::{Answer, HeldMap, Hex, Prog, Refusal, RefusalKind};
 use libbpf_rs::libbpf_sys;
 
 use crate::refuse;
@@ -43,6 +43,65 @@ pub(crate) fn all_ids() -> BTreeSet<u32> {
         id = next;
     }
     ids
+}
+
+/// All programs there are now, with what the syscall says of them.
+pub(crate) fn progs() -> Result<Answer, Refusal> {
+    let (mut progs, mut id) = (Vec::new(), 0);
+    while progs.len() < MAX_MAPS {
+        let mut next = 0;
+        // SAFETY: `next` outlives the call, which writes one u32 there.
+        #[allow(unsafe_code)]
+        let result = unsafe { libbpf_sys::bpf_prog_get_next_id(id, &raw mut next) };
+        if result != 0 || next <= id {
+            break;
+        }
+        id = next;
+        match prog(id) {
+            Ok(prog) => progs.push(prog),
+            // It has gone meanwhile.
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(e) => {
+                let message = format!("cannot open program {id}: {}", reason(&e));
+                return Err(refuse(RefusalKind::Kernel, message));
+            }
+        }
+    }
+    Ok(Answer::Progs(progs))
+}
+
+fn prog(id: u32) -> io::Result<Prog> {
+    let mut maps = [0u32; 64];
+    // SAFETY: a descriptor that the first call gives is new and owned by nobody else. All zeroes
+    // is a valid `bpf_prog_info`, `len` says how large it is, and `maps` outlives the call that
+    // writes at most as many ids there as `nr_map_ids` allows.
+    #[allow(unsafe_code)]
+    let info = unsafe {
+        let fd = libbpf_sys::bpf_prog_get_fd_by_id(id);
+        if fd < 0 {
+            return Err(io::Error::from_raw_os_error(-fd));
+        }
+        let fd = OwnedFd::from_raw_fd(fd);
+        let mut info: libbpf_sys::bpf_prog_info = mem::zeroed();
+        info.nr_map_ids = maps.len() as u32;
+        info.map_ids = maps.as_mut_ptr() as u64;
+        let mut len = mem::size_of_val(&info) as u32;
+        let at = (&raw mut info).cast();
+        let result = libbpf_sys::bpf_obj_get_info_by_fd(fd.as_raw_fd(), at, &raw mut len);
+        if result != 0 {
+            return Err(io::Error::from_raw_os_error(-result));
+        }
+        info
+    };
+    let name: Vec<u8> = info.name.iter().map(|c| *c as u8).take_while(|c| *c != 0).collect();
+    Ok(Prog {
+        id,
+        name: String::from_utf8_lossy(&name).into_owned(),
+        kind: info.type_,
+        maps: maps[..maps.len().min(info.nr_map_ids as usize)].to_vec(),
+        run_count: info.run_cnt,
+        run_time_ns: info.run_time_ns,
+    })
 }
 
 fn open(id: u32) -> io::Result<(HeldMap, OwnedFd)> {

@@ -28,7 +28,7 @@ mod tests;
 mod vmcoreinfo;
 mod walk;
 
-pub use bpf::{Budget, MAX_MAPS, MapInfo, MapKind, MapList, RawMap};
+pub use bpf::{Budget, MAX_MAPS, MapInfo, MapKind, MapList, ProgInfo, ProgList, RawMap, Runs};
 pub use contents::{MapContents, MapData, PerCpuValues, Values};
 pub use error::{IntrospectError, ReadError, Unreachable, WalkError};
 pub use kernel::Kernel;

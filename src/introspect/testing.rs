@@ -243,19 +243,22 @@ impl Guest {
     }
 
     /// A loaded program that uses `maps`.
-    pub(crate) fn prog(&mut self, btf: Kva, maps: &[Kva]) {
+    pub(crate) fn prog(&mut self, btf: Kva, maps: &[Kva]) -> (Kva, Kva) {
         let used = self.alloc(8 * maps.len() as u64);
         for (i, map) in maps.iter().enumerate() {
             self.write_u64(used.offset(8 * i as u64), map.0);
         }
-        let aux = self.alloc(32);
+        let aux = self.alloc(64);
+        let id = self.progs.len() as u64 + 1;
         self.write_u32(aux, maps.len() as u32);
+        self.write_u32(aux.offset(4), id as u32);
         self.write_u64(aux.offset(8), used.0);
         self.write_u64(aux.offset(16), btf.0);
-        let prog = self.vmalloc(16);
+        let prog = self.vmalloc(24);
+        self.write_u32(prog.offset(4), 27);
         self.write_u64(prog.offset(8), aux.0);
-        let id = self.progs.len() as u64 + 1;
         self.progs.insert(id, prog.0);
+        (prog, aux)
     }
 
     /// A map of a kind that is only listed.
@@ -532,10 +535,22 @@ pub(crate) fn kernel_types(t: &mut Types) -> TypeId {
     t.structure("htab_elem", 40, &elem);
     let btf = [("data", ptr, 0), ("data_size", u32_, 64), ("id", u32_, 96), ("base_btf", ptr, 128)];
     t.structure("btf", 32, &btf);
-    t.structure("bpf_prog", 16, &[("aux", ptr, 64)]);
-    let aux =
-        [("used_map_cnt", u32_, 0), ("id", u32_, 32), ("used_maps", ptr, 64), ("btf", ptr, 128)];
-    t.structure("bpf_prog_aux", 32, &aux);
+    let prog = [("type", u32_, 32), ("aux", ptr, 64), ("stats", ptr, 128)];
+    t.structure("bpf_prog", 24, &prog);
+    let stats = [("cnt", u64_, 0), ("nsecs", u64_, 64), ("misses", u64_, 128)];
+    t.structure("bpf_prog_stats", 24, &stats);
+    let kinds = [("BPF_PROG_TYPE_KPROBE", 2), ("BPF_PROG_TYPE_STRUCT_OPS", 27)];
+    t.enumeration("bpf_prog_type", 4, false, &kinds);
+    let aux = [
+        ("used_map_cnt", u32_, 0),
+        ("id", u32_, 32),
+        ("used_maps", ptr, 64),
+        ("btf", ptr, 128),
+        ("name", name, 32 * byte),
+        ("func_info", ptr, 48 * byte),
+        ("func_info_cnt", u32_, 56 * byte),
+    ];
+    t.structure("bpf_prog_aux", 64, &aux);
     let ops_name = t.array(char_, 128);
     let ops = t.structure("sched_ext_ops", 136, &[("flags", u64_, 0), ("name", ops_name, 64)]);
     let value_of_ops =

@@ -6,6 +6,7 @@ use crate::btf::{Btf, TypeId};
 
 use super::super::error::IntrospectError;
 use super::kinds::KindLayouts;
+use super::progs::RunLayout;
 
 /// A member's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,6 +229,7 @@ pub(crate) struct Layouts {
     pub(crate) htab: Result<HtabLayout, IntrospectError>,
     pub(crate) prog: Result<ProgLayout, IntrospectError>,
     pub(crate) kinds: KindLayouts,
+    pub(crate) runs: Result<RunLayout, IntrospectError>,
     /// The lock that is held while a map gets or loses its id.
     pub(crate) idr_lock: Option<At>,
 }
@@ -241,6 +243,7 @@ impl Layouts {
             htab: HtabLayout::new(btf),
             prog: ProgLayout::new(btf),
             kinds: KindLayouts::new(btf),
+            runs: RunLayout::new(btf),
             idr_lock: Finder::new(btf, "spinlock_t").ok().and_then(|f| {
                 let words = ["rlock.raw_lock.val", "lock.owner"];
                 words.iter().find_map(|word| f.number(word).ok())

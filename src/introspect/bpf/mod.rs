@@ -13,16 +13,18 @@ mod kinds;
 mod layout;
 mod names;
 mod percpu;
+mod progs;
 #[cfg(test)]
 pub(super) mod tests;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use copy::{Budget, RawMap};
+pub use progs::{ProgInfo, ProgList, Runs};
 
 use super::error::IntrospectError;
 use super::kernel::Kernel;
-use crate::btf::{Btf, Shape, TypeId};
+use crate::btf::{Btf, TypeId};
 use crate::mem::Kva;
 use btfs::BtfCache;
 use buffers::Buffers;
@@ -139,9 +141,14 @@ impl BpfState {
     fn new(btf: &Btf) -> Result<Self, IntrospectError> {
         let layouts = Layouts::new(btf)?;
         let buffers = Buffers::default();
-        let (kinds, caches) = (kind_names(btf), Mutex::default());
+        let (kinds, caches) =
+            (names::enumerators(btf, "enum bpf_map_type", "BPF_MAP_TYPE_"), Mutex::default());
         let id_types = Btf::of_u32();
         Ok(BpfState { layouts, buffers, kinds, id_types, caches })
+    }
+
+    fn caches(&self) -> MutexGuard<'_, Caches> {
+        self.caches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn kind(&self, number: u32) -> MapKind {
@@ -149,29 +156,6 @@ impl BpfState {
         let name = known.map_or_else(|| format!("type {number}"), |(_, name)| name.clone());
         MapKind { number, name }
     }
-}
-
-/// The kernel's names for the kinds of map. Where it has two, the shorter one: the other says
-/// that it is deprecated.
-fn kind_names(btf: &Btf) -> Vec<(u32, String)> {
-    const PREFIX: &str = "BPF_MAP_TYPE_";
-    let Some(shape) = btf.find_c("enum bpf_map_type").and_then(|id| btf.shape(id).ok()) else {
-        return Vec::new();
-    };
-    let Shape::Enum(kinds) = &*shape else { return Vec::new() };
-    let mut out: Vec<(u32, String)> = Vec::new();
-    for (name, value) in &kinds.variants {
-        let (Some(name), Ok(value)) = (name.strip_prefix(PREFIX), u32::try_from(*value)) else {
-            continue;
-        };
-        let name = name.to_ascii_lowercase();
-        match out.iter_mut().find(|(n, _)| *n == value) {
-            Some((_, known)) if known.len() > name.len() => *known = name,
-            Some(_) => {}
-            None => out.push((value, name)),
-        }
-    }
-    out
 }
 
 impl Kernel {
@@ -193,7 +177,7 @@ impl Kernel {
         if self.idr_lock_held(state) && torn.is_none() {
             torn = Some("map_idr_lock is held: a map is being added or removed".into());
         }
-        let mut caches = state.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut caches = state.caches();
         let mut maps = Vec::with_capacity(walk.items.len());
         for (id, kva) in walk.items {
             match self.map(state, &mut caches.btfs, id, kva) {
@@ -210,7 +194,7 @@ impl Kernel {
     /// Has the next call of [`Kernel::maps`] look again for names that were not found.
     pub fn look_again_for_names(&self) {
         if let Ok(state) = self.bpf() {
-            state.caches.lock().unwrap_or_else(PoisonError::into_inner).names.retry();
+            state.caches().names.retry();
         }
     }
 

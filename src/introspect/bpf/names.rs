@@ -169,6 +169,29 @@ impl Objects {
     }
 }
 
+/// The kernel's own words for numbers: enumerators that begin with `prefix`, without it and in lower
+/// case. Where there are two words for a number, the shorter one: the other says that it is
+/// deprecated.
+pub(super) fn enumerators(btf: &Btf, name: &str, prefix: &str) -> Vec<(u32, String)> {
+    let Some(shape) = btf.find_c(name).and_then(|id| btf.shape(id).ok()) else {
+        return Vec::new();
+    };
+    let Shape::Enum(kinds) = &*shape else { return Vec::new() };
+    let mut out: Vec<(u32, String)> = Vec::new();
+    for (name, value) in &kinds.variants {
+        let (Some(name), Ok(value)) = (name.strip_prefix(prefix), u32::try_from(*value)) else {
+            continue;
+        };
+        let name = name.to_ascii_lowercase();
+        match out.iter_mut().find(|(n, _)| *n == value) {
+            Some((_, known)) if known.len() > name.len() => *known = name,
+            Some(_) => {}
+            None => out.push((value, name)),
+        }
+    }
+    out
+}
+
 /// `ops.name` of a struct_ops map.
 fn ops_name(kernel: &Kernel, state: &BpfState, map: &MapInfo) -> Option<String> {
     let field = kernel.btf().field(map.value_type, "data.name").ok()?;

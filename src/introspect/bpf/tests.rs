@@ -800,3 +800,49 @@ fn a_map_without_types_has_those_of_its_declaration_if_they_fit() {
         assert_eq!((info(other).btf.is_none(), info(other).value_type), (true, 0));
     }
 }
+
+#[test]
+fn programs_have_whole_names_the_maps_they_use_and_what_all_cpus_counted() {
+    let mut guest = Guest::new();
+    let mut types = Builder::new();
+    let proto = types.func_proto(0, &[]);
+    let function = types.func("a_function_with_a_long_name", proto);
+    let btf = guest.btf(&types.encode());
+    let a = guest.array("a", 8, &[vec![1; 8]]);
+    let b = guest.array("b", 8, &[vec![1; 8]]);
+    let (prog, aux) = guest.prog(btf, &[b, a]);
+    guest.write(aux.offset(32), b"a_function_with");
+    let info = guest.alloc(8);
+    guest.write_u32(info.offset(4), function);
+    guest.write_u64(aux.offset(48), info.0);
+    guest.write_u32(aux.offset(56), 1);
+    let counted = |n: u64| [n, 1000 * n, 0].map(u64::to_le_bytes).concat();
+    let stats = guest.percpu(&[&counted(3), &counted(4)]);
+    guest.write_u64(prog.offset(16), stats);
+    guest.variable("bpf_stats_enabled_key", &1u32.to_le_bytes());
+    // One that leads nowhere, with as many maps as there can be numbers.
+    let (_, wild) = guest.prog(btf, &[a]);
+    guest.write_u32(wild, u32::MAX);
+    guest.write_u32(wild.offset(56), u32::MAX);
+    guest.write_u64(wild.offset(48), u64::MAX - 3);
+    let (lost, _) = guest.prog(btf, &[]);
+    guest.write_u64(lost.offset(8), 0xffff_8880_dead_0000);
+    let kernel = open(guest);
+    let list = kernel.progs().unwrap();
+    assert!(list.counts_runs);
+    assert!(list.incomplete.unwrap().contains("0xffff8880dead0000"));
+    let [prog, wild] = &list.progs[..] else { panic!("{:?}", list.progs) };
+    assert_eq!(prog.full_name.as_deref(), Some("a_function_with_a_long_name"));
+    assert_eq!((prog.id, prog.kind.as_str(), prog.maps.as_slice()), (1, "struct_ops", &[3, 2][..]));
+    assert_eq!(prog.runs, Some(Runs { count: 7, time_ns: 7000, missed: 0 }));
+    assert!(wild.incomplete.is_some(), "{wild:?}");
+}
+
+#[test]
+fn what_is_not_counted_is_not_zero() {
+    let mut guest = Guest::new();
+    guest.prog(Kva(0), &[]);
+    guest.variable("bpf_stats_enabled_key", &0u32.to_le_bytes());
+    let list = open(guest).progs().unwrap();
+    assert_eq!((list.counts_runs, list.progs[0].runs), (false, None));
+}

@@ -261,6 +261,8 @@ fn wait(pidfd: BorrowedFd<'_>, sources: &[(Source, Option<OwnedFd>)]) -> bool {
 fn spawn(launch: Launch) -> io::Result<Child> {
     let mut command = Command::new(launch.program);
     command.args(launch.args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    // A group of its own: a Ctrl-C at the terminal is for us, and not the machine's end.
+    command.process_group(0);
     inherit(&mut command, launch.inherit);
     command_dying_with_parent(command).spawn()
 }

@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -193,7 +193,7 @@ pub enum Why {
 #[derive(Clone, Default)]
 pub struct Cancel {
     flag: Arc<AtomicBool>,
-    why: Arc<OnceLock<Why>>,
+    why: Arc<Mutex<Option<Why>>>,
     bell: Arc<(Mutex<()>, Condvar)>,
 }
 
@@ -219,15 +219,22 @@ impl Cancel {
     /// Why it is to end; the first reason counts.
     #[must_use]
     pub fn why(&self) -> Option<Why> {
-        self.why.get().copied()
+        *self.why.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Raises it and wakes who waits.
     pub fn raise(&self, why: Why) {
-        let _ = self.why.set(why);
+        self.why.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
         self.flag.store(true, Ordering::Relaxed);
         let _guard = self.bell.0.lock().unwrap_or_else(PoisonError::into_inner);
         self.bell.1.notify_all();
+    }
+
+    /// Takes it back, for whoever stops one thing after the other: what it was raised for has
+    /// ended.
+    pub fn reset(&self) {
+        self.flag.store(false, Ordering::Relaxed);
+        *self.why.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Waits until it is raised (true) or `until` has come (false).
@@ -351,6 +358,10 @@ mod tests {
         assert!(waiting.join().unwrap());
         assert_eq!(cancel.why(), Some(Why::Told));
         assert!(cancel.flag().load(Ordering::Relaxed));
+        cancel.reset();
+        assert_eq!((cancel.is_raised(), cancel.why()), (false, None));
+        cancel.raise(Why::Deadline(Duration::ZERO));
+        assert_eq!(cancel.why(), Some(Why::Deadline(Duration::ZERO)));
     }
 
     #[test]

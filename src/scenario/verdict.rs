@@ -308,6 +308,8 @@ pub struct Recorder {
 struct Inner {
     state: Mutex<State>,
     sink: Option<Sink>,
+    /// Whether nothing is kept, so that nothing has to be left out.
+    passing_on: bool,
 }
 
 #[derive(Default)]
@@ -335,7 +337,7 @@ impl Recorder {
     /// A recorder that keeps to itself.
     #[must_use]
     pub fn new() -> Self {
-        Recorder { inner: Arc::new(Inner { state: Mutex::default(), sink: None }) }
+        Recorder::build(None, false)
     }
 
     /// A recorder that also hands everything it keeps to `sink`, in order, at once.
@@ -343,16 +345,31 @@ impl Recorder {
     /// The sink is called under the recorder's lock: it must not record anything itself.
     #[must_use]
     pub fn with_sink(sink: impl Fn(&Record) + Send + Sync + 'static) -> Self {
-        let inner = Inner { state: Mutex::default(), sink: Some(Box::new(sink)) };
-        Recorder { inner: Arc::new(inner) }
+        Recorder::build(Some(Box::new(sink)), false)
+    }
+
+    /// A recorder that keeps nothing but the counts: everything goes to `sink`, whole, however
+    /// much it is. For a person who looks on.
+    ///
+    /// The sink is called under the recorder's lock: it must not record anything itself.
+    #[must_use]
+    pub fn passing_on(sink: impl Fn(&Record) + Send + Sync + 'static) -> Self {
+        Recorder::build(Some(Box::new(sink)), true)
+    }
+
+    fn build(sink: Option<Sink>, passing_on: bool) -> Self {
+        Recorder { inner: Arc::new(Inner { state: Mutex::default(), sink, passing_on }) }
     }
 
     /// Records a judgement. All count; beyond [`KEPT_CHECKS`] that did not hold, and
     /// [`KEPT_LINES`] that did, only their number is kept.
     pub fn record(&self, mut check: Check) {
-        check.shorten();
         let mut state = self.lock();
         state.counts.add(check.outcome);
+        if self.inner.passing_on {
+            return self.tell(&Record::Check(check));
+        }
+        check.shorten();
         if check.outcome <= Outcome::Pass {
             if state.counts.pass > KEPT_LINES as u64 {
                 return;
@@ -381,7 +398,7 @@ impl Recorder {
         let mut reason = reason.into();
         shorten(&mut reason);
         let mut state = self.lock();
-        if state.skip.is_none() {
+        if state.skip.is_none() || self.inner.passing_on {
             state.skip = Some(reason.clone());
             self.tell(&Record::Skip { reason, at });
         }
@@ -417,6 +434,10 @@ impl Recorder {
     }
 
     fn line(&self, mut record: Record) {
+        if self.inner.passing_on {
+            let _in_order = self.lock();
+            return self.tell(&record);
+        }
         if let Record::Note { text, .. } | Record::Print { text } = &mut record {
             shorten(text);
         }
@@ -665,5 +686,26 @@ mod tests {
         let seen = seen.lock().unwrap();
         assert_eq!(seen.len(), 4, "the second skip adds nothing: {seen:?}");
         assert!(matches!(&seen[2], Record::Skip { reason, .. } if reason == "c"));
+    }
+
+    #[test]
+    fn what_is_passed_on_is_whole() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let sink = told.clone();
+        let recorder = Recorder::passing_on(move |r| sink.lock().unwrap().push(r.clone()));
+        recorder.print("x".repeat(2 * KEPT_TEXT));
+        for _ in 0..KEPT_LINES {
+            recorder.note("n", None);
+        }
+        for _ in 0..=KEPT_CHECKS {
+            recorder.record(Check::fail("f", "no"));
+        }
+        recorder.skip("once", None);
+        recorder.skip("twice", None);
+        let told = told.lock().unwrap();
+        assert_eq!(told.len(), 1 + KEPT_LINES + KEPT_CHECKS + 1 + 2);
+        assert_eq!(told[0], Record::Print { text: "x".repeat(2 * KEPT_TEXT) });
+        assert_eq!((recorder.dropped(), recorder.counts().fail), (0, KEPT_CHECKS as u64 + 1));
+        assert_eq!(recorder.failures(), []);
     }
 }

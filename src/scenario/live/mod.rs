@@ -278,6 +278,21 @@ impl Lab {
         T::default()
     }
 
+    /// Takes what came in meanwhile; says why nothing more can be asked of the machine, when that
+    /// is so.
+    #[must_use]
+    pub fn ended(&self) -> Option<String> {
+        match self.take_all().and_then(|()| self.is_well()) {
+            Err(LabError::Machine(why)) => Some(why),
+            _ => None,
+        }
+    }
+
+    /// Ends the machine, unjudged.
+    pub fn stop(&self) {
+        self.machine.stop();
+    }
+
     /// What is known without asking the guest anything more.
     pub fn logs_now(&self) -> (Logs, Option<String>) {
         (self.logs(""), self.fault())

@@ -417,3 +417,21 @@ fn logs_are_kept_where_they_are_wanted() {
         }
     }
 }
+
+#[test]
+fn the_end_of_the_machine_is_seen_without_asking_it_anything() {
+    let bench = bench(ExpectExit::Any);
+    assert_eq!(bench.lab.ended(), None);
+    let left = Event::SchedulerExited {
+        reason: "runnable task stall".into(),
+        log: String::new(),
+        dmesg: String::new(),
+    };
+    bench.fake.events.lock().unwrap().push_back(left);
+    assert_eq!(bench.lab.ended(), None, "the machine goes on without its scheduler");
+    assert!(bench.lab.scheduler_exit().is_some());
+    bench.fake.events.lock().unwrap().push_back(Event::PoweringOff);
+    assert_eq!(bench.lab.ended().as_deref(), Some("the guest powers off, unasked"));
+    bench.lab.stop();
+    assert!(bench.fake.stopped.load(Ordering::Relaxed));
+}

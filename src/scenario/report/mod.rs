@@ -7,8 +7,9 @@ mod terminal;
 pub use files::{JsonLines, Keep, Trouble, cell_dir};
 pub use terminal::Terminal;
 
-use super::event::{RunEvent, RunModel};
+use super::event::{Logs, RunEvent, RunModel};
 use super::runner::Sink;
+use super::verdict::Check;
 
 /// How to write for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,20 +30,35 @@ impl Style {
     }
 
     /// `text` in a colour, where colours may be used.
-    fn paint(self, colour: Colour, text: &str) -> String {
+    #[must_use]
+    pub fn paint(self, colour: Colour, text: &str) -> String {
         if self.colour { format!("\x1b[{}m{text}\x1b[0m", colour as u8) } else { text.to_string() }
     }
 }
 
 /// The colours in use, by their ECMA-48 numbers.
-#[derive(Clone, Copy)]
-enum Colour {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Colour {
     Bold = 1,
     Dim = 2,
     Red = 31,
     Green = 32,
     Yellow = 33,
     Blue = 34,
+    Magenta = 35,
+}
+
+/// A check as lines: what was judged, what was found, the author's line.
+#[must_use]
+pub fn check_lines(check: &Check, style: Style) -> Vec<String> {
+    failure::check(check, style)
+}
+
+/// The ends of logs as lines, without what has been `said` already.
+#[must_use]
+pub fn log_lines(logs: &Logs, said: &str, lines: usize, style: Style) -> Vec<String> {
+    failure::logs(logs, said, lines, style)
 }
 
 /// Several sinks as one.

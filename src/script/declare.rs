@@ -113,6 +113,11 @@ fn scenario(
     opts: &Map,
     body: &FnPtr,
 ) -> Native<()> {
+    if matches!(s.mode, Mode::Interactive) {
+        let why = "scenario(..) declares what `cryoscope run` runs, each with a machine of its \
+                   own: write it to a file; here, work with `vm`";
+        return Err(Fault::misplaced(why).into());
+    }
     if s.lock().booted > 0 {
         let why =
             "a script that calls boot(..) cannot declare scenarios too: put them into another file";
@@ -209,6 +214,9 @@ fn run_body(
 }
 
 fn plain_boot(s: &Arc<Session>, ctx: &NativeCallContext<'_>, opts: &Map) -> Native<Vm> {
+    if matches!(s.mode, Mode::Interactive) {
+        return Err(Fault::misplaced("a machine runs already: it is `vm`").into());
+    }
     let options = match options("boot(..)", opts) {
         Ok(options) => options,
         Err(mistake) => return Err(refused(s, ctx, mistake)),

@@ -13,6 +13,7 @@
 //! | `vm.rs`, `cgroup.rs` | the live machine |
 //! | `expect.rs`, `globals.rs` | judging |
 //! | `data.rs`, `values.rs` | snapshots and values |
+//! | `repl.rs`, `repl/` | inputs of the REPL, and what could stand next in one |
 //! | `modules.rs` | `import`, and who called whom |
 //! | `error.rs`, `explain.rs`, `source.rs` | errors in an author's words, at an author's line |
 //! | `register.rs`, `surface.rs` | the reference: written once, read back from the engine |
@@ -29,6 +30,7 @@ mod globals;
 mod modules;
 mod options;
 pub(crate) mod register;
+pub mod repl;
 mod run;
 mod session;
 mod source;
@@ -39,7 +41,7 @@ mod values;
 mod vm;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use error::ScriptError;
 use run::finish;

@@ -191,7 +191,7 @@ impl ModuleResolver for Resolver {
 }
 
 /// The modules in `dir` and in its direct subdirectories, as an import names them.
-fn modules_below(dir: &Path) -> Vec<String> {
+pub(super) fn modules_below(dir: &Path) -> Vec<String> {
     let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
     let listed = |dir: &Path| -> Vec<PathBuf> {
         let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();

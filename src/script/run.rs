@@ -207,7 +207,7 @@ impl Script {
 }
 
 /// What is worth knowing about a script before it runs.
-fn outline(ast: &AST) -> Outline {
+pub(super) fn outline(ast: &AST) -> Outline {
     let mut outline = Outline::default();
     ast.walk(&mut |path: &[ASTNode<'_>]| {
         match path.last() {
@@ -291,7 +291,7 @@ fn trail(session: &Session, error: &EvalAltResult, source: Option<&str>) -> Vec<
 }
 
 /// Tells an error of a running script.
-fn script_error(
+pub(super) fn script_error(
     session: &Arc<Session>,
     engine: &Engine,
     error: &EvalAltResult,
@@ -360,7 +360,7 @@ fn suspects(session: &Session, error: &EvalAltResult, at: &Option<ScriptPos>) ->
 }
 
 /// Calls `tell` with what is known about names.
-fn known<T>(
+pub(super) fn known<T>(
     session: &Session,
     engine: &Engine,
     source: Option<&Source>,
@@ -369,7 +369,8 @@ fn known<T>(
     let surface = Surface::of(engine, true);
     let functions = session.functions();
     let words = source.into_iter().flat_map(Source::words);
-    let words: Vec<String> = words.map(str::to_string).collect();
+    let mut words: Vec<String> = words.map(str::to_string).collect();
+    words.extend(session.lock().variables.iter().cloned());
     let operations = session.limits.operations;
     tell(&Known { surface: &surface, functions: &functions, words: &words, operations })
 }

@@ -34,6 +34,8 @@ pub(crate) enum Mode {
         /// How its machine is booted.
         boot: Boot,
     },
+    /// To be evaluated input by input, with a machine that runs already.
+    Interactive,
 }
 
 /// One run of one script.
@@ -66,6 +68,8 @@ pub(crate) struct State {
     pub(crate) plain: Option<Plain>,
     /// What the script's text holds.
     pub(crate) outline: Outline,
+    /// Variables that earlier inputs have left.
+    pub(crate) variables: Vec<String>,
     /// Functions of the modules imported so far: names and numbers of parameters.
     pub(crate) module_functions: BTreeSet<(String, usize)>,
     /// Whether the one scenario that was asked for has run.
@@ -257,6 +261,10 @@ impl Session {
 
     /// Records why the run was told to end.
     pub(crate) fn record_cancelled(&self, at: Option<ScriptPos>, hint: Option<String>) {
+        if matches!(self.mode, Mode::Interactive) {
+            // Whoever stops an input knows it, and the next one begins anew.
+            return;
+        }
         let check = match self.cancel.why() {
             Some(Why::Deadline(limit)) => {
                 let limit = seconds(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));

@@ -167,13 +167,13 @@ fn end_of_argument(text: &str) -> Option<usize> {
 
 /// A rough cut of a script into tokens: words, strings (with their quotes), single characters and
 /// `#{`; blanks and comments are left out. It only has to find what belongs together.
-struct Tokens<'a> {
+pub(super) struct Tokens<'a> {
     text: &'a str,
     at: usize,
 }
 
 impl<'a> Tokens<'a> {
-    fn new(text: &'a str) -> Self {
+    pub(super) fn new(text: &'a str) -> Self {
         Tokens { text, at: 0 }
     }
 
@@ -201,16 +201,27 @@ impl<'a> Tokens<'a> {
 
 /// The length of the string at the start of `text`, quotes included.
 fn quoted(text: &str, quote: char) -> usize {
+    closing_quote(text, quote).unwrap_or(text.len())
+}
+
+/// Where the string at the start of `text` ends, if it does.
+fn closing_quote(text: &str, quote: char) -> Option<usize> {
     let mut escaped = false;
     for (at, c) in text.char_indices().skip(1) {
         match c {
             _ if escaped => escaped = false,
             '\\' if quote != '`' => escaped = true,
-            c if c == quote => return at + 1,
+            c if c == quote => return Some(at + 1),
             _ => {}
         }
     }
-    text.len()
+    None
+}
+
+/// The quote of a token that is a string without an end.
+pub(super) fn open_quote(token: &str) -> Option<char> {
+    let quote = token.chars().next().filter(|c| matches!(c, '"' | '`' | '\''))?;
+    closing_quote(token, quote).is_none().then_some(quote)
 }
 
 impl<'a> Iterator for Tokens<'a> {

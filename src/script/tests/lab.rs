@@ -11,14 +11,14 @@ use crate::scenario::{ScenarioDecl, SchedulerExit};
 use crate::snapshot::Snapshot;
 use crate::vm::topology::Topology;
 
-pub(super) struct FakeLab {
+pub(crate) struct FakeLab {
     facts: LabFacts,
     /// Whether `fifo` runs; without it the machine has no scheduler of its own.
     fifo: bool,
     slice_ns: u64,
     detached: AtomicBool,
     /// Everything that was asked, one line each.
-    pub(super) asked: Mutex<Vec<String>>,
+    pub(crate) asked: Mutex<Vec<String>>,
     groups: Mutex<Vec<String>>,
     /// Pids of workers, and the group that each is in.
     workers: Mutex<Vec<(u32, Option<String>)>>,
@@ -32,7 +32,7 @@ pub(super) struct FakeLab {
 }
 
 impl FakeLab {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         FakeLab {
             facts: LabFacts {
                 kernel_release: "7.2.0-fake".into(),
@@ -70,7 +70,7 @@ impl FakeLab {
         lab
     }
 
-    pub(super) fn with_fifo(mut self) -> Self {
+    pub(crate) fn with_fifo(mut self) -> Self {
         self.fifo = true;
         self.facts.scheduler = "fifo".into();
         self

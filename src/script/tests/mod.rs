@@ -4,9 +4,10 @@ mod engine;
 mod errors;
 mod fifo;
 mod golden;
-mod lab;
+pub(crate) mod lab;
 mod modules;
 mod reference;
+mod repl;
 mod shipped;
 
 use std::fs;

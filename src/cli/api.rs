@@ -82,7 +82,11 @@ fn everything(surface: &Surface, modules: &[ModuleDoc]) -> String {
 }
 
 /// What there is to say about one name.
-fn about(surface: &Surface, modules: &[ModuleDoc], name: &str) -> Result<String, Failure> {
+pub(super) fn about(
+    surface: &Surface,
+    modules: &[ModuleDoc],
+    name: &str,
+) -> Result<String, Failure> {
     let mut out = String::new();
     if surface.types.iter().any(|t| t.name == name) {
         out.push_str(&of_type(surface, name));

@@ -16,6 +16,10 @@ pub struct Config {
     cache: Result<CacheDir, String>,
     /// How to write to standard output.
     pub style: Style,
+    /// Where to keep what was typed, if there is a place for it.
+    pub history: Option<PathBuf>,
+    /// Whether somebody sits at a terminal, for input and output.
+    pub interactive: bool,
     /// This program's file, by the name that it had when it started.
     pub program: PathBuf,
     /// Where programs are looked for.
@@ -26,10 +30,13 @@ pub struct Config {
 #[derive(Clone, Debug, Default)]
 struct Environment {
     xdg_cache_home: Option<OsString>,
+    xdg_state_home: Option<OsString>,
     home: Option<OsString>,
     no_color: Option<OsString>,
     term: Option<OsString>,
     path: Option<OsString>,
+    /// Whether standard input is a terminal.
+    types: bool,
     /// Columns of the terminal on standard output, when it is one.
     columns: Option<u16>,
 }
@@ -44,10 +51,12 @@ impl Config {
             .then(|| rustix::termios::tcgetwinsize(&stdout).map_or(80, |size| size.ws_col));
         let environment = Environment {
             xdg_cache_home: std::env::var_os("XDG_CACHE_HOME"),
+            xdg_state_home: std::env::var_os("XDG_STATE_HOME"),
             home: std::env::var_os("HOME"),
             no_color: std::env::var_os("NO_COLOR"),
             term: std::env::var_os("TERM"),
             path: std::env::var_os("PATH"),
+            types: std::io::stdin().is_terminal(),
             columns,
         };
         let program = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
@@ -55,6 +64,8 @@ impl Config {
     }
 
     fn parse(environment: Environment, program: PathBuf) -> Self {
+        let history = history(environment.xdg_state_home, environment.home.clone());
+        let interactive = environment.types && environment.columns.is_some();
         let cache = CacheDir::locate(environment.xdg_cache_home, environment.home);
         let smart = environment.term.is_some_and(|term| !term.is_empty() && term != "dumb");
         let wants_none = environment.no_color.is_some_and(|value| !value.is_empty());
@@ -65,7 +76,14 @@ impl Config {
             false => Style::plain().width as u16,
         });
         let style = Style { colour: live && !wants_none, live, width: width.max(40).into() };
-        Config { cache: cache.map_err(|e| e.to_string()), style, program, path: environment.path }
+        Config {
+            cache: cache.map_err(|e| e.to_string()),
+            style,
+            history,
+            interactive,
+            program,
+            path: environment.path,
+        }
     }
 
     /// The cache directory.
@@ -104,6 +122,17 @@ impl Config {
             path.display()
         )))
     }
+}
+
+/// The file below the state directory of the XDG base directory specification: relative values of
+/// its variable are to be ignored.
+fn history(state: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
+    let given = state.map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let usual = || {
+        let home = home.map(PathBuf::from).filter(|dir| dir.is_absolute())?;
+        Some(home.join(".local/state"))
+    };
+    Some(given.or_else(usual)?.join("cryoscope/history"))
 }
 
 #[cfg(test)]
@@ -150,6 +179,21 @@ mod tests {
         let failure = config.cache().unwrap_err();
         assert!(failure.message.starts_with("no place for the cache: "), "{failure:?}");
         assert_eq!(failure.code, 1);
+    }
+
+    #[test]
+    fn the_history_is_state() {
+        let cases = [
+            (Some("/s"), Some("/h"), Some("/s/cryoscope/history")),
+            (None, Some("/h"), Some("/h/.local/state/cryoscope/history")),
+            (Some("s"), Some("/h"), Some("/h/.local/state/cryoscope/history")),
+            (Some(""), Some("h"), None),
+            (None, None, None),
+        ];
+        for (state, home, want) in cases {
+            let found = history(state.map(Into::into), home.map(Into::into));
+            assert_eq!(found, want.map(PathBuf::from), "{state:?} {home:?}");
+        }
     }
 
     #[test]

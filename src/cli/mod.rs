@@ -14,6 +14,7 @@ mod cell;
 mod config;
 mod doctor;
 pub mod kernel;
+mod repl;
 mod run;
 mod snapshot;
 
@@ -42,6 +43,8 @@ struct Cli {
 enum Command {
     /// Run scenarios: each boots a machine of its own
     Run(run::Args),
+    /// Work with a machine by hand: a prompt, or a script on standard input
+    Repl(repl::Args),
     /// Run one scenario, as `run` says on standard input
     #[command(hide = true)]
     Cell,
@@ -94,6 +97,7 @@ pub fn main() -> ExitCode {
     let config = Config::from_environment();
     let done = match cli.command {
         Command::Run(args) => run::run(&args, &config),
+        Command::Repl(args) => repl::run(&args, &config),
         Command::Cell => cell::run(&config),
         Command::Api(args) => api::run(&args),
         Command::Kernel(args) => config.cache().map(|cache| kernel::run(&args, cache)),

@@ -47,3 +47,4 @@ pub use error::ScriptError;
 use run::finish;
 pub use run::{End, ModuleDoc, Reference, collect, reference, run_scenario};
 pub use session::Boot;
+pub(crate) use units::size;

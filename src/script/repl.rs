@@ -36,7 +36,10 @@ use super::values::{described, pretty, render};
 use super::vm::Vm;
 
 pub use complete::Candidate;
+pub(crate) use text::continues;
 pub use text::{Piece, is_whole, pieces};
+
+pub(crate) use super::engine::on_big_stack;
 
 /// The variable that holds the last value.
 const LAST: &str = "_";

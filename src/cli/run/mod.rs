@@ -77,7 +77,7 @@ fn jobs(text: &str) -> Result<usize, String> {
     }
 }
 
-fn topology(text: &str) -> Result<String, String> {
+pub(super) fn topology(text: &str) -> Result<String, String> {
     Topology::parse(text).map(|_| text.to_string()).map_err(|e| e.to_string())
 }
 

@@ -215,6 +215,7 @@ impl Interactive {
                 Some(closed(tags))
             }
             ("Vm", "cgroup") => Some(closed(self.lab.cgroups())),
+            ("Snapshot", "save") => None,
             // Other texts of ours are no files.
             ("Vm" | "Snapshot" | "SnapshotMap" | "Cgroup" | "Scheduler", _) => Some(Vec::new()),
             _ => None,

@@ -78,6 +78,16 @@ fn wants_more(token: &str) -> bool {
     )
 }
 
+/// Whether a line goes on with what the lines before it began, although that is whole.
+pub(crate) fn continues(line: &str) -> bool {
+    let line = line.trim_start();
+    let word: String = line.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+    line.starts_with('.') && !line.starts_with("..")
+        || line.starts_with("&&")
+        || line.starts_with("||")
+        || matches!(word.as_str(), "else" | "catch")
+}
+
 /// Whether a text ends with `;`.
 pub(super) fn is_statement(text: &str) -> bool {
     Tokens::new(text).last().is_some_and(|(_, token)| token == ";")
@@ -161,6 +171,16 @@ mod tests {
         ];
         for (text, want) in cases {
             assert_eq!(is_whole(text), want, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn lines_that_go_on_are_known() {
+        for line in ["  .len", "else {", "} else {", "|| b", "&& b", "catch (e) {"] {
+            assert_eq!(continues(line), !line.starts_with('}'), "{line:?}");
+        }
+        for line in ["..5", "elsewhere()", "|x| x", ""] {
+            assert!(!continues(line), "{line:?}");
         }
     }
 

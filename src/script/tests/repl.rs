@@ -239,7 +239,7 @@ fn what_could_come_next_is_offered() {
     let mut repl = Repl::frozen();
     repl.eval("let e = snap.map(\"task_ctx\").at(0); let m = #{ one: 1, two: #{ deep: 2 } };");
     repl.eval("fn mine(a) {} fn none() {}");
-    let cases: [(&str, &[&str]); 28] = [
+    let cases: [(&str, &[&str]); 30] = [
         ("sn", &["snap"]),
         ("1 + sna", &["1 + snap"]),
         ("min", &["min(", "mine("]),
@@ -274,6 +274,8 @@ fn what_could_come_next_is_offered() {
         ("vm.freeze(\"two\", #{ maps: [\"task", &["vm.freeze(\"two\", #{ maps: [\"task_ctx\""]),
         ("import \"std/ch", &["import \"std/checks\" as "]),
         ("vm.freeze(\"a", &[]),
+        ("snap.save(\"Cargo.t", &["snap.save(\"Cargo.toml"]),
+        ("open(\"src/li", &["open(\"src/lib.rs"]),
     ];
     for (text, want) in cases {
         let offered = repl.offered(text);

@@ -24,7 +24,7 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use btf_rs::BtfType as _;
 
@@ -151,17 +151,39 @@ impl Want {
 
 /// A parsed BTF: immutable, shared as `Arc<Btf>`.
 pub struct Btf {
+    parsed: LazyLock<Parsed, Load>,
+    base: Option<Arc<Btf>>,
+}
+
+type Load = Box<dyn FnOnce() -> Parsed + Send>;
+
+struct Parsed {
     raw: Box<[u8]>,
     layout: Layout,
     inner: btf_rs::Btf,
-    base: Option<Arc<Btf>>,
     /// One slot per type of this BTF (not of its base), filled on first use.
     shapes: Box<[OnceLock<Arc<Shape>>]>,
 }
 
+impl Parsed {
+    fn new(raw: &[u8], base: Option<&Arc<Btf>>) -> Result<Parsed, BtfError> {
+        if base.is_some_and(|base| base.base.is_some()) {
+            return Err(BtfError::SplitBase);
+        }
+        let layout = check::check(raw, base.map(|base| &**base))?;
+        let inner = match base {
+            None => btf_rs::Btf::from_bytes(raw),
+            Some(base) => btf_rs::Btf::from_split_bytes(raw, &base.parsed.inner),
+        };
+        let inner = inner.map_err(|e| BtfError::Decode(e.to_string()))?;
+        let shapes = (0..layout.offsets.len()).map(|_| OnceLock::new()).collect();
+        Ok(Parsed { raw: raw.into(), layout, inner, shapes })
+    }
+}
+
 impl std::fmt::Debug for Btf {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Btf({} types, {} bytes)", self.len(), self.raw.len())
+        write!(f, "Btf({} types, {} bytes)", self.len(), self.parsed.raw.len())
     }
 }
 
@@ -171,9 +193,30 @@ impl Btf {
     /// # Errors
     /// [`BtfError`] says what is wrong with the bytes and where.
     pub fn parse(raw: &[u8]) -> Result<Arc<Btf>, BtfError> {
-        let layout = check::check(raw, None)?;
-        let inner = btf_rs::Btf::from_bytes(raw).map_err(|e| BtfError::Decode(e.to_string()))?;
-        Ok(Arc::new(Btf::assemble(raw, layout, inner, None)))
+        Ok(Btf::ready(Parsed::new(raw, None)?, None))
+    }
+
+    fn ready(parsed: Parsed, base: Option<Arc<Btf>>) -> Arc<Btf> {
+        let load: Load = Box::new(move || parsed);
+        Arc::new(Btf { parsed: LazyLock::new(load), base })
+    }
+
+    /// A BTF that is parsed when it is first asked for something: a kernel's takes a tenth of a
+    /// second. `load` gives its bytes; if they turn out to be none of a BTF, it has no types.
+    #[must_use]
+    pub fn deferred(
+        load: impl FnOnce() -> Vec<u8> + Send + 'static,
+        base: Option<Arc<Btf>>,
+    ) -> Arc<Btf> {
+        let of = base.clone();
+        let load: Load = Box::new(move || {
+            let parsed = Parsed::new(&load(), of.as_ref());
+            // struct btf_header and the empty string: there is nothing in it to go wrong.
+            const NOTHING: [u8; 25] =
+                *b"\x9f\xeb\x01\0\x18\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\0";
+            parsed.unwrap_or_else(|_| Parsed::new(&NOTHING, None).expect("it is well-formed"))
+        });
+        Arc::new(Btf { parsed: LazyLock::new(load), base })
     }
 
     /// A BTF with the one type `u32`, whose id is 1: for numbers that nobody has given a type.
@@ -191,24 +234,13 @@ impl Btf {
     /// # Errors
     /// As [`Btf::parse`]; also when `base` is itself split.
     pub fn parse_split(raw: &[u8], base: &Arc<Btf>) -> Result<Arc<Btf>, BtfError> {
-        if base.base.is_some() {
-            return Err(BtfError::SplitBase);
-        }
-        let layout = check::check(raw, Some(base))?;
-        let inner = btf_rs::Btf::from_split_bytes(raw, &base.inner)
-            .map_err(|e| BtfError::Decode(e.to_string()))?;
-        Ok(Arc::new(Btf::assemble(raw, layout, inner, Some(base.clone()))))
-    }
-
-    fn assemble(raw: &[u8], layout: Layout, inner: btf_rs::Btf, base: Option<Arc<Btf>>) -> Btf {
-        let shapes = (0..layout.offsets.len()).map(|_| OnceLock::new()).collect();
-        Btf { raw: raw.into(), layout, inner, base, shapes }
+        Ok(Btf::ready(Parsed::new(raw, Some(base))?, Some(base.clone())))
     }
 
     /// The bytes that were parsed.
     #[must_use]
     pub fn raw(&self) -> &[u8] {
-        &self.raw
+        &self.parsed.raw
     }
 
     /// What this BTF is split from.
@@ -221,7 +253,7 @@ impl Btf {
     #[must_use]
     #[allow(clippy::len_without_is_empty)] // void is always there
     pub fn len(&self) -> u32 {
-        self.first_id() + self.layout.offsets.len() as u32
+        self.first_id() + self.parsed.layout.offsets.len() as u32
     }
 
     /// The first id that is this BTF's own.
@@ -297,7 +329,7 @@ impl Btf {
             return base.shape(id);
         }
         let missing = BtfError::NoSuchType { id, len: self.len() };
-        let slot = self.shapes.get((id - self.first_id()) as usize).ok_or(missing)?;
+        let slot = self.parsed.shapes.get((id - self.first_id()) as usize).ok_or(missing)?;
         if let Some(shape) = slot.get() {
             return Ok(shape.clone());
         }
@@ -355,7 +387,7 @@ impl Btf {
     /// own types over those of its base, lower ids over higher ones.
     #[must_use]
     pub fn find(&self, name: &str, want: Want) -> Option<TypeId> {
-        let ids = self.inner.resolve_ids_by_name(name).ok()?;
+        let ids = self.parsed.inner.resolve_ids_by_name(name).ok()?;
         let first = self.first_id();
         ids.into_iter()
             .filter_map(|id| Some((id, self.kind(id)?)))
@@ -414,8 +446,8 @@ impl Btf {
             return Some(Header { name_off: 0, kind: Kind::Void, flag: false, size_or_type: 0 });
         }
         let local = id.checked_sub(self.first_id())?;
-        let at = *self.layout.offsets.get(local as usize)? as usize;
-        let word = |i: usize| check::word(&self.raw, at + 4 * i);
+        let at = *self.parsed.layout.offsets.get(local as usize)? as usize;
+        let word = |i: usize| check::word(&self.parsed.raw, at + 4 * i);
         let info = word(1)?;
         Some(Header {
             name_off: word(0)?,
@@ -431,12 +463,12 @@ impl Btf {
             return base.first_detail(id);
         }
         let local = id.checked_sub(self.first_id())?;
-        let at = *self.layout.offsets.get(local as usize)? as usize;
-        check::word(&self.raw, at + 12)
+        let at = *self.parsed.layout.offsets.get(local as usize)? as usize;
+        check::word(&self.parsed.raw, at + 12)
     }
 
     fn decoded(&self, id: TypeId) -> Option<btf_rs::Type> {
-        self.inner.resolve_type_by_id(id).ok()
+        self.parsed.inner.resolve_type_by_id(id).ok()
     }
 
     fn string(&self, offset: u32) -> Option<&str> {
@@ -445,7 +477,7 @@ impl Btf {
             Some(base) => (offset - base.strings_end()) as usize,
             None => offset as usize,
         };
-        let all = self.raw.get(self.layout.strings.clone())?;
+        let all = self.parsed.raw.get(self.parsed.layout.strings.clone())?;
         let rest = all.get(start..)?;
         let end = memchr::memchr(0, rest)?;
         std::str::from_utf8(&rest[..end]).ok()
@@ -453,7 +485,7 @@ impl Btf {
 
     /// Offsets of strings are below this.
     fn strings_end(&self) -> u32 {
-        self.base.as_ref().map_or(0, |b| b.strings_end()) + self.layout.strings.len() as u32
+        self.base.as_ref().map_or(0, |b| b.strings_end()) + self.parsed.layout.strings.len() as u32
     }
 }
 

@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use proptest::prelude::*;
 
 use super::testing::Builder;
@@ -359,4 +361,28 @@ proptest! {
 fn the_type_of_untyped_numbers_is_a_u32() {
     let btf = Btf::of_u32();
     assert_eq!((btf.type_name(1).as_str(), btf.size_of(1), btf.len()), ("u32", Some(4), 2));
+}
+
+#[test]
+fn a_deferred_btf_is_parsed_when_it_is_asked_and_empty_when_it_is_none() {
+    let mut b = Builder::new();
+    let int = b.int("int", 4, true);
+    let asked = Arc::new(AtomicBool::new(false));
+    let (raw, told) = (b.encode(), asked.clone());
+    let load = move || {
+        told.store(true, Ordering::Relaxed);
+        raw
+    };
+    let btf = Btf::deferred(load, None);
+    assert!(!asked.load(Ordering::Relaxed));
+    assert_eq!((btf.type_name(int), btf.len()), ("int".into(), 2));
+    assert!(asked.load(Ordering::Relaxed));
+
+    let mut split = Builder::split(&btf);
+    let pointer = split.ptr(int);
+    let raw = split.encode();
+    assert_eq!(Btf::deferred(move || raw, Some(btf)).type_name(pointer), "int *");
+
+    let none = Btf::deferred(|| b"no types".to_vec(), None);
+    assert_eq!((none.len(), none.kind(1), none.datasecs().len()), (1, None, 0));
 }

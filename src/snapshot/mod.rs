@@ -302,6 +302,10 @@ impl Snapshot {
     /// The section of variables that a map is, if it is one.
     pub(crate) fn section(&self, index: usize) -> Option<Arc<Shape>> {
         let attrs = &self.captured(index).attrs;
+        // Only arrays are; other maps' types are not looked into, which may be a kernel's.
+        if attrs.kind != "array" {
+            return None;
+        }
         let shape = attrs.btf.as_ref()?.shape(attrs.value_type).ok()?;
         matches!(&*shape, Shape::Datasec { .. }).then_some(shape)
     }

@@ -417,21 +417,33 @@ impl Stored {
     fn btfs(&self, stored: &[StoredBtf]) -> Result<Vec<Arc<Btf>>, StoreError> {
         let mut out: Vec<Arc<Btf>> = Vec::new();
         for StoredBtf { raw, base } in stored {
-            let raw = self.unpack(self.blobs, *raw, MAX_BTF).map_err(|e| self.damaged(e))?;
-            let parsed = match base {
-                None => Btf::parse(&raw),
-                Some(index) => match out.get(*index) {
-                    Some(base) => Btf::parse_split(&raw, base),
-                    None => return Err(self.damaged("types are split from some that come later")),
-                },
-            };
-            out.push(parsed.map_err(|e| self.damaged(format!("types: {e}")))?);
+            let packed = self.packed(self.blobs, *raw, MAX_BTF).map_err(|e| self.damaged(e))?;
+            let base =
+                match base {
+                    None => None,
+                    Some(index) => Some(out.get(*index).cloned().ok_or_else(|| {
+                        self.damaged("types are split from some that come later")
+                    })?),
+                };
+            let len = raw.unpacked as usize;
+            let load = move || zstd::bulk::decompress(&packed, len).unwrap_or_default();
+            out.push(Btf::deferred(load, base));
         }
         Ok(out)
     }
 
     /// A blob's bytes, `from` being where its place is counted from.
     fn unpack(&self, from: u64, blob: Blob, most: u64) -> Result<Vec<u8>, String> {
+        let packed = self.packed(from, blob, most)?;
+        // As it was written by anybody, it may unpack to more than it says: that is cut off.
+        match zstd::bulk::decompress(&packed, blob.unpacked as usize) {
+            Ok(bytes) if bytes.len() as u64 == blob.unpacked => Ok(bytes),
+            _ => Err(format!("{} bytes do not unpack to what they should", blob.len)),
+        }
+    }
+
+    /// The same as it is in the file, which fits its checksum.
+    fn packed(&self, from: u64, blob: Blob, most: u64) -> Result<Vec<u8>, String> {
         let start = from.checked_add(blob.at);
         let end = start.and_then(|start| start.checked_add(blob.len));
         let (Some(start), Some(_)) = (start, end.filter(|end| *end <= self.len)) else {
@@ -445,14 +457,7 @@ impl Stored {
         if crc32fast::hash(&packed) != blob.crc {
             return Err(format!("the {} bytes at {start} do not fit their checksum", blob.len));
         }
-        // As it was written by anybody, it may unpack to more than it says: that is cut off.
-        let unpacked = zstd::bulk::decompress(&packed, blob.unpacked as usize);
-        match unpacked {
-            Ok(bytes) if bytes.len() as u64 == blob.unpacked => Ok(bytes),
-            _ => {
-                Err(format!("the {} bytes at {start} do not unpack to what they should", blob.len))
-            }
-        }
+        Ok(packed)
     }
 
     /// A map's contents. What is damaged makes them incomplete.

@@ -26,13 +26,14 @@ fn given(mut command: Command, input: &str) -> Said {
 #[test]
 fn bad_usage_is_refused_before_anything_boots() {
     let place = Place::with_own_cache();
-    let cases: [(&[&str], &str); 7] = [
-        (&["x.cryo"], "x.cryo: a prompt without a machine is not available yet"),
+    let cases: [(&[&str], &str); 8] = [
+        (&["x.cryo"], "cannot open x.cryo: No such file or directory"),
         (&["--topology", "2x2"], "2x2"),
         (&["--memory", "512"], "it has no unit"),
         (&["--boot", "pvh"], "[possible values: auto, elf, bzimage]"),
         (&["--engine", "kvm"], "[possible values: auto, qemu, qemu-multi]"),
         (&["--kernel", "debian"], "--kernel: bad kernel `debian`: "),
+        (&["x.cryo", "--kernel", "auto"], "cannot be used with '--kernel"),
         (&["--schedular", "x"], "a similar argument exists: '--scheduler'"),
     ];
     for (args, says) in cases {
@@ -164,4 +165,25 @@ fn children(parent: u32) -> Vec<(u32, String)> {
         }
     }
     out
+}
+
+#[test]
+fn a_saved_snapshot_is_looked_at_without_a_machine() {
+    let place = Place::new();
+    let opened = cryoscope::snapshot::Snapshot::new(
+        cryoscope::snapshot::Meta { tag: "kept".into(), ..Default::default() },
+        Vec::new(),
+        Vec::new(),
+    );
+    opened.save(&place.path().join("a.cryo")).unwrap();
+    let said = given(
+        place.command(&["repl", "a.cryo"]),
+        "snap.tag\n:save b.cryo\nopen(\"b.cryo\").tag\nvm.freeze(\"x\")\n",
+    );
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(
+        said.out.starts_with("\"kept\"\nsnapshot \"kept\" at 0.000 s is in b.cryo\n"),
+        "{said:?}"
+    );
+    assert!(said.err.contains("there is no variable called vm here"), "{said:?}");
 }

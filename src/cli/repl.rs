@@ -17,13 +17,16 @@ mod show;
 
 use std::io::Read;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args as ClapArgs;
 
 use super::{Config, Failure};
 use crate::scenario::BootPath;
 use crate::scenario::lab::LabOps;
+use crate::scenario::live::Lab;
 use crate::script::repl::{Interactive, on_big_stack};
+use crate::snapshot::Snapshot;
 use crate::vm::EngineChoice;
 use interrupt::Interrupts;
 use session::Repl;
@@ -32,9 +35,9 @@ use show::Voice;
 /// Work with a machine by hand: a prompt, or a script on standard input
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
-    /// Not available yet
-    #[arg(value_name = "CAPSULE", hide = true)]
-    capsule: Option<PathBuf>,
+    /// Look at a snapshot that `snapshot.save(..)` wrote, without a machine
+    #[arg(value_name = "FILE", conflicts_with_all = ["scheduler", "engine", "kernel", "boot", "topology", "memory", "clang"])]
+    file: Option<PathBuf>,
     /// Run this scheduler: a .bpf.c, a .bpf.o, an executable, or none, the kernel's own
     #[arg(long, value_name = "SCHEDULER", default_value = "none")]
     scheduler: String,
@@ -64,32 +67,55 @@ const MAX_INPUT: u64 = 4 << 20;
 const INTERRUPTED: u8 = 130;
 
 pub(super) fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
-    if let Some(path) = &args.capsule {
-        return Err(Failure::usage(format!(
-            "{0}: a prompt without a machine is not available yet; start it without a path, and \
-             open({0:?}) reads a snapshot that was saved",
-            path.display().to_string()
-        )));
-    }
+    let opened = args.file.as_deref().map(Snapshot::open).transpose();
+    let opened = opened.map_err(|e| Failure::usage(e.to_string()))?;
     let script = if config.interactive { None } else { Some(read_script()?) };
     let interrupts = Interrupts::watch(config.interactive)?;
     let voice = Voice::new(config.style, config.interactive);
-    let Some(lab) = boot::boot(args, config, &interrupts, &voice)? else {
-        return Ok(INTERRUPTED);
+    let subject = match opened {
+        Some(snapshot) => Subject::Stored(snapshot),
+        None => match boot::boot(args, config, &interrupts, &voice)? {
+            Some(lab) => Subject::Machine(lab),
+            None => return Ok(INTERRUPTED),
+        },
     };
     let done = on_big_stack(|| {
-        let (alive, asked) = (lab.clone(), lab.clone());
-        let recorder = voice.recorder();
-        let interactive = Interactive::new(asked, recorder, interrupts.cancel.clone());
-        let ended = move || alive.ended();
-        let mut repl = Repl::new(interactive, &interrupts, &voice, Box::new(ended));
+        let (recorder, cancel) = (voice.recorder(), interrupts.cancel.clone());
+        let (interactive, greeting) = match &subject {
+            Subject::Machine(lab) => {
+                (Interactive::new(lab.clone(), recorder, cancel), show::greeting(lab.facts()))
+            }
+            Subject::Stored(snapshot) => (
+                Interactive::of_snapshot(snapshot.clone(), recorder, cancel),
+                show::greeting_of(snapshot),
+            ),
+        };
+        let mut repl = Repl::new(interactive, &interrupts, &voice, Box::new(|| subject.ended()));
         match &script {
             Some(script) => Ok(repl.run_script(script)),
-            None => repl.converse(config.history.as_deref(), &show::greeting(lab.facts())),
+            None => repl.converse(config.history.as_deref(), &greeting),
         }
     });
-    lab.stop();
+    if let Subject::Machine(lab) = &subject {
+        lab.stop();
+    }
     done.map_err(Failure::new)?
+}
+
+/// What the session is about.
+enum Subject {
+    Machine(Arc<Lab>),
+    Stored(Arc<Snapshot>),
+}
+
+impl Subject {
+    /// Why the machine has ended, once it has.
+    fn ended(&self) -> Option<String> {
+        match self {
+            Subject::Machine(lab) => lab.ended(),
+            Subject::Stored(_) => None,
+        }
+    }
 }
 
 fn read_script() -> Result<String, Failure> {

@@ -80,7 +80,8 @@ pub struct Interactive {
     session: Arc<Session>,
     engine: Engine,
     scope: Scope<'static>,
-    lab: Arc<dyn LabOps>,
+    /// None for a session that looks at a stored snapshot.
+    lab: Option<Arc<dyn LabOps>>,
     /// What is registered by us, and all there is.
     ours: Surface,
     all: Surface,
@@ -99,6 +100,20 @@ impl Interactive {
     /// is raised.
     #[must_use]
     pub fn new(lab: Arc<dyn LabOps>, recorder: Recorder, cancel: Cancel) -> Self {
+        Interactive::of(Some(lab), recorder, cancel)
+    }
+
+    /// A session without a machine: `snap` is this snapshot.
+    #[must_use]
+    pub fn of_snapshot(snapshot: Arc<Snapshot>, recorder: Recorder, cancel: Cancel) -> Self {
+        let mut new = Interactive::of(None, recorder, cancel);
+        bind(&mut new.scope, SNAP, data::snapshot(snapshot.clone()));
+        new.newest = Some(snapshot);
+        new.keep_up();
+        new
+    }
+
+    fn of(lab: Option<Arc<dyn LabOps>>, recorder: Recorder, cancel: Cancel) -> Self {
         let (file, limits) = (Path::new("input"), Limits::default());
         let session = Session::new(Mode::Interactive, file, limits, recorder, cancel);
         let mut engine = engine(&session);
@@ -106,7 +121,9 @@ impl Interactive {
         let (ours, all) = (Surface::of(&engine, false), Surface::of(&engine, true));
         allow_last(&mut engine, &cases);
         let mut scope = Scope::new();
-        scope.push("vm", Vm { lab: lab.clone() });
+        if let Some(lab) = &lab {
+            scope.push("vm", Vm { lab: lab.clone() });
+        }
         scope.push_dynamic(LAST, Dynamic::UNIT);
         let mut new = Interactive {
             session,
@@ -291,7 +308,7 @@ impl Interactive {
 
     /// Takes account of what an input has left: names for advice, and `snap`.
     fn keep_up(&mut self) {
-        let newest = self.lab.snapshots().pop();
+        let newest = self.lab.as_ref().and_then(|lab| lab.snapshots().pop());
         let is_new = match (&newest, &self.newest) {
             (Some(new), Some(old)) => !Arc::ptr_eq(new, old),
             (new, _) => new.is_some(),

@@ -11,7 +11,7 @@ pub(super) enum Command<'a> {
     Vars,
     Ps,
     Dsq,
-    Save,
+    Save(&'a str),
     Load(&'a str),
     Time(&'a str),
     Quit,
@@ -25,7 +25,7 @@ pub(super) const COMMANDS: [(&str, &str, &str); 10] = [
     ("vars", "", "the variables"),
     ("ps", "", "the tasks of the newest snapshot; not available yet"),
     ("dsq", "", "the dispatch queues of the newest snapshot; not available yet"),
-    ("save", "FILE", "stores the machine; not available yet"),
+    ("save", "FILE", "writes the newest snapshot to a file; open(FILE) reads it"),
     ("load", "FILE", "evaluates a script in this session"),
     ("time", "EXPR", "evaluates EXPR and says how long it took"),
     ("quit", "", "ends; the machine ends too"),
@@ -49,7 +49,6 @@ pub(super) fn parse(input: &str) -> Result<Command<'_>, String> {
         ("", "") => {}
         ("", rest) => return Err(format!(":{name} takes nothing, found {rest:?}")),
         ("[NAME]", _) => {}
-        ("FILE", "") if name == "save" => {}
         (argument, "") => return Err(format!("write :{name} {argument}")),
         _ => {}
     }
@@ -60,7 +59,7 @@ pub(super) fn parse(input: &str) -> Result<Command<'_>, String> {
         "vars" => Command::Vars,
         "ps" => Command::Ps,
         "dsq" => Command::Dsq,
-        "save" => Command::Save,
+        "save" => Command::Save(unquoted(rest)),
         "load" => Command::Load(unquoted(rest)),
         "time" => Command::Time(rest),
         _ => Command::Quit,
@@ -123,8 +122,8 @@ mod tests {
             (":mpas", Err("there is no command :mpas; did you mean :maps?")),
             (":", Err("there is no command :; :help lists them")),
             (":xyzzy", Err("there is no command :xyzzy; :help lists them")),
-            (":save", Ok(Command::Save)),
-            (":save x.cryo", Ok(Command::Save)),
+            (":save", Err("write :save FILE")),
+            (":save x.cryo", Ok(Command::Save("x.cryo"))),
         ];
         for (input, want) in cases {
             assert_eq!(parse(input), want.map_err(str::to_owned), "{input:?}");

@@ -16,6 +16,8 @@ use crate::scenario::text::{clean, fit};
 use crate::script::reference;
 use crate::script::repl::{Answer, Interactive, continues, is_whole};
 
+const NO_SNAPSHOT: &str = "there is no snapshot yet: vm.freeze(\"a name\") takes one";
+
 /// A session.
 pub(super) struct Repl<'a> {
     interactive: Rc<RefCell<Interactive>>,
@@ -169,11 +171,19 @@ impl<'a> Repl<'a> {
                 ":dsq is not available yet: snapshots hold BPF maps, not yet the kernel's \
                  dispatch queues",
             ),
-            Ok(Command::Save) => refuse(
-                ":save is not available yet: a machine cannot be stored; snap.save(\"a.cryo\") \
-                 stores the newest snapshot, and open(\"a.cryo\") reads it",
-            ),
+            Ok(Command::Save(file)) => match self.save(Path::new(file)) {
+                Ok(text) => self.say(&text),
+                Err(why) => refuse(&why),
+            },
         }
+    }
+
+    /// Writes the newest snapshot to a file.
+    fn save(&self, file: &Path) -> Result<String, String> {
+        let interactive = self.interactive.borrow();
+        let snapshot = interactive.newest().ok_or(NO_SNAPSHOT)?;
+        snapshot.save(file).map_err(|e| e.to_string())?;
+        Ok(format!("{} is in {}", snapshot.headline(), file.display()))
     }
 
     fn say(&self, text: &str) -> Next {
@@ -196,7 +206,7 @@ impl<'a> Repl<'a> {
     fn maps(&self) -> Result<String, String> {
         let interactive = self.interactive.borrow();
         let Some(snapshot) = interactive.newest() else {
-            return Err("there is no snapshot yet: vm.freeze(\"a name\") takes one".into());
+            return Err(NO_SNAPSHOT.into());
         };
         let maps = snapshot.maps().map_err(|e| e.to_string())?;
         let head = ["MAP", "KIND", "ENTRIES", "OF", "KEY", "VALUE"].map(str::to_owned);
@@ -399,7 +409,8 @@ mod tests {
             (":maps", "there is no snapshot yet"),
             (":ps", ":ps is not available yet"),
             (":dsq", ":dsq is not available yet"),
-            (":save x.cryo", ":save is not available yet"),
+            (":save x.cryo", "there is no snapshot yet"),
+            ("vm.freeze(\"a\");\n:save /nowhere/x.cryo", "cannot save the snapshot to /nowhere/x"),
             (":help Snapshott", "did you mean Snapshot?"),
             (":load nowhere.rhai", "cannot read nowhere.rhai"),
             (":what", "there is no command :what"),

@@ -11,6 +11,7 @@ use crate::scenario::report::{Colour, Style, check_lines};
 use crate::scenario::text::{clean, fit, seconds};
 use crate::scenario::verdict::{Check, Outcome, Record, Recorder};
 use crate::script::ScriptError;
+use crate::snapshot::Snapshot;
 
 /// Lines that a value may take where the screen's height is not known.
 const LINES: usize = 24;
@@ -235,6 +236,13 @@ pub(super) fn greeting(facts: &LabFacts) -> String {
         facts.topology,
         facts.memory >> 20
     )
+}
+
+/// The first words about a stored snapshot.
+pub(super) fn greeting_of(snapshot: &Snapshot) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    let what = clean(&snapshot.headline());
+    format!("cryoscope {version}: {what}\n`snap` is the snapshot; :help says more, :quit ends")
 }
 
 /// Lines of the screen.

@@ -211,10 +211,12 @@ impl Interactive {
                 Some(value.map_or_else(Vec::new, |value| paths(value, typed, "\")")))
             }
             ("Vm", "snapshot") => {
-                let tags = self.lab.snapshots().iter().map(|s| s.tag().to_owned()).collect();
-                Some(closed(tags))
+                let taken = self.lab.as_ref().map(|lab| lab.snapshots()).unwrap_or_default();
+                Some(closed(taken.iter().map(|s| s.tag().to_owned()).collect()))
             }
-            ("Vm", "cgroup") => Some(closed(self.lab.cgroups())),
+            ("Vm", "cgroup") => {
+                Some(closed(self.lab.as_ref().map(|lab| lab.cgroups()).unwrap_or_default()))
+            }
             ("Snapshot", "save") => None,
             // Other texts of ours are no files.
             ("Vm" | "Snapshot" | "SnapshotMap" | "Cgroup" | "Scheduler", _) => Some(Vec::new()),

@@ -6,6 +6,7 @@ use super::bpf::BpfState;
 use super::error::{IntrospectError, ReadError};
 use super::kallsyms;
 use super::paging::PageTables;
+use super::sched::SchedState;
 use super::space::{AddressSpace, START_KERNEL_MAP};
 use super::symbols::Symbols;
 use super::vmcoreinfo::{self, Vmcoreinfo};
@@ -37,6 +38,7 @@ pub struct Kernel {
     btf: Arc<Btf>,
     cpus: Cpus,
     pub(super) bpf: OnceLock<Result<BpfState, IntrospectError>>,
+    pub(super) sched: OnceLock<Result<SchedState, IntrospectError>>,
 }
 
 /// What per-CPU addresses are made of.
@@ -68,7 +70,8 @@ impl Kernel {
         let btf = read_btf(&space, &symbols)?;
         let cpus = Cpus::read(&space, &symbols, &btf)?;
         let release = info.release().to_owned();
-        Ok(Kernel { space, release, symbols, btf, cpus, bpf: OnceLock::new() })
+        let (bpf, sched) = (OnceLock::new(), OnceLock::new());
+        Ok(Kernel { space, release, symbols, btf, cpus, bpf, sched })
     }
 
     /// The kernel's release, as `uname -r` prints it.

@@ -1,4 +1,4 @@
-//! The guest kernel's own state, from RAM alone: paging, symbols, typed reads, BPF maps.
+//! The guest kernel's own state, from RAM alone: paging, symbols, typed reads, BPF maps, scheduling.
 //!
 //! Nothing here knows of virtual machines: all it needs is [`GuestMem`](crate::mem::GuestMem), so
 //! it works on a stored image as well. Whatever it reads may have been made up by a hostile
@@ -9,7 +9,7 @@
 //! VMCOREINFO ──▶ page tables ──▶ kallsyms ──▶ BTF
 //!                     │              │          │
 //!                     ▼              ▼          ▼
-//!                AddressSpace     Symbols     types ──▶ Object, walks ──▶ maps
+//!                AddressSpace     Symbols     types ──▶ Object, walks ──▶ maps, sched
 //! ```
 
 mod bpf;
@@ -19,6 +19,7 @@ mod kallsyms;
 mod kernel;
 mod object;
 mod paging;
+mod sched;
 mod space;
 mod symbols;
 #[cfg(test)]
@@ -33,5 +34,11 @@ pub use contents::{MapContents, MapData, PerCpuValues, Values};
 pub use error::{IntrospectError, ReadError, Unreachable, WalkError};
 pub use kernel::Kernel;
 pub use object::Object;
+#[cfg(test)]
+pub(crate) use sched::testing as made_up_sched;
+pub use sched::{
+    Cgroup, CpuAt, Dsq, DsqKind, MAX_TASKS, Memory, Piece, RawSched, SchedRequest, ScxSched,
+    ScxState, TaskAt, Variable, Where,
+};
 pub use symbols::{Symbol, Symbols};
 pub use walk::{MAX_ELEMENTS, Walk};

@@ -169,12 +169,7 @@ impl Symbols {
     /// kernel image.
     #[must_use]
     pub fn find_addr(&self, at: Kva) -> Option<(&str, u64)> {
-        let by_address = self.by_address.get_or_init(|| {
-            let mut order: Vec<u32> = (0..self.addresses.len() as u32).collect();
-            // Nearly sorted already: the kernel keeps them by address.
-            order.sort_by_key(|i| self.addresses[*i as usize]);
-            order
-        });
+        let by_address = self.by_address();
         let last = *by_address.last()?;
         // Below the kernel's half of the address space are only per-CPU offsets.
         if at.0 >> 63 == 0 || at.0 > self.addresses[last as usize] {
@@ -186,6 +181,39 @@ impl Symbols {
         // Of several names for one address the kernel, too, gives the first.
         let first = by_address.partition_point(|i| address(i) < found);
         Some((self.names.name(by_address[first] as usize), at.0 - found))
+    }
+
+    fn by_address(&self) -> &[u32] {
+        self.by_address.get_or_init(|| {
+            let mut order: Vec<u32> = (0..self.addresses.len() as u32).collect();
+            // Nearly sorted already: the kernel keeps them by address.
+            order.sort_by_key(|i| self.addresses[*i as usize]);
+            order
+        })
+    }
+
+    /// Bytes from `at` to the next symbol; `None` behind the last one.
+    #[must_use]
+    pub fn room_at(&self, at: Kva) -> Option<u64> {
+        let by_address = self.by_address();
+        let address = |i: &u32| self.addresses[*i as usize];
+        let next = by_address.partition_point(|i| address(i) <= at.0);
+        Some(address(by_address.get(next)?) - at.0)
+    }
+
+    /// The names most like `name`, nearest first; few, and none that is not alike.
+    #[must_use]
+    pub fn alike(&self, name: &str) -> Vec<&str> {
+        let short = name.len().min(64);
+        let mut found: Vec<(usize, &str)> = (0..self.names.len())
+            .map(|i| self.names.name(i))
+            .filter(|n| n.len().abs_diff(short) <= 2)
+            .map(|n| (strsim::damerau_levenshtein(n, &name[..name.floor_char_boundary(short)]), n))
+            .filter(|(distance, _)| *distance <= 1 + short / 4)
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        found.into_iter().map(|(_, n)| n).take(3).collect()
     }
 
     /// How many symbols there are, repeated names included.

@@ -190,6 +190,24 @@ impl Guest {
         at
     }
 
+    /// A per-CPU variable of any size up to a page, alone in its pages.
+    pub(crate) fn percpu_struct(&mut self, name: &str, values: &[&[u8]]) -> Kva {
+        self.image = self.image.next_multiple_of(PAGE);
+        let at = self.variable(name, &vec![0; values[0].len()]);
+        self.image = self.image.next_multiple_of(PAGE);
+        for (cpu, value) in values.iter().enumerate() {
+            let on_cpu = at.offset(Self::cpu_offset(cpu as u64));
+            self.map_page(on_cpu);
+            self.write(on_cpu, value);
+        }
+        at
+    }
+
+    /// The address of a variable.
+    pub(crate) fn address(&self, name: &str) -> u64 {
+        self.symbols.iter().find(|(_, n, _)| n == name).expect("a variable").2
+    }
+
     /// A per-CPU variable of eight bytes.
     pub(crate) fn percpu_variable(&mut self, name: &str, values: &[u64]) {
         let at = self.variable(name, &[0; 8]);

@@ -8,11 +8,13 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::btf::{self, Btf, Shape, TypeId};
+use crate::btf::{self, Btf, FieldError, Shape, TypeId};
 
+use super::Snapshot;
 use super::entry::Entry;
 use super::error::{SnapshotError, SnapshotResult, join};
 use super::error_text::with_article;
+use super::kernel::{Place, unreadable};
 use super::path;
 use super::value::{self, FieldKind, Scalar};
 
@@ -50,13 +52,21 @@ enum Type {
     Untyped,
 }
 
-/// A place in a key or a value, with its type.
+/// What a field is a part of: where its bytes are.
+#[derive(Clone)]
+enum Base {
+    /// One side of a map's entry.
+    Entry(Entry, Side),
+    /// Something of the kernel's own.
+    Kernel(Place),
+}
+
+/// A place in a key or a value, or in what was copied of the kernel, with its type.
 #[derive(Clone)]
 pub struct Field {
-    entry: Entry,
-    side: Side,
+    base: Base,
     ty: Type,
-    /// From the key or value to here; empty for the whole.
+    /// From the key, the value or the kernel's struct to here; empty for the whole.
     path: Arc<str>,
 }
 
@@ -67,7 +77,7 @@ pub struct Origin {
     pub tag: String,
     /// Workload time of the snapshot, in milliseconds.
     pub elapsed_ms: u64,
-    /// The map, by its full name.
+    /// The map, by its full name; what of the kernel it is, as `task 17`.
     pub map: String,
     /// The entry's key; empty where the map is a section of variables.
     pub key: String,
@@ -121,15 +131,43 @@ impl Field {
                 _ => Type::Untyped,
             }
         };
-        Field { entry, side, ty, path: Arc::from("") }
+        Field { base: Base::Entry(entry, side), ty, path: Arc::from("") }
+    }
+
+    /// The whole of something of the kernel's, as a type of its BTF or as bytes.
+    pub(crate) fn of_kernel(place: Place, ty: Option<(Arc<Btf>, TypeId)>) -> Field {
+        let ty = match ty {
+            Some((btf, id)) => {
+                let size = btf.size_of(id).unwrap_or_default();
+                Type::Btf { btf, at: btf::Field { offset: 0, bits: None, ty: id, size } }
+            }
+            None => Type::Untyped,
+        };
+        Field { base: Base::Kernel(place), ty, path: Arc::from("") }
+    }
+
+    /// What it is a part of, as errors name it.
+    fn of(&self) -> &str {
+        match &self.base {
+            Base::Entry(entry, _) => entry.map().name(),
+            Base::Kernel(place) => place.what(),
+        }
+    }
+
+    fn snapshot(&self) -> &Arc<Snapshot> {
+        match &self.base {
+            Base::Entry(entry, _) => entry.map().snapshot(),
+            Base::Kernel(place) => place.snapshot(),
+        }
     }
 
     /// The field at a path below this one: member names separated by dots, indices in brackets.
     ///
     /// # Errors
     /// [`SnapshotError::EmptyPathComponent`], [`SnapshotError::FieldNotFound`],
-    /// [`SnapshotError::NotAStruct`] (also at a pointer, which is not followed yet) and
-    /// [`SnapshotError::IndexOutOfRange`] say where the walk stopped;
+    /// [`SnapshotError::NotAStruct`] (also at a pointer in a map, which is not followed yet) and
+    /// [`SnapshotError::IndexOutOfRange`] say where the walk stopped; of the kernel's own structs
+    /// [`SnapshotError::MapRenderIncomplete`] when a pointer leads to what was not copied;
     /// [`SnapshotError::NoRendered`] when there is no type to walk.
     pub fn get(&self, path: &str) -> SnapshotResult<Field> {
         if path.is_empty() {
@@ -148,11 +186,69 @@ impl Field {
             }
             Type::Untyped => return Err(self.no_rendered()),
         };
-        let found = path::walk(btf, at.ty, path)
-            .map_err(|error| path::told(btf, at.ty, error, self.entry.map().name(), &self.path))?;
+        let found = match path::walk(btf, at.ty, path) {
+            Ok(found) => found,
+            Err(FieldError::NotAStruct { walked, .. }) if self.leads_on(&walked) => {
+                let pointer = match walked.as_str() {
+                    "" => self.clone(),
+                    walked => self.get(walked)?,
+                };
+                let rest = path.get(walked.len()..).unwrap_or_default();
+                return pointer.target()?.get(rest.strip_prefix('.').unwrap_or(rest));
+            }
+            Err(error) => return Err(path::told(btf, at.ty, error, self.of(), &self.path)),
+        };
         let field = self.placed(path, found);
+        // Of a struct that was copied in part, members are asked for one by one.
+        let compound = matches!(
+            field.kind(),
+            FieldKind::Struct | FieldKind::Union | FieldKind::Array | FieldKind::Opaque
+        );
+        if matches!(self.base, Base::Entry(..)) || !compound {
+            field.bytes()?;
+        }
+        Ok(field)
+    }
+
+    /// Whether there is a pointer at a path that [`Field::target`] follows.
+    fn leads_on(&self, path: &str) -> bool {
+        let (Base::Kernel(_), Type::Btf { btf, at }) = (&self.base, &self.ty) else { return false };
+        let found = path::walk(btf, at.ty, path);
+        found.is_ok_and(|found| FieldKind::of(btf, found.ty) == FieldKind::Pointer)
+    }
+
+    /// What this pointer of the kernel's points to, as far as it was copied.
+    fn target(&self) -> SnapshotResult<Field> {
+        let (Base::Kernel(place), Type::Btf { btf, at }) = (&self.base, &self.ty) else {
+            return Err(self.mismatch("a pointer", self.described()));
+        };
+        let shape = btf.shape(at.ty).ok();
+        let Some(Shape::Ptr { to }) = shape.as_deref() else {
+            return Err(self.mismatch("a pointer", self.described()));
+        };
+        let place = place.follow(self.as_u64()?, &self.path)?;
+        Ok(Field { path: self.path.clone(), ..Field::of_kernel(place, Some((btf.clone(), *to))) })
+    }
+
+    /// What the address here points to, as the kernel's type that C calls `ty`, when that was
+    /// copied.
+    ///
+    /// # Errors
+    /// [`SnapshotError::TypeMismatch`] when here is no address or there is no such type,
+    /// [`SnapshotError::MapRenderIncomplete`] when what is there was not copied.
+    pub fn as_ptr(&self, ty: &str) -> SnapshotResult<Field> {
+        let at = self.as_u64()?;
+        let field = super::kernel::at_address(self.snapshot(), at, ty, &self.path)?;
         field.bytes()?;
         Ok(field)
+    }
+
+    /// Where a member lies, counted from here, whether or not its bytes were copied.
+    pub(crate) fn offset_of(&self, path: &str) -> SnapshotResult<u64> {
+        let Type::Btf { btf, at } = &self.ty else { return Err(self.no_rendered()) };
+        let found = path::walk(btf, at.ty, path)
+            .map_err(|error| path::told(btf, at.ty, error, self.of(), &self.path))?;
+        Ok(at.offset.saturating_add(found.offset))
     }
 
     /// The field at a path below this one whose place within this one is known.
@@ -214,7 +310,12 @@ impl Field {
                 value::decode(btf, at.ty, at.bits, &bytes)
                     .map_err(|actual| self.mismatch("a single value", actual))
             }
-            Type::Index => Ok(Scalar::Int(i64::try_from(self.entry.row()).unwrap_or(i64::MAX))),
+            Type::Index => match &self.base {
+                Base::Entry(entry, _) => {
+                    Ok(Scalar::Int(i64::try_from(entry.row()).unwrap_or(i64::MAX)))
+                }
+                Base::Kernel(_) => Err(self.no_rendered()),
+            },
             Type::Untyped => Err(self.no_rendered()),
         }
     }
@@ -332,7 +433,14 @@ impl Field {
 
     /// The bytes here.
     pub(crate) fn bytes(&self) -> SnapshotResult<Cow<'_, [u8]>> {
-        let whole = self.entry.bytes(self.side)?;
+        let (entry, side) = match (&self.base, &self.ty) {
+            (Base::Entry(entry, side), _) => (entry, *side),
+            (Base::Kernel(place), Type::Btf { at, .. }) => {
+                return place.bytes(at.offset, at.size, &self.path).map(Cow::Borrowed);
+            }
+            (Base::Kernel(place), _) => return place.whole().map(Cow::Borrowed),
+        };
+        let whole = entry.bytes(side)?;
         let Type::Btf { btf, at } = &self.ty else { return Ok(whole) };
         let range = usize::try_from(at.offset)
             .ok()
@@ -343,13 +451,13 @@ impl Field {
             Cow::Owned(bytes) => bytes.get(range).map(|b| Cow::Owned(b.to_vec())),
         });
         cut.ok_or_else(|| SnapshotError::MapRenderIncomplete {
-            map: self.entry.map().name().to_owned(),
+            map: entry.map().name().to_owned(),
             error: format!(
                 "{} takes {} bytes at offset {}, but a {} of the map has {} bytes",
                 btf.type_name(at.ty),
                 at.size,
                 at.offset,
-                self.side.as_str(),
+                side.as_str(),
                 whole.len()
             ),
         })
@@ -358,9 +466,22 @@ impl Field {
     /// Where this came from.
     #[must_use]
     pub fn origin(&self) -> Origin {
-        let map = self.entry.map();
+        let (entry, side) = match &self.base {
+            Base::Entry(entry, side) => (entry, *side),
+            Base::Kernel(place) => {
+                return Origin {
+                    tag: place.snapshot().tag().to_owned(),
+                    elapsed_ms: place.snapshot().elapsed_ms(),
+                    map: place.what().to_owned(),
+                    key: String::new(),
+                    cpu: None,
+                    path: self.path.to_string(),
+                };
+            }
+        };
+        let map = entry.map();
         let snapshot = map.snapshot();
-        let path = match self.side {
+        let path = match side {
             Side::Key => join("key", &self.path).into_owned(),
             Side::Value => self.path.to_string(),
         };
@@ -368,7 +489,7 @@ impl Field {
             tag: snapshot.tag().to_owned(),
             elapsed_ms: snapshot.elapsed_ms(),
             map: map.name().to_owned(),
-            key: if map.is_section() { String::new() } else { self.entry.key_text() },
+            key: if map.is_section() { String::new() } else { entry.key_text() },
             cpu: map.narrowed_to(),
             path,
         }
@@ -412,7 +533,14 @@ impl Field {
     }
 
     fn no_rendered(&self) -> SnapshotError {
-        self.entry.map().no_rendered(self.side.as_str())
+        match &self.base {
+            Base::Entry(entry, side) => entry.map().no_rendered(side.as_str()),
+            Base::Kernel(place) => unreadable(
+                place.what(),
+                "the kernel's BTF does not tell its type, only bytes are known: give the type, as \
+                 in kernel(\"jiffies_64\", \"u64\"), or read them with .raw()",
+            ),
+        }
     }
 }
 

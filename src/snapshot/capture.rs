@@ -11,14 +11,19 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::btf::Btf;
 use crate::introspect::{
-    Budget, IntrospectError, Kernel, MapContents, MapData, MapInfo, MapList, RawMap,
+    self, Budget, CpuAt, Dsq, DsqKind, IntrospectError, Kernel, MapContents, MapData, MapInfo,
+    MapList, RawMap, RawSched, SchedRequest, ScxSched, TaskAt, Where,
 };
 use crate::mem::GuestMem;
 
 use super::contents::{CapturedMap, Contents, MapAttrs};
 use super::error::SnapshotError;
-use super::{Meta, Snapshot};
+use super::{
+    CpuState, DsqState, Extents, KernelState, Meta, Places, SchedState, ScxState, Snapshot,
+    TaskState, Variable,
+};
 use crate::words::nearest_first;
 
 /// A kernel that cannot be captured.
@@ -47,6 +52,10 @@ pub struct CaptureRequest {
     /// Names of the maps to copy, full, cut or `name#id`; all of them when `None`. The others are
     /// listed with their attributes.
     pub maps: Option<Vec<String>>,
+    /// Whether to copy CPUs, tasks and sched_ext.
+    pub sched: bool,
+    /// Names of variables of the kernel to copy as well.
+    pub kernel: Vec<String>,
     /// Bytes that are copied at most.
     pub bytes: u64,
     /// How long the copying may take.
@@ -54,9 +63,17 @@ pub struct CaptureRequest {
 }
 
 impl Default for CaptureRequest {
-    /// Every map, within 256 MiB and a second: what a scheduler of ordinary size never reaches.
+    /// Every map and the scheduling state, within 256 MiB and a second: what a scheduler of
+    /// ordinary size never reaches.
     fn default() -> Self {
-        CaptureRequest { maps: None, bytes: 256 << 20, time: Duration::from_secs(1) }
+        let (bytes, time) = (256 << 20, Duration::from_secs(1));
+        CaptureRequest { maps: None, sched: true, kernel: Vec::new(), bytes, time }
+    }
+}
+
+impl CaptureRequest {
+    fn of_kernel(&self) -> SchedRequest<'_> {
+        SchedRequest { state: self.sched, variables: &self.kernel }
     }
 }
 
@@ -90,15 +107,35 @@ impl Capturer {
     /// # Errors
     /// As [`Capturer::capture`]. A capture without preparation gives the same result, later.
     /// What is returned is a [`SnapshotError::MapNotFound`] for each requested name that no map
-    /// has.
+    /// has, and a [`SnapshotError::NoMatch`] for each that no variable of the kernel has.
     pub fn prepare(&self, request: &CaptureRequest) -> Result<Vec<SnapshotError>, CaptureError> {
         self.mem.prefault();
         self.kernel.look_again_for_names();
         let maps = self.kernel.maps()?.maps;
         let wanted: Vec<MapInfo> =
             order(&maps, request).into_iter().map(|i| maps[i].clone()).collect();
-        self.kernel.rehearse(&wanted, Budget::new(request.bytes, request.time));
-        Ok(missing(&maps, request))
+        let mut budget = Budget::new(request.bytes, request.time);
+        let practice = self.kernel.copy_sched(request.of_kernel(), &mut budget);
+        self.kernel.recycle_sched(practice);
+        self.kernel.rehearse(&wanted, budget);
+        let mut missing = missing(&maps, request);
+        missing.extend(self.unknown(request));
+        Ok(missing)
+    }
+
+    /// Requested variables that the kernel does not have.
+    fn unknown<'a>(
+        &'a self,
+        request: &'a CaptureRequest,
+    ) -> impl Iterator<Item = SnapshotError> + use<'a> {
+        let symbols = self.kernel.symbols();
+        let unknown = request.kernel.iter().filter(|name| symbols.lookup(name).is_empty());
+        unknown.map(|name| SnapshotError::NoMatch {
+            map: "kallsyms".to_owned(),
+            op: format!("kernel: {name:?}"),
+            len: symbols.len(),
+            available_keys: symbols.alike(name).into_iter().map(str::to_owned).collect(),
+        })
     }
 
     /// Copies what `request` asks for. Meant for a stopped machine: of one that runs, values may
@@ -110,13 +147,16 @@ impl Capturer {
     pub fn capture(&self, request: &CaptureRequest) -> Result<RawCapture, CaptureError> {
         let start = Instant::now();
         let mut budget = Budget::new(request.bytes, request.time);
+        // First, because it is small: a huge map must not use up what is granted to all.
+        let sched = self.kernel.copy_sched(request.of_kernel(), &mut budget);
         let MapList { maps, torn } = self.kernel.maps()?;
         let mut raw: Vec<Option<RawMap>> = maps.iter().map(|_| None).collect();
         for index in order(&maps, request) {
             raw[index] = Some(self.kernel.copy_map(&maps[index], &mut budget));
         }
         let maps = maps.into_iter().zip(raw).collect();
-        Ok(RawCapture { maps, torn, took: start.elapsed() })
+        let kernel = Some((sched, self.kernel.btf().clone(), request.sched));
+        Ok(RawCapture { maps, torn, kernel, took: start.elapsed() })
     }
 }
 
@@ -160,6 +200,8 @@ fn missing(maps: &[MapInfo], request: &CaptureRequest) -> Vec<SnapshotError> {
 pub struct RawCapture {
     maps: Vec<(MapInfo, Option<RawMap>)>,
     torn: Option<String>,
+    /// What was copied of the kernel, its types, and whether its state was asked for.
+    kernel: Option<(RawSched, Arc<Btf>, bool)>,
     took: Duration,
 }
 
@@ -170,10 +212,12 @@ impl RawCapture {
         self.took
     }
 
-    /// Bytes that were copied out of maps.
+    /// Bytes that were copied.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.maps.iter().flat_map(|(_, raw)| raw).map(|raw| raw.bytes() as u64).sum()
+        let maps: u64 =
+            self.maps.iter().flat_map(|(_, raw)| raw).map(|raw| raw.bytes() as u64).sum();
+        maps + self.kernel.as_ref().map_or(0, |(raw, ..)| raw.memory.len() as u64)
     }
 
     /// The snapshot. Maps are decoded when they are first looked into.
@@ -191,7 +235,92 @@ impl RawCapture {
                 }),
             )
         });
-        Snapshot::new(meta, maps.collect(), self.torn.into_iter().collect())
+        let mut torn: Vec<String> = self.torn.into_iter().collect();
+        match self.kernel {
+            Some((mut raw, btf, asked)) => {
+                torn.extend(raw.tasks_torn.take());
+                Snapshot::with_kernel(meta, maps.collect(), torn, kernel_state(raw, btf, asked))
+            }
+            None => Snapshot::new(meta, maps.collect(), torn),
+        }
+    }
+}
+
+/// What was copied of the kernel, as the model has it.
+fn kernel_state(raw: RawSched, btf: Arc<Btf>, asked: bool) -> KernelState {
+    let left_out = match asked {
+        true => raw.unreadable,
+        false => Some("the freeze was told to leave it out (`sched: false`)".to_owned()),
+    };
+    let scheds = raw.scx.as_ref().map_or(&[][..], |scx| &scx.scheds);
+    let dsqs = raw.dsqs.iter().map(|dsq| dsq_state(dsq, &raw.dsqs, scheds)).collect();
+    let state = |t: &TaskAt| TaskState { at: t.at, cgroup: t.cgroup };
+    let mut tasks: Vec<TaskState> = raw.tasks.iter().map(state).collect();
+    tasks.sort_by_key(|task| task.at);
+    let (bytes, pieces) = raw.memory.into_parts();
+    let pieces = pieces.into_iter().map(|p| (p.at, p.len, p.offset)).collect();
+    KernelState {
+        btf: Some(btf),
+        memory: Extents::new(bytes, pieces),
+        left_out,
+        cpus: raw.cpus.into_iter().map(cpu_state).collect(),
+        tasks,
+        tasks_incomplete: raw.tasks_incomplete,
+        cgroups: raw.cgroups.into_iter().map(|c| (c.id, c.path)).collect(),
+        classes: raw.classes,
+        scx: raw.scx.map(|scx| ScxState {
+            state: scx.state,
+            scheds: scx.scheds.into_iter().map(sched_state).collect(),
+            incomplete: scx.incomplete,
+        }),
+        dsqs,
+        variables: raw.variables.into_iter().map(variable).collect(),
+    }
+}
+
+fn cpu_state(cpu: CpuAt) -> CpuState {
+    let CpuAt { cpu, rq, cpustat, curr, idle, incomplete } = cpu;
+    CpuState { cpu, rq, cpustat, curr, idle, incomplete }
+}
+
+fn sched_state(sched: ScxSched) -> SchedState {
+    SchedState { at: sched.at, cgroup: sched.cgroup, pcpu: sched.pcpu }
+}
+
+fn variable(var: introspect::Variable) -> (String, Variable) {
+    let places = match var.place {
+        Where::Once(at) => Places::Once(at),
+        Where::PerCpu(places) => Places::PerCpu(places),
+        Where::Nowhere(why) => Places::Nowhere(why),
+    };
+    (var.name, Variable { places, len: var.len, ty: var.ty })
+}
+
+/// A queue with its name; those of schedulers below the root's have their cgroup in it.
+fn dsq_state(dsq: &Dsq, all: &[Dsq], scheds: &[ScxSched]) -> DsqState {
+    let of = dsq.of.unwrap_or_default();
+    let is_global = |d: &&Dsq| d.kind == DsqKind::Global && d.sched == dsq.sched;
+    let mut name = match dsq.kind {
+        DsqKind::Local => format!("local:{of}"),
+        DsqKind::Bypass => format!("bypass:{of}"),
+        DsqKind::Reject => format!("reject:{of}"),
+        DsqKind::Rescue => format!("rescue:{of}"),
+        DsqKind::Global if all.iter().filter(is_global).count() == 1 => "global".to_owned(),
+        DsqKind::Global => format!("global:{of}"),
+        DsqKind::User => dsq.id.to_string(),
+    };
+    if let Some(sub) = dsq.sched.filter(|place| *place > 0) {
+        let cgroup = scheds.get(sub).and_then(|sched| sched.cgroup.as_deref());
+        name = format!("{name}@{}", cgroup.unwrap_or("?"));
+    }
+    DsqState {
+        at: dsq.at,
+        name,
+        cpu: dsq.of.filter(|_| !matches!(dsq.kind, DsqKind::Global | DsqKind::User)),
+        id: dsq.id,
+        user: dsq.kind == DsqKind::User,
+        tasks: dsq.tasks.clone(),
+        incomplete: dsq.incomplete.clone(),
     }
 }
 
@@ -365,6 +494,7 @@ mod tests {
         let raw = RawCapture {
             maps: maps().into_iter().map(|info| (info, None)).collect(),
             torn: Some("map_idr_lock is held".into()),
+            kernel: None,
             took: Duration::ZERO,
         };
         assert_eq!(raw.bytes(), 0);

@@ -469,6 +469,8 @@ impl Snapshot {
         for reason in self.torn() {
             below.push(Node::Leaf { label: "torn".to_owned(), text: reason.clone() });
         }
+        let kernel = self.kernel_lines().into_iter();
+        below.extend(kernel.map(|(label, text)| Node::Leaf { label, text }));
         below.extend(nodes(self.maps().unwrap_or_default(), &mut budget, |map, budget| {
             map_node(map, ENTRIES.1, budget)
         }));

@@ -97,7 +97,7 @@ fn fmt_of_runs(error: &SnapshotError, f: &mut fmt::Formatter<'_>) -> fmt::Result
         ),
         E::ProjectionFailed { reason } => write!(f, "the projection's closure failed: {reason}"),
         E::MapRenderIncomplete { map, error } => {
-            write!(f, "map {} could not be read: {error}", quoted(map))
+            write!(f, "{} could not be read: {error}", thing(map))
         }
         // All others are worded by the caller.
         other => f.write_str(other.kind()),
@@ -353,6 +353,12 @@ impl fmt::Display for Listed<'_> {
 pub(crate) fn with_article(kind: &str) -> String {
     let vowel = kind.starts_with(['a', 'e', 'i', 'o']);
     format!("{} {kind}", if vowel { "an" } else { "a" })
+}
+
+/// A map by its name in quotes. Names of maps have no spaces: what has one is something of the
+/// kernel's, in words.
+fn thing(name: &str) -> String {
+    if name.contains(' ') { cut(name) } else { format!("map {}", quoted(name)) }
 }
 
 /// A name in quotes: names come from the guest and from scripts, so what would not print is

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! Snapshot ──map(name)──▶ Map ──at(i), get(key)──▶ Entry ──get(path)──▶ Field ──as_u64()──▶ value
-//!     └──global(name)───────────────────────────────────────────────────▲
+//!     ├──global(name)───────────────────────────────────────────────────▲
+//!     └──task(tid), cpu(n), dsq(name), sched(), kernel(symbol)──────────┘
 //! ```
 //!
 //! All of these are cheap handles on one [`Snapshot`]. Nothing is decoded before somebody looks:
@@ -18,6 +19,7 @@ mod dump;
 mod entry;
 mod error;
 mod error_text;
+mod kernel;
 mod key;
 mod map;
 mod path;
@@ -41,6 +43,10 @@ pub use contents::{CapturedMap, Contents, Decode, MapAttrs};
 pub use diff::{Change, Diff, Value};
 pub use entry::{Entry, Reduce};
 pub use error::{ExcludedMap, SnapshotError, SnapshotResult};
+pub use kernel::{
+    Cpu, CpuState, Dsq, DsqState, Extents, KernelState, Places, Sched, SchedState, ScxState, Task,
+    TaskState, Variable,
+};
 pub use key::KeyArg;
 pub use map::Map;
 pub use reason::MissingStatsReason;
@@ -71,7 +77,7 @@ pub struct Meta {
     pub pause: Pause,
     /// The step of the scenario that it falls in.
     pub phase: Option<String>,
-    /// Bytes that were copied out of maps.
+    /// Bytes that were copied.
     pub bytes: u64,
 }
 
@@ -84,18 +90,33 @@ pub struct Snapshot {
 enum State {
     Captured {
         maps: Vec<CapturedMap>,
-        /// Why the list of maps may be half-changed.
+        /// Why the lists of maps or tasks may be half-changed.
         torn: Vec<String>,
+        /// What was copied of the kernel itself.
+        kernel: Option<Box<kernel::Held>>,
     },
     /// The freeze did not complete, and why.
     Placeholder(String),
 }
 
 impl Snapshot {
-    /// A snapshot of captured maps. `torn` says why there may be too few or too many of them.
+    /// A snapshot of captured maps. `torn` says why there may be too few or too many of them, or
+    /// of tasks.
     #[must_use]
     pub fn new(meta: Meta, maps: Vec<CapturedMap>, torn: Vec<String>) -> Arc<Snapshot> {
-        Arc::new(Snapshot { meta, contents: State::Captured { maps, torn } })
+        Arc::new(Snapshot { meta, contents: State::Captured { maps, torn, kernel: None } })
+    }
+
+    /// As [`Snapshot::new`], with what was copied of the kernel itself.
+    #[must_use]
+    pub fn with_kernel(
+        meta: Meta,
+        maps: Vec<CapturedMap>,
+        torn: Vec<String>,
+        kernel: KernelState,
+    ) -> Arc<Snapshot> {
+        let kernel = Some(Box::new(kernel::Held::new(kernel)));
+        Arc::new(Snapshot { meta, contents: State::Captured { maps, torn, kernel } })
     }
 
     /// What stands for a snapshot whose freeze did not complete: it has a tag and a time, and
@@ -136,7 +157,7 @@ impl Snapshot {
         self.meta.phase.as_deref()
     }
 
-    /// Bytes that were copied out of maps, and are held as long as this is.
+    /// Bytes that were copied, and are held as long as this is.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.meta.bytes
@@ -157,8 +178,8 @@ impl Snapshot {
         }
     }
 
-    /// Why the list of maps may be half-changed: one was just being added or removed. Maps and
-    /// entries have reasons of their own.
+    /// Why the lists of maps or tasks may be half-changed: one was just being added or removed.
+    /// Maps, entries, CPUs and dispatch queues have reasons of their own.
     #[must_use]
     pub fn torn(&self) -> &[String] {
         match &self.contents {
@@ -288,6 +309,14 @@ impl Snapshot {
             State::Placeholder(_) => {
                 Err(SnapshotError::PlaceholderSnapshot { tag: Some(self.meta.tag.clone()) })
             }
+        }
+    }
+
+    fn copied_kernel(&self) -> SnapshotResult<Option<&kernel::Held>> {
+        self.all()?;
+        match &self.contents {
+            State::Captured { kernel, .. } => Ok(kernel.as_deref()),
+            State::Placeholder(_) => Ok(None),
         }
     }
 

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::contents::{CapturedMap, Contents, MapAttrs};
-use super::{Meta, Snapshot, State};
+use super::{KernelState, Meta, Snapshot, State};
 use crate::btf::Btf;
 use crate::words::plain;
 
@@ -114,6 +114,17 @@ struct Header {
     torn: Vec<String>,
     btfs: Vec<StoredBtf>,
     maps: Vec<StoredMap>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kernel: Option<StoredKernel>,
+}
+
+/// What was copied of the kernel.
+#[derive(Serialize, Deserialize)]
+struct StoredKernel {
+    /// Its types, in the list of them.
+    btf: usize,
+    bytes: Blob,
+    state: KernelState,
 }
 
 /// A blob's place behind the header.
@@ -182,11 +193,14 @@ impl Snapshot {
     pub fn open(path: &Path) -> Result<Arc<Snapshot>, StoreError> {
         let stored = Stored::open(path)?;
         let header = stored.header()?;
-        let all = header.maps.iter().flat_map(StoredMap::blobs).map(|blob| blob.unpacked);
+        let kernel = header.kernel.iter().map(|kernel| kernel.bytes);
+        let all = header.maps.iter().flat_map(StoredMap::blobs).chain(kernel);
+        let all = all.map(|blob| blob.unpacked);
         if all.fold(0, u64::saturating_add) > MAX_BLOBS {
             return Err(stored.damaged(format!("its maps claim more than {} GiB", MAX_BLOBS >> 30)));
         }
         let btfs = stored.btfs(&header.btfs)?;
+        let kernel = header.kernel.map(|kernel| stored.kernel(kernel, &btfs)).transpose()?;
         let stored = Arc::new(stored);
         let mut maps = Vec::with_capacity(header.maps.len());
         for map in header.maps {
@@ -200,20 +214,22 @@ impl Snapshot {
             let file = stored.clone();
             maps.push(CapturedMap::new(attrs, Box::new(move || Box::new(file.rows(map)))));
         }
-        Ok(match header.placeholder {
-            Some(reason) => Snapshot::placeholder(header.meta, reason),
-            None => Snapshot::new(header.meta, maps, header.torn),
+        Ok(match (header.placeholder, kernel) {
+            (Some(reason), _) => Snapshot::placeholder(header.meta, reason),
+            (None, None) => Snapshot::new(header.meta, maps, header.torn),
+            (None, Some(state)) => Snapshot::with_kernel(header.meta, maps, header.torn, state),
         })
     }
 
     fn pack(&self) -> io::Result<Vec<u8>> {
         let mut blobs = Blobs::default();
         let (maps, torn): (&[CapturedMap], &[String]) = match &self.contents {
-            State::Captured { maps, torn } => (maps, torn),
+            State::Captured { maps, torn, .. } => (maps, torn),
             State::Placeholder(_) => (&[], &[]),
         };
         let maps: Vec<StoredMap> =
             maps.iter().map(|map| blobs.map(map)).collect::<io::Result<_>>()?;
+        let kernel = self.kernel_state().ok().map(|state| blobs.kernel(state)).transpose()?;
         let header = Header {
             writer: concat!("cryoscope ", env!("CARGO_PKG_VERSION")).to_owned(),
             meta: self.meta.clone(),
@@ -221,6 +237,7 @@ impl Snapshot {
             torn: torn.to_vec(),
             btfs: blobs.btfs.into_iter().map(|(_, stored)| stored).collect(),
             maps,
+            kernel: kernel.flatten(),
         };
         let json = serde_json::to_vec(&header).map_err(io::Error::other)?;
         let packed = zstd::bulk::compress(&json, LEVEL)?;
@@ -285,6 +302,13 @@ impl Blobs {
         let raw = self.add(btf.raw())?;
         self.btfs.push((btf.clone(), StoredBtf { raw, base }));
         Ok(self.btfs.len() - 1)
+    }
+
+    /// `None` for a state that was taken apart from its types.
+    fn kernel(&mut self, state: &KernelState) -> io::Result<Option<StoredKernel>> {
+        let Some(btf) = &state.btf else { return Ok(None) };
+        let (btf, bytes) = (self.btf(btf)?, self.add(state.memory.bytes())?);
+        Ok(Some(StoredKernel { btf, bytes, state: state.clone_without_bytes() }))
     }
 
     fn map(&mut self, map: &CapturedMap) -> io::Result<StoredMap> {
@@ -458,6 +482,13 @@ impl Stored {
             return Err(format!("the {} bytes at {start} do not fit their checksum", blob.len));
         }
         Ok(packed)
+    }
+
+    fn kernel(&self, stored: StoredKernel, btfs: &[Arc<Btf>]) -> Result<KernelState, StoreError> {
+        let btf = btfs.get(stored.btf).cloned();
+        let btf = btf.ok_or_else(|| self.damaged("the kernel has types that are not there"))?;
+        let bytes = self.unpack(self.blobs, stored.bytes, MAX_BLOB).map_err(|e| self.damaged(e))?;
+        Ok(stored.state.with_bytes(btf, bytes))
     }
 
     /// A map's contents. What is damaged makes them incomplete.

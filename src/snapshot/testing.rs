@@ -284,3 +284,13 @@ pub(crate) fn meta(tag: &str) -> Meta {
 pub(crate) fn sample() -> Arc<Snapshot> {
     Snapshot::new(meta("end"), object().maps, Vec::new())
 }
+
+/// A capture of the made-up machine of `introspect/sched/testing.rs`.
+pub(crate) fn made_up(scx: bool) -> Arc<Snapshot> {
+    use super::{CaptureRequest, Capturer};
+    let machine = crate::introspect::made_up_sched::Machine::new(scx);
+    let capturer = Capturer::open(machine.guest.mem()).expect("the made-up kernel can be read");
+    let kernel = ["jiffies_64", "scx_root"].map(str::to_owned).to_vec();
+    let request = CaptureRequest { kernel, ..CaptureRequest::default() };
+    capturer.capture(&request).expect("it can be captured").finish(meta("end"))
+}

@@ -42,7 +42,7 @@ impl Budget {
     }
 
     /// Takes `bytes` off, or says why not.
-    pub(super) fn take(&mut self, bytes: u64) -> Result<(), String> {
+    pub(in crate::introspect) fn take(&mut self, bytes: u64) -> Result<(), String> {
         self.check_time()?;
         match self.left.checked_sub(bytes) {
             Some(left) => {
@@ -65,7 +65,7 @@ impl Budget {
     }
 
     /// Whether there is time left.
-    pub(super) fn check_time(&mut self) -> Result<(), String> {
+    pub(in crate::introspect) fn check_time(&mut self) -> Result<(), String> {
         if self.start.elapsed() > self.time {
             return Err(self.fail(format!("the capture's budget of {:?}", self.time)));
         }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::snapshot::testing::{meta, sample};
+use crate::snapshot::testing::{made_up, meta, sample};
 use crate::snapshot::{Snapshot, StoreError};
 
 /// The snapshot that a file of it gives.
@@ -55,6 +55,67 @@ fn a_file_gives_the_same_answers() {
     assert_eq!(everything(&stored(&opened)), everything(&live));
     let error = opened.global("nr_enqueuedd").unwrap_err();
     assert_eq!(error.to_string(), live.global("nr_enqueuedd").unwrap_err().to_string());
+}
+
+/// Everything that there is to say about the kernel in a snapshot.
+fn of_the_kernel(snapshot: &Arc<Snapshot>) -> String {
+    let mut out = snapshot.dump();
+    for task in snapshot.tasks().unwrap() {
+        let parts = (task.cgroup(), task.class(), task.cpus_allowed(), task.dsq().map(drop));
+        out.push_str(&format!("{task:?} {parts:?}\n{}", task.whole().unwrap().dump()));
+    }
+    for cpu in snapshot.cpus().unwrap() {
+        let parts = (cpu.cpustat(), cpu.torn(), cpu.curr());
+        out.push_str(&format!("{cpu:?} {parts:?}\n{}", cpu.whole().unwrap().dump()));
+    }
+    for dsq in snapshot.dsqs().unwrap() {
+        out.push_str(&format!("{dsq:?} {:?} {:?}\n", dsq.tasks(), dsq.torn()));
+    }
+    let sched = snapshot.sched().unwrap();
+    let jiffies = snapshot.kernel("jiffies_64", Some("u64")).unwrap();
+    format!("{out}{sched:?} {:?} {jiffies:?} {jiffies}", sched.counters(None))
+}
+
+#[test]
+fn the_kernels_state_is_in_the_file() {
+    let live = made_up(true);
+    let opened = stored(&live);
+    assert_eq!(of_the_kernel(&opened), of_the_kernel(&live));
+    assert_eq!(of_the_kernel(&stored(&opened)), of_the_kernel(&live));
+    // What was not copied is not there afterwards either.
+    let error = stored(&sample()).tasks().unwrap_err().to_string();
+    assert_eq!(error, sample().tasks().unwrap_err().to_string());
+}
+
+#[test]
+fn a_kernels_state_that_lies_gives_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.cryo");
+    made_up(true).save(&path).unwrap();
+    let whole = fs::read(&path).unwrap();
+    let open = |change: &dyn Fn(&mut serde_json::Value)| {
+        fs::write(&path, with_header(&whole, change)).unwrap();
+        Snapshot::open(&path)
+    };
+    let error = open(&|h| h["kernel"]["btf"] = 77.into()).unwrap_err().to_string();
+    assert!(error.contains("the kernel has types that are not there"), "{error}");
+    let error = open(&|h| h["kernel"]["bytes"]["at"] = u64::MAX.into()).unwrap_err().to_string();
+    assert!(error.contains("bytes are missing at its end"), "{error}");
+    let huge = || serde_json::Value::from(u64::MAX);
+    let wild = open(&|h| {
+        let state = &mut h["kernel"]["state"];
+        state["memory"]["pieces"][3] = serde_json::json!([0, u64::MAX, u64::MAX]);
+        state["memory"]["pieces"][0][1] = huge();
+        state["tasks"][0]["at"] = huge();
+        state["tasks"][1]["cgroup"] = huge();
+        state["cpus"][1]["cpu"] = u32::MAX.into();
+        state["dsqs"][5]["tasks"][0] = huge();
+    });
+    let wild = wild.unwrap();
+    for task in wild.tasks().unwrap() {
+        let _ = (format!("{task:?}"), task.cgroup(), task.cpus_allowed(), task.dsq().map(drop));
+    }
+    assert!(wild.dump().contains("snapshot \"end\""));
 }
 
 #[test]

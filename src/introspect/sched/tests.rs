@@ -1,0 +1,239 @@
+//! The scheduling state of a made-up machine, whole and damaged.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::testing::{Machine, at};
+use super::*;
+use crate::mem::Kva;
+
+fn budget() -> Budget {
+    Budget::new(64 << 20, Duration::from_secs(20))
+}
+
+fn copy_with(machine: Machine, variables: &[String], mut budget: Budget) -> RawSched {
+    let kernel = Kernel::open(machine.guest.mem()).unwrap();
+    kernel.copy_sched(SchedRequest { state: true, variables }, &mut budget)
+}
+
+fn copy(machine: Machine) -> RawSched {
+    copy_with(machine, &[], budget())
+}
+
+fn pids(machine: &Machine, tasks: impl Iterator<Item = u64>) -> Vec<u32> {
+    let pid = |at: u64| machine.tasks.iter().find(|(_, kva)| kva.0 == at).map(|(pid, _)| *pid);
+    tasks.map(|at| pid(at).unwrap_or(999)).collect()
+}
+
+/// A queue with the numbers of its tasks.
+type Queue = (DsqKind, Vec<u32>);
+
+/// Tasks by number, and queues with theirs.
+fn outline(machine: impl Fn() -> Machine) -> (RawSched, Vec<u32>, Vec<Queue>) {
+    let (known, raw) = (machine(), copy(machine()));
+    let tasks = pids(&known, raw.tasks.iter().map(|task| task.at));
+    let queues = raw.dsqs.iter().map(|d| (d.kind, pids(&known, d.tasks.iter().copied()))).collect();
+    (raw, tasks, queues)
+}
+
+#[test]
+fn everything_is_found_in_its_order() {
+    let (raw, tasks, queues) = outline(|| Machine::new(true));
+    assert_eq!((raw.unreadable.as_ref(), raw.tasks_incomplete.as_ref()), (None, None));
+    assert_eq!(tasks, [1, 40, 41, 42, 50]);
+    let paths: Vec<(u64, &str)> = raw.cgroups.iter().map(|c| (c.id, c.path.as_str())).collect();
+    assert_eq!(paths, [(1, "/"), (300, "/lab/hot")]);
+    let groups: Vec<Option<usize>> = raw.tasks.iter().map(|task| task.cgroup).collect();
+    assert_eq!(groups, [Some(0), Some(1), Some(1), Some(1), Some(1)]);
+    use DsqKind::{Bypass, Global, Local, User};
+    assert_eq!(
+        queues,
+        [
+            (Local, vec![1]),
+            (Local, vec![]),
+            (Bypass, vec![]),
+            (Bypass, vec![]),
+            (Global, vec![]),
+            (User, vec![41, 42])
+        ]
+    );
+    assert!(raw.dsqs.iter().all(|dsq| dsq.incomplete.is_none()), "{:?}", raw.dsqs);
+    let scx = raw.scx.unwrap();
+    assert_eq!((scx.state.as_deref(), scx.scheds.len()), (Some("enabled"), 1));
+    assert_eq!((scx.incomplete, scx.scheds[0].pcpu.len()), (None, 2));
+    assert!(raw.cpus.iter().all(|cpu| cpu.incomplete.is_none() && cpu.cpustat.is_some()));
+    // The idle task of CPU 1 is in no list.
+    assert!(raw.memory.get(raw.cpus[1].idle, at::TASK).is_some());
+}
+
+#[test]
+fn a_kernel_without_sched_ext_has_tasks_and_cpus() {
+    let (raw, tasks, queues) = outline(|| Machine::new(false));
+    assert_eq!(tasks, [1, 40, 41, 42, 50]);
+    assert_eq!((raw.scx, queues), (None, vec![]));
+    assert_eq!(raw.cpus.len(), 2);
+}
+
+#[test]
+fn what_runs_in_a_circle_or_nowhere_is_partial_and_says_why() {
+    type Harm = fn(&mut Machine);
+    let cases: [(Harm, &[u32], &str); 4] = [
+        // The list of leaders comes back to its second element.
+        (
+            |m| {
+                let [from, to] = [50, 40].map(|pid| m.tasks[&pid].offset(at::TASKS));
+                m.guest.write_u64(from, to.0);
+            },
+            &[1, 40, 41, 42, 50],
+            "runs in a circle",
+        ),
+        (
+            |m| {
+                let from = m.tasks[&40].offset(at::TASKS);
+                m.guest.write_u64(from, 0xdead_beef_0000);
+            },
+            &[1, 40, 41, 42],
+            "0xdeadbeef0000 is not a canonical address",
+        ),
+        // Threads that lead into another group's list.
+        (
+            |m| {
+                let [from, to] = [42, 50].map(|pid| m.tasks[&pid].offset(at::THREAD_NODE));
+                m.guest.write_u64(from, to.0);
+            },
+            &[1, 40, 41, 42, 50],
+            "",
+        ),
+        (
+            |m| {
+                let at = m.tasks[&40].offset(at::SIGNAL);
+                m.guest.write_u64(at, u64::MAX - 7);
+            },
+            &[1, 40, 50],
+            "cannot",
+        ),
+    ];
+    for (harm, want, why) in cases {
+        let harmed = || {
+            let mut machine = Machine::new(true);
+            harm(&mut machine);
+            machine
+        };
+        let (raw, mut tasks, _) = outline(harmed);
+        tasks.retain(|pid| *pid != 999);
+        assert_eq!(tasks, want, "{:?}", raw.tasks_incomplete);
+        let told = raw.tasks_incomplete.unwrap_or_default();
+        assert!(told.contains(why), "{told}");
+    }
+}
+
+#[test]
+fn queues_that_are_damaged_or_being_changed_say_so() {
+    let queue = |harm: fn(&mut Machine)| {
+        let mut machine = Machine::new(true);
+        harm(&mut machine);
+        let mut raw = copy(machine);
+        let last = raw.dsqs.pop().unwrap();
+        (last.kind, last.tasks.len(), last.incomplete.unwrap_or_default(), raw.scx.unwrap())
+    };
+    let (kind, len, why, _) = queue(|m| m.guest.write_u32(m.user_dsq.offset(at::NR), 3));
+    assert_eq!((kind, len), (DsqKind::User, 2));
+    assert_eq!(why, "it counts 3 tasks and lists 2: it is being changed");
+    let (_, len, why, _) = queue(|m| {
+        let at = m.tasks[&42].offset(at::DSQ_NODE);
+        m.guest.write_u64(at, 0x1000);
+    });
+    assert!(len >= 2 && why.contains("cannot"), "{len} {why}");
+    let (_, _, why, _) = queue(|m| {
+        let [from, to] = [42, 41].map(|pid| m.tasks[&pid].offset(at::DSQ_NODE));
+        m.guest.write_u64(from, to.0);
+    });
+    assert!(why.contains("runs in a circle"), "{why}");
+    // The table of queues: absurd, in pieces, a chain that comes back.
+    let (kind, _, _, scx) = queue(|m| m.guest.write_u32(m.table, u32::MAX));
+    assert_eq!(kind, DsqKind::Global);
+    assert_eq!(
+        scx.incomplete.as_deref(),
+        Some("the table of dispatch queues has 4294967295 buckets")
+    );
+    let (_, _, _, scx) = queue(|m| m.guest.write_u32(m.table.offset(4), 1));
+    assert_eq!(scx.incomplete.as_deref(), Some("the table of dispatch queues is in pieces"));
+    let (kind, ..) = queue(|m| {
+        let node = m.user_dsq.offset(at::HASH_NODE);
+        m.guest.write_u64(node, node.0);
+    });
+    assert_eq!(kind, DsqKind::User);
+}
+
+#[test]
+fn a_budget_that_runs_out_leaves_a_part_with_the_reason() {
+    let raw = copy_with(Machine::new(true), &[], Budget::new(600, Duration::from_secs(20)));
+    let why = raw.tasks_incomplete.unwrap();
+    assert!(why.contains("the capture's budget of 600 bytes ran out"), "{why}");
+    assert!(raw.memory.len() <= 600);
+    let late = Budget::new(1 << 20, Duration::ZERO);
+    std::thread::sleep(Duration::from_millis(1));
+    let raw = copy_with(Machine::new(true), &[], late);
+    assert!(raw.tasks.is_empty() && raw.tasks_incomplete.is_some());
+    assert!(raw.cpus.iter().all(|cpu| cpu.incomplete.is_some()));
+}
+
+#[test]
+fn where_room_is_short_of_each_task_only_what_matters_is_copied() {
+    let machine = Machine::new(true);
+    let spin = machine.tasks[&50].0;
+    let raw = copy_with(machine, &[], Budget::new(1700, Duration::from_secs(20)));
+    assert_eq!((raw.tasks_incomplete, raw.tasks.len()), (None, 5));
+    assert_eq!(raw.memory.u32(spin + 28), Some(50), "its number");
+    assert!(raw.memory.get(spin + at::COMM, 16).is_some());
+    assert!(raw.memory.get(spin, at::TASK).is_none());
+}
+
+#[test]
+fn variables_are_copied_to_their_end() {
+    let names = ["jiffies_64", "runqueues", "nothing"].map(str::to_owned);
+    let raw = copy_with(Machine::new(true), &names, budget());
+    let [jiffies, _, nothing] = &raw.variables[..] else { panic!("{:?}", raw.variables) };
+    let Where::Once(at) = jiffies.place else { panic!("{jiffies:?}") };
+    // The next symbol begins sixteen bytes on.
+    assert_eq!((jiffies.len, jiffies.ty), (16, None));
+    assert_eq!(raw.memory.u64(at), Some(4_294_892_296));
+    assert_eq!(nothing.place, Where::Nowhere("the kernel has no such symbol".into()));
+}
+
+#[test]
+fn memory_is_used_again() {
+    let kernel = Kernel::open(Machine::new(true).guest.mem()).unwrap();
+    let request = SchedRequest { state: true, variables: &[] };
+    let first = kernel.copy_sched(request, &mut budget());
+    let (len, tasks) = (first.memory.len(), first.tasks.clone());
+    kernel.recycle_sched(first);
+    let again = kernel.copy_sched(request, &mut budget());
+    assert_eq!((again.memory.len(), again.tasks), (len, tasks));
+    let (bytes, pieces) = again.memory.into_parts();
+    assert_eq!(bytes.len(), len);
+    assert_eq!(pieces.iter().map(|p| p.len).sum::<usize>(), len);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Wherever a guest writes whatever it likes, a copy ends and is bounded.
+    #[test]
+    fn no_guest_makes_a_copy_panic_or_hang(
+        words in prop::collection::vec((0usize..9, 0u64..24, any::<u64>(), any::<bool>()), 1..12)
+    ) {
+        let mut machine = Machine::new(true);
+        let mut places: Vec<Kva> = machine.tasks.values().copied().collect();
+        places.extend([machine.sched, machine.table, machine.user_dsq, machine.rqs[0]]);
+        for (place, word, value, wild) in words {
+            let at = places[place % places.len()].offset(word * 8 % at::DSQ);
+            let value = if wild { value } else { places[value as usize % places.len()].0 };
+            machine.guest.write_u64(at, value);
+        }
+        let raw = copy(machine);
+        prop_assert!(raw.tasks.len() <= MAX_TASKS);
+        prop_assert!(raw.memory.len() < 1 << 20);
+    }
+}

@@ -1,0 +1,405 @@
+//! The kernel's own scheduling state, as it was copied at a freeze.
+//!
+//! ```text
+//! Snapshot ──cpu(n)──▶ Cpu ──┬─curr()──▶ Task ──get(path)──▶ Field
+//!     ├──task(tid)───────────┼─────────────▲
+//!     ├──dsq(name)──▶ Dsq ───┴─tasks()─────┘
+//!     ├──sched()────▶ Sched
+//!     └──kernel(symbol)─────────────────────────────▶ Field
+//! ```
+//!
+//! The bytes are [`Extents`]: pieces of memory by their addresses. A field's path may follow the
+//! pointers in them as long as they lead into what was copied; what they mean is told by the
+//! kernel's BTF on every read, as for maps.
+
+mod cpu;
+mod dsq;
+mod place;
+mod sched;
+mod task;
+mod vars;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use serde::{Deserialize, Serialize};
+
+use crate::btf::{Btf, TypeId};
+
+use super::Snapshot;
+use super::error::{SnapshotError, SnapshotResult};
+
+pub use cpu::Cpu;
+pub use dsq::Dsq;
+pub(crate) use place::Place;
+pub use sched::Sched;
+pub use task::Task;
+pub(crate) use vars::at_address;
+
+/// Pieces of the guest's memory, by address.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Extents {
+    /// A file keeps them apart.
+    #[serde(skip)]
+    bytes: Vec<u8>,
+    /// Address, length, place in `bytes`; ascending.
+    pieces: Vec<(u64, usize, usize)>,
+}
+
+/// Pieces before an address that are asked for it: one may lie in another.
+const OVERLAPPING: usize = 8;
+
+impl Extents {
+    /// Takes pieces (address, length, place in `bytes`); those that do not fit count as not there.
+    #[must_use]
+    pub fn new(bytes: Vec<u8>, mut pieces: Vec<(u64, usize, usize)>) -> Extents {
+        pieces.sort_unstable();
+        Extents { bytes, pieces }
+    }
+
+    /// The bytes at an address, if all of them were copied as one piece.
+    #[must_use]
+    pub fn get(&self, at: u64, len: u64) -> Option<&[u8]> {
+        let len = usize::try_from(len).ok()?;
+        let after = self.pieces.partition_point(|(start, ..)| *start <= at);
+        self.pieces[..after].iter().rev().take(OVERLAPPING).find_map(|&(start, size, offset)| {
+            let within = usize::try_from(at - start).ok()?;
+            let end = within.checked_add(len).filter(|end| *end <= size)?;
+            self.bytes.get(offset.checked_add(within)?..offset.checked_add(end)?)
+        })
+    }
+
+    /// All bytes that are held.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Bytes that are held.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+}
+
+/// What was copied of the kernel, and where in it things are. Addresses are the guest's.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct KernelState {
+    /// The kernel's types.
+    #[serde(skip)]
+    pub btf: Option<Arc<Btf>>,
+    /// The bytes.
+    pub memory: Extents,
+    /// Why CPUs, tasks and sched_ext were not copied at all.
+    pub left_out: Option<String>,
+    /// Ascending by number.
+    pub cpus: Vec<CpuState>,
+    /// All but the idle ones, ascending by address.
+    pub tasks: Vec<TaskState>,
+    /// Why tasks may be missing.
+    pub tasks_incomplete: Option<String>,
+    /// Ids and paths.
+    pub cgroups: Vec<(u64, String)>,
+    /// Scheduling classes by address.
+    pub classes: Vec<(u64, String)>,
+    /// sched_ext; `None` when the kernel was built without it.
+    pub scx: Option<ScxState>,
+    /// Every dispatch queue.
+    pub dsqs: Vec<DsqState>,
+    /// Variables that were asked for, by name.
+    pub variables: BTreeMap<String, Variable>,
+}
+
+impl KernelState {
+    /// The kernel's types.
+    pub(crate) fn types(&self) -> SnapshotResult<&Arc<Btf>> {
+        self.btf.as_ref().ok_or_else(|| unreadable("the kernel's state", "its types are missing"))
+    }
+
+    /// What a file has beside the bytes and the types.
+    pub(crate) fn clone_without_bytes(&self) -> KernelState {
+        KernelState {
+            btf: None,
+            memory: Extents { bytes: Vec::new(), pieces: self.memory.pieces.clone() },
+            left_out: self.left_out.clone(),
+            cpus: self.cpus.clone(),
+            tasks: self.tasks.clone(),
+            tasks_incomplete: self.tasks_incomplete.clone(),
+            cgroups: self.cgroups.clone(),
+            classes: self.classes.clone(),
+            scx: self.scx.clone(),
+            dsqs: self.dsqs.clone(),
+            variables: self.variables.clone(),
+        }
+    }
+
+    /// What came out of a file, which nobody vouches for, with bytes and types.
+    pub(crate) fn with_bytes(mut self, btf: Arc<Btf>, bytes: Vec<u8>) -> KernelState {
+        self.btf = Some(btf);
+        self.memory = Extents::new(bytes, self.memory.pieces);
+        self.tasks.sort_by_key(|task| task.at);
+        self
+    }
+}
+
+/// The state, and what is found out of it once.
+pub(crate) struct Held {
+    state: KernelState,
+    /// Numbers and addresses of tasks, ascending.
+    tids: OnceLock<Vec<(i64, u64)>>,
+}
+
+impl Held {
+    pub(crate) fn new(state: KernelState) -> Held {
+        Held { state, tids: OnceLock::new() }
+    }
+}
+
+/// A CPU.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct CpuState {
+    /// Its number.
+    pub cpu: u32,
+    /// Its `struct rq`.
+    pub rq: u64,
+    /// Its `struct kernel_cpustat`.
+    pub cpustat: Option<u64>,
+    /// The task on it.
+    pub curr: u64,
+    /// Its idle task.
+    pub idle: u64,
+    /// Why something of it is missing.
+    pub incomplete: Option<String>,
+}
+
+/// A task.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct TaskState {
+    /// Its `struct task_struct`.
+    pub at: u64,
+    /// Its place in [`KernelState::cgroups`].
+    pub cgroup: Option<usize>,
+}
+
+/// sched_ext.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ScxState {
+    /// As `/sys/kernel/sched_ext/state` has it.
+    pub state: Option<String>,
+    /// The schedulers, the root first.
+    pub scheds: Vec<SchedState>,
+    /// Why something is missing.
+    pub incomplete: Option<String>,
+}
+
+/// A scheduler.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SchedState {
+    /// Its `struct scx_sched`.
+    pub at: u64,
+    /// The cgroup it is for, where there can be several.
+    pub cgroup: Option<String>,
+    /// CPU and its `struct scx_sched_pcpu`.
+    pub pcpu: Vec<(u32, u64)>,
+}
+
+/// A dispatch queue.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct DsqState {
+    /// Its `struct scx_dispatch_q`.
+    pub at: u64,
+    /// `global`, `local:3`, `bypass:3`, or its id.
+    pub name: String,
+    /// The CPU it belongs to.
+    pub cpu: Option<u32>,
+    /// The id that the kernel knows it by.
+    pub id: u64,
+    /// Whether the scheduler made it.
+    pub user: bool,
+    /// The tasks in it, in order.
+    pub tasks: Vec<u64>,
+    /// Why there may be others.
+    pub incomplete: Option<String>,
+}
+
+/// A variable.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Variable {
+    /// Where it lies: once, or once for each CPU.
+    pub places: Places,
+    /// Bytes that were copied.
+    pub len: u64,
+    /// Its type, where BTF tells it.
+    pub ty: Option<TypeId>,
+}
+
+/// Where a variable lies.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Places {
+    /// At one address.
+    Once(u64),
+    /// CPU and address.
+    PerCpu(Vec<(u32, u64)>),
+    /// Not copied, and why.
+    Nowhere(String),
+}
+
+/// The error that something of the kernel's could not be read.
+pub(crate) fn unreadable(what: impl Into<String>, error: impl Into<String>) -> SnapshotError {
+    SnapshotError::MapRenderIncomplete { map: what.into(), error: error.into() }
+}
+
+impl Snapshot {
+    /// What was copied of the kernel.
+    pub(crate) fn kernel_state(&self) -> SnapshotResult<&KernelState> {
+        self.copied_kernel()?
+            .map(|held| &held.state)
+            .ok_or_else(|| unreadable("the kernel's state", "it was not copied with this snapshot"))
+    }
+
+    /// As [`Snapshot::kernel_state`], when CPUs, tasks and sched_ext are in it.
+    pub(crate) fn sched_state(&self) -> SnapshotResult<&KernelState> {
+        let state = self.kernel_state()?;
+        match &state.left_out {
+            None => Ok(state),
+            Some(why) => Err(unreadable("the kernel's scheduling state", why)),
+        }
+    }
+
+    /// The CPUs that there can be, by number.
+    ///
+    /// # Errors
+    /// [`SnapshotError::PlaceholderSnapshot`]; [`SnapshotError::MapRenderIncomplete`] when the
+    /// scheduling state was not copied.
+    pub fn cpus(self: &Arc<Self>) -> SnapshotResult<Vec<Cpu>> {
+        let len = self.sched_state()?.cpus.len();
+        Ok((0..len).map(|place| Cpu::new(self.clone(), place)).collect())
+    }
+
+    /// One CPU.
+    ///
+    /// # Errors
+    /// As [`Snapshot::cpus`]; [`SnapshotError::PerCpuSlot`] when there is no such CPU.
+    pub fn cpu(self: &Arc<Self>, cpu: i64) -> SnapshotResult<Cpu> {
+        let cpus = &self.sched_state()?.cpus;
+        let place = cpus.iter().position(|c| i64::from(c.cpu) == cpu);
+        place.map(|place| Cpu::new(self.clone(), place)).ok_or_else(|| SnapshotError::PerCpuSlot {
+            map: "cpus".into(),
+            cpu,
+            len: cpus.len(),
+            unmapped: false,
+        })
+    }
+
+    /// Every task but the idle ones, by its number.
+    ///
+    /// # Errors
+    /// As [`Snapshot::cpus`]; also when not all of them could be copied.
+    pub fn tasks(self: &Arc<Self>) -> SnapshotResult<Vec<Task>> {
+        let state = self.sched_state()?;
+        if let Some(why) = &state.tasks_incomplete {
+            return Err(unreadable("the list of tasks", why));
+        }
+        let tids = self.tids()?.iter();
+        Ok(tids.map(|(_, at)| Task::new(self.clone(), *at)).collect())
+    }
+
+    /// Numbers and addresses of the tasks that were copied.
+    fn tids(self: &Arc<Self>) -> SnapshotResult<&[(i64, u64)]> {
+        let tasks = &self.sched_state()?.tasks;
+        let Some(held) = self.copied_kernel()? else { return Ok(&[]) };
+        Ok(held.tids.get_or_init(|| {
+            let tid = |at| Task::new(self.clone(), at).tid().unwrap_or(i64::MAX);
+            let mut tids: Vec<(i64, u64)> = tasks.iter().map(|t| (tid(t.at), t.at)).collect();
+            tids.sort_unstable();
+            tids
+        }))
+    }
+
+    /// The task of that number: a thread's, as in `/proc/TGID/task/TID`.
+    ///
+    /// # Errors
+    /// As [`Snapshot::tasks`]; [`SnapshotError::NoMatch`] with the nearest numbers when there is
+    /// none.
+    pub fn task(self: &Arc<Self>, tid: i64) -> SnapshotResult<Task> {
+        let tids = self.tids()?;
+        if let Ok(place) = tids.binary_search_by_key(&tid, |(tid, _)| *tid) {
+            return Ok(Task::new(self.clone(), tids[place].1));
+        }
+        if let Some(why) = &self.sched_state()?.tasks_incomplete {
+            return Err(unreadable("the list of tasks", why));
+        }
+        let mut near: Vec<i64> = tids.iter().map(|(tid, _)| *tid).collect();
+        near.sort_by_key(|t| t.abs_diff(tid));
+        Err(SnapshotError::NoMatch {
+            map: "tasks".to_owned(),
+            op: format!("task({tid})"),
+            len: tids.len(),
+            available_keys: near.iter().take(3).map(i64::to_string).collect(),
+        })
+    }
+
+    /// Every dispatch queue.
+    ///
+    /// # Errors
+    /// As [`Snapshot::cpus`]; [`SnapshotError::NoActiveScheduler`] when the kernel has no
+    /// sched_ext.
+    pub fn dsqs(self: &Arc<Self>) -> SnapshotResult<Vec<Dsq>> {
+        self.scx_state()?;
+        let len = self.sched_state()?.dsqs.len();
+        Ok((0..len).map(|place| Dsq::new(self.clone(), place)).collect())
+    }
+
+    /// The dispatch queue of that name: `global`, `local:3`, `bypass:3`, or the number that the
+    /// scheduler gave it.
+    ///
+    /// # Errors
+    /// As [`Snapshot::dsqs`]; [`SnapshotError::NoMatch`] with the names nearest to it;
+    /// [`SnapshotError::MapRenderIncomplete`] when there may be one that was not copied.
+    pub fn dsq(self: &Arc<Self>, name: &str) -> SnapshotResult<Dsq> {
+        dsq::find(self, name)
+    }
+
+    /// sched_ext, and the scheduler at its root.
+    ///
+    /// # Errors
+    /// As [`Snapshot::dsqs`].
+    pub fn sched(self: &Arc<Self>) -> SnapshotResult<Sched> {
+        self.scx_state()?;
+        Ok(Sched::new(self.clone(), 0))
+    }
+
+    pub(crate) fn scx_state(&self) -> SnapshotResult<&ScxState> {
+        self.sched_state()?.scx.as_ref().ok_or_else(|| SnapshotError::NoActiveScheduler {
+            reason: "this kernel was built without sched_ext (CONFIG_SCHED_CLASS_EXT)".to_owned(),
+        })
+    }
+
+    /// The kernel's state in a few lines: label and text.
+    pub(super) fn kernel_lines(self: &Arc<Self>) -> Vec<(String, String)> {
+        /// CPUs and queues that are shown.
+        const SHOWN: usize = 16;
+        let Ok(Some(Held { state, .. })) = self.copied_kernel() else { return Vec::new() };
+        if let Some(why) = &state.left_out {
+            return vec![("kernel".to_owned(), format!("<{why}>"))];
+        }
+        let split = |line: String| match line.split_once(": ") {
+            Some((label, text)) => (label.to_owned(), text.to_owned()),
+            None => (line, String::new()),
+        };
+        let mut out = vec![("tasks".to_owned(), state.tasks.len().to_string())];
+        out.extend(state.tasks_incomplete.iter().map(|why| ("tasks".to_owned(), why.clone())));
+        out.extend(self.sched().ok().map(|sched| ("sched".to_owned(), sched.headline())));
+        let cpus = self.cpus().unwrap_or_default();
+        out.extend(cpus.iter().take(SHOWN).map(|cpu| split(cpu.headline())));
+        let dsqs = self.dsqs().unwrap_or_default();
+        let used = dsqs.iter().filter(|dsq| !dsq.is_empty()).take(SHOWN);
+        out.extend(used.map(|dsq| (format!("dsq {}", dsq.name()), dsq.contents())));
+        out
+    }
+}

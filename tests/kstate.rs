@@ -1,0 +1,301 @@
+//! The kernel's own scheduling state: what a snapshot says of tasks, CPUs and sched_ext equals
+//! what the guest's own kernel says of them in /proc and /sys, for everything that stands still
+//! while the workload runs.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use cryoscope::freeze::Freezer;
+use cryoscope::snapshot::{CaptureRequest, Meta, Scalar, Snapshot, SnapshotError, Task};
+use cryoscope::vm::Boot;
+use cryoscope::wire::{Answer, CgroupSet, Op, Policy, Work, WorkKind};
+use support::Guest;
+
+/// Freezes whose copies are timed.
+const FREEZES: usize = 21;
+
+/// A line of `/proc/PID/status`.
+fn status(guest: &Guest, pid: u32, name: &str) -> String {
+    let text = guest.file(&format!("/proc/{pid}/status"));
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    value.unwrap_or_else(|| panic!("{pid} has no {name} in\n{text}")).trim().to_owned()
+}
+
+/// The fields of `/proc/PID/stat` after the name, counted as proc(5) does: from 3 on.
+fn stat(guest: &Guest, pid: u32) -> BTreeMap<usize, i64> {
+    let text = guest.file(&format!("/proc/{pid}/stat"));
+    let (_, rest) = text.rsplit_once(") ").expect("a name in brackets");
+    let fields = rest.split_whitespace().enumerate();
+    fields.filter_map(|(i, field)| Some((i + 3, field.parse().ok()?))).collect()
+}
+
+/// Everything of a task that does not move, as /proc has it.
+#[derive(Debug, PartialEq)]
+struct Facts {
+    tid: i64,
+    tgid: i64,
+    comm: String,
+    policy: String,
+    nice: i64,
+    cpus: String,
+    cgroup: String,
+}
+
+fn said(guest: &Guest, pid: u32) -> Facts {
+    let stat = stat(guest, pid);
+    let names = ["normal", "fifo", "rr", "batch", "iso", "idle", "deadline", "ext"];
+    let cgroup = guest.file(&format!("/proc/{pid}/cgroup"));
+    let cgroup = cgroup.lines().find_map(|line| line.strip_prefix("0::")).expect("version 2");
+    Facts {
+        tid: status(guest, pid, "Pid").parse().expect("a number"),
+        tgid: status(guest, pid, "Tgid").parse().expect("a number"),
+        comm: status(guest, pid, "Name"),
+        policy: names[usize::try_from(stat[&41]).expect("a policy")].to_owned(),
+        nice: stat[&19],
+        cpus: status(guest, pid, "Cpus_allowed_list"),
+        cgroup: cgroup.to_owned(),
+    }
+}
+
+fn read(task: &Task) -> Facts {
+    let get = || {
+        Ok::<_, SnapshotError>(Facts {
+            tid: task.tid()?,
+            tgid: task.tgid()?,
+            comm: task.comm()?,
+            policy: task.policy()?,
+            nice: task.nice()?,
+            cpus: task.cpus_allowed()?,
+            cgroup: task.cgroup()?.expect("a cgroup").to_owned(),
+        })
+    };
+    get().unwrap_or_else(|e| panic!("{task:?}: {e}"))
+}
+
+fn work(kind: WorkKind, count: u32) -> Work {
+    Work { kind, count, cgroup: None, policy: None, nice: None, affinity: None, period_us: None }
+}
+
+fn start(guest: &Guest, work: Work) -> Vec<u32> {
+    match guest.call(Op::Start(work)) {
+        Answer::Workers(pids) => pids,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn freeze(freezer: &mut Freezer, request: &CaptureRequest) -> Arc<Snapshot> {
+    let snapshot = freezer.freeze(request, || Meta { tag: "t".into(), ..Meta::default() });
+    let snapshot = snapshot.unwrap_or_else(|e| panic!("{e}"));
+    assert!(!snapshot.is_placeholder(), "{:?}", snapshot.placeholder_reason());
+    snapshot
+}
+
+fn median(mut all: Vec<u64>) -> u64 {
+    all.sort_unstable();
+    all[all.len() / 2]
+}
+
+/// How long copies take with and without the scheduling state.
+fn measure(freezer: &mut Freezer, release: &str, tasks: usize) {
+    let mut took = |sched| {
+        let request = CaptureRequest { sched, ..CaptureRequest::default() };
+        let all = (0..FREEZES).map(|_| freeze(freezer, &request).pause().copy_us);
+        median(all.collect())
+    };
+    let (with, without) = (took(true), took(false));
+    println!("{release}: copy {with} µs with the state of {tasks} tasks, {without} µs without");
+}
+
+/// The queue of fifo: in the order of its numbers, and known to its tasks.
+fn queue_is_in_order(snap: &Arc<Snapshot>) -> Result<usize, SnapshotError> {
+    let dsq = snap.dsq("0")?;
+    let tasks = dsq.tasks()?;
+    assert_eq!(dsq.get("nr")?.as_u64()?, tasks.len() as u64);
+    let mut last = None;
+    for task in &tasks {
+        let seq = task.get("scx.dsq_seq")?.as_u64()? as u32;
+        assert!(last.is_none_or(|last: u32| seq.wrapping_sub(last) as i32 > 0), "{dsq:?}");
+        last = Some(seq);
+        assert_eq!(task.dsq()?.map(|dsq| dsq.name().to_owned()).as_deref(), Some("0"));
+        // Through a pointer, into another copied struct.
+        assert_eq!(task.get("scx.dsq.id")?.as_u64()?, 0);
+        // It is marked as being on the runqueue only after it has been put into the queue.
+        let locked = snap.cpus()?.iter().any(|cpu| !cpu.torn().is_empty());
+        assert!(task.is_runnable()? || locked, "{task:?}");
+        assert_eq!((task.state()?, task.class()?.as_str()), ("running", "ext"), "{task:?}");
+    }
+    Ok(tasks.len())
+}
+
+fn cpus_are_plausible(snap: &Arc<Snapshot>, spinning: u64) -> Result<(), SnapshotError> {
+    let cpus = snap.cpus()?;
+    assert_eq!(cpus.len(), 2);
+    let mut runnable = 0;
+    for (i, cpu) in cpus.iter().enumerate() {
+        assert_eq!(cpu.number() as usize, i);
+        assert_eq!(cpu.get("cpu")?.as_u64()?, i as u64);
+        runnable += cpu.get("nr_running")?.as_u64()?;
+        let curr = cpu.curr()?;
+        assert_eq!(curr.cpu()?.as_u64()?, i as u64, "{curr:?}");
+        assert_eq!(cpu.is_idle()?, curr.tid()? == 0, "{curr:?}");
+        assert_eq!(cpu.get("curr.pid")?.as_i64()?, curr.tid()?, "through the pointer");
+        assert!(cpu.get("clock")?.as_u64()? > 0);
+        let stat: BTreeMap<_, _> = cpu.cpustat()?.into_iter().collect();
+        assert!(stat["user"].number() > Some(0), "{stat:?}");
+        assert_eq!(cpu.dsq()?.name(), format!("local:{i}"));
+    }
+    assert!((spinning..spinning + 40).contains(&runnable), "{runnable} runnable");
+    Ok(())
+}
+
+fn sched_equals_sysfs(guest: &Guest, snap: &Arc<Snapshot>) -> Result<(), SnapshotError> {
+    let state = guest.file("/sys/kernel/sched_ext/state");
+    let ops = guest.file("/sys/kernel/sched_ext/root/ops");
+    let sched = snap.sched()?;
+    assert_eq!((sched.state()?, sched.ops()?.as_str()?), (state.trim(), ops.trim().to_owned()));
+    assert_eq!(sched.bypass_depth()?.as_i64()?, 0);
+    // Sysfs is read later: counts only grow.
+    let events = guest.file("/sys/kernel/sched_ext/root/events");
+    let later: BTreeMap<&str, i64> = events
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|(name, count)| (name, count.trim().parse().expect("a count")))
+        .collect();
+    let counters = sched.counters(None)?;
+    assert_eq!(counters.len(), later.len(), "{counters:?} {events}");
+    for (name, count) in counters {
+        let Scalar::Int(count) = count else { panic!("{name}: {count:?}") };
+        assert!((0..=later[name.as_str()]).contains(&count), "{name}: {count}, then {events}");
+    }
+    let names: Vec<String> = snap.dsqs()?.iter().map(|dsq| dsq.name().to_owned()).collect();
+    for name in ["global", "local:0", "local:1", "bypass:0", "bypass:1", "0"] {
+        assert!(names.iter().any(|n| n == name), "{name} is not among {names:?}");
+    }
+    let e = snap.dsq("locl:1").map(drop).unwrap_err().to_string();
+    assert!(e.starts_with("dsq(\"locl:1\") found nothing in \"dsqs\""), "{e}");
+    Ok(())
+}
+
+fn variables_are_read(snap: &Arc<Snapshot>, uptime_s: f64) -> Result<(), SnapshotError> {
+    let jiffies = snap.kernel("jiffies_64", Some("u64"))?.as_u64()?;
+    // INITIAL_JIFFIES is five minutes before the 32-bit counter wraps; Debian has 250 a second.
+    let since = jiffies.wrapping_sub(u64::from(u32::MAX - 300 * 250 + 1)) as f64 / 250.0;
+    assert!((since - uptime_s).abs() < 30.0, "{since} s by jiffies, {uptime_s} s by /proc/uptime");
+    let ops = snap.kernel("scx_root", Some("struct scx_sched *"))?.get("ops.name")?;
+    assert_eq!(ops.as_str()?, "fifo");
+    let rq = snap.cpu(1)?.kernel("runqueues", None)?;
+    assert_eq!(rq.get("cpu")?.as_u64()?, 1);
+    let e = snap.kernel("runqueues", None).unwrap_err().to_string();
+    assert!(e.contains("cpu(n).kernel(\"runqueues\")"), "{e}");
+    Ok(())
+}
+
+fn workers(guest: &Guest) -> Vec<u32> {
+    guest.call(Op::CgroupCreate { name: "hot".into(), set: CgroupSet::default() });
+    let mut all = vec![1];
+    all.extend(start(guest, Work { cgroup: Some("hot".into()), ..work(WorkKind::Spin, 4) }));
+    all.extend(start(guest, Work { nice: Some(5), ..work(WorkKind::Sleep, 2) }));
+    let normal = Some(Policy::Normal);
+    let bound = Work { policy: normal, affinity: Some(vec![1]), ..work(WorkKind::Sleep, 1) };
+    all.extend(start(guest, bound));
+    all.extend(start(guest, Work { policy: Some(Policy::Fifo(3)), ..work(WorkKind::Sleep, 1) }));
+    all
+}
+
+fn kstate(spec: &str, boot: fn(&cryoscope::kernel::KernelImage) -> Boot) {
+    let image = support::kernel(spec);
+    let fifo = support::scheduler("examples/schedulers/fifo.bpf.c", &image);
+    let mut guest = Guest::boot(boot(&image), "1n1l2c1t", |fs| support::stage(fs, &fifo));
+    guest.call(support::attach(&fifo));
+    let pids = workers(&guest);
+    let mut freezer = Freezer::new(guest.take_engine());
+    let kernel = ["jiffies_64", "scx_root", "runqueues"].map(str::to_owned).to_vec();
+    let request = CaptureRequest { kernel, ..CaptureRequest::default() };
+    let snap = freeze(&mut freezer, &request);
+    let tasks = snap.tasks().unwrap_or_else(|e| panic!("{e}"));
+    assert!(tasks.len() > pids.len() + 20, "{} tasks, kernel threads among them", tasks.len());
+    for pid in pids {
+        let task = snap.task(pid.into()).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(read(&task), said(&guest, pid));
+    }
+    let kthreadd = snap.task(2).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(
+        (kthreadd.comm().as_deref(), kthreadd.class().as_deref()),
+        (Ok("kthreadd"), Ok("ext"))
+    );
+    let uptime = guest.file("/proc/uptime");
+    let uptime = uptime.split(' ').next().and_then(|s| s.parse().ok()).expect("seconds");
+    let checks = || {
+        cpus_are_plausible(&snap, 4)?;
+        sched_equals_sysfs(&guest, &snap)?;
+        variables_are_read(&snap, uptime)
+    };
+    checks().unwrap_or_else(|e| panic!("{e}"));
+    let waiting: Vec<usize> = (0..10)
+        .map(|_| freeze(&mut freezer, &CaptureRequest::default()))
+        .filter_map(|snap| match queue_is_in_order(&snap) {
+            Ok(len) => Some(len),
+            // CPUs stop anywhere, also while they change a queue.
+            Err(SnapshotError::MapRenderIncomplete { error, .. }) => {
+                println!("{error}");
+                None
+            }
+            Err(e) => panic!("{e}"),
+        })
+        .collect();
+    assert!(waiting.len() > 5 && waiting.iter().any(|n| *n > 0), "in fifo's queue: {waiting:?}");
+    measure(&mut freezer, &image.release, tasks.len());
+    guest.call(Op::Detach);
+    let after = freeze(&mut freezer, &CaptureRequest::default());
+    let sched = after.sched().unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!((sched.state(), sched.is_attached()), (Ok("disabled"), false));
+    let e = sched.ops().unwrap_err();
+    assert!(matches!(e, SnapshotError::NoActiveScheduler { .. }), "{e}");
+    freezer.stop();
+}
+
+#[test]
+fn tasks_cpus_and_queues_are_those_of_proc_and_sys_on_7_2_with_kaslr() {
+    kstate("debian:7.2", support::bzimage);
+}
+
+#[test]
+fn tasks_cpus_and_queues_are_those_of_proc_and_sys_on_7_3() {
+    kstate("debian:7.3", support::elf);
+}
+
+#[test]
+fn a_kernel_without_sched_ext_says_so() {
+    let image = support::kernel("debian:6.12");
+    let mut guest = Guest::boot(support::elf(&image), "1n1l2c1t", |_| {});
+    let pids = start(&guest, work(WorkKind::Spin, 3));
+    let mut freezer = Freezer::new(guest.take_engine());
+    let snap = freeze(&mut freezer, &CaptureRequest::default());
+    for pid in pids {
+        let task = snap.task(pid.into()).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(read(&task), said(&guest, pid));
+        assert_eq!(task.class().as_deref(), Ok("fair"));
+        let e = task.get("scx.weight").unwrap_err();
+        assert!(matches!(e, SnapshotError::FieldNotFound { .. }), "{e}");
+    }
+    cpus_without_queues(&snap).unwrap_or_else(|e| panic!("{e}"));
+    let e = snap.sched().map(drop).unwrap_err();
+    assert_eq!(
+        e.to_string(),
+        "no scheduler was running: this kernel was built without sched_ext (CONFIG_SCHED_CLASS_EXT)"
+    );
+    freezer.stop();
+}
+
+fn cpus_without_queues(snap: &Arc<Snapshot>) -> Result<(), SnapshotError> {
+    let mut runnable = 0;
+    for cpu in snap.cpus()? {
+        runnable += cpu.get("nr_running")?.as_u64()?;
+        assert_eq!(cpu.get("curr.pid")?.as_i64()?, cpu.curr()?.tid()?);
+        assert!(cpu.cpustat()?.iter().any(|(name, _)| name == "idle"));
+    }
+    assert!(runnable >= 3, "{runnable}");
+    Ok(())
+}

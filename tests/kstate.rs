@@ -2,6 +2,7 @@
 //! what the guest's own kernel says of them in /proc and /sys, for everything that stands still
 //! while the workload runs.
 
+mod place;
 mod support;
 
 use std::collections::BTreeMap;
@@ -298,4 +299,63 @@ fn cpus_without_queues(snap: &Arc<Snapshot>) -> Result<(), SnapshotError> {
     }
     assert!(runnable >= 3, "{runnable}");
     Ok(())
+}
+
+/// What a script's author writes, on a machine that was booted for it.
+const SCRIPT: &str = r#"
+scenario("the kernel's own view", #{ scheduler: "FIFO", topology: "1n1l2c1t" }, |t| {
+    let hot = t.new_cgroup("hot");
+    let pids = hot.start(#{ work: "spin", count: 4 });
+    t.hold("500ms");
+    let snap = t.freeze("a", #{ kernel: ["jiffies_64", "runqueues"] });
+    let ours = snap.tasks().filter(|task| pids.contains(task.tid));
+    expect(ours, "our workers").len_eq(4);
+    for task in ours {
+        expect(task.comm).eq("spin");
+        expect(task.policy).eq("ext");
+        expect(task.class).eq("ext");
+        expect(task.state).eq("running");
+        expect(task.cpus_allowed).eq("0-1");
+        expect(task.cgroup.ends_with("/hot"), task.cgroup).is_true();
+        expect(task["se.sum_exec_runtime"]).gt(0);
+        expect(snap.map("task_ctx").get(task.tid).comm, "the scheduler's name for it").eq(task.comm);
+    }
+    expect(snap.sched().state).eq("enabled");
+    expect(snap.sched().ops).eq(t.scheduler.ops);
+    expect(snap.sched().counters().keys().len).gt(5);
+    expect(snap.cpus().len).eq(t.topology.cpus);
+    for cpu in snap.cpus() {
+        expect(cpu.curr.cpu).eq(cpu.n);
+        expect(cpu.cpustat.user).gt(0);
+        expect(cpu.kernel("runqueues").cpu).eq(cpu.n);
+    }
+    for task in snap.dsq(0) {
+        expect(task.runnable || snap.cpus().some(|cpu| cpu.torn().len > 0)).is_true();
+    }
+    expect(snap.kernel("jiffies_64", "u64")).gt(0);
+    dump(snap.sched());
+    try { snap.kernel("jifies_64") } catch (e) { print(e.message); }
+    try { snap.task(99999) } catch (e) { print(e.message); }
+    try { t.freeze("b", #{ kernel: ["jifies_64"] }) } catch (e) { print(e.message); }
+    try { t.freeze("c", #{ sched: false }).tasks() } catch (e) { print(e.message); }
+});
+"#;
+
+#[test]
+fn scripts_read_tasks_cpus_and_queues() {
+    let place = place::Place::new();
+    let fifo = place::project("examples/schedulers/fifo.bpf.c");
+    place.file("kernel.rhai", SCRIPT.replace("FIFO", &fifo.display().to_string()));
+    let said = place.run(&["run", "kernel.rhai"]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    for line in [
+        "sched_ext enabled: fifo",
+        "kernel variable jifies_64 could not be read: it was not copied (did you mean \"jiffies_64\"?)",
+        "task(99999) found nothing in \"tasks\"",
+        "kernel: \"jifies_64\" found nothing in \"kallsyms\"",
+        "keys there: jiffies_64",
+        "the kernel's scheduling state could not be read: the freeze was told to leave it out",
+    ] {
+        assert!(said.out.contains(line), "{line}\n{}", said.out);
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::snapshot::{Snapshot, SnapshotError};
+use crate::snapshot::{CaptureRequest, Snapshot, SnapshotError};
 use crate::vm::topology::Topology;
 pub use crate::wire::{Exec as ExecOutcome, Policy, SchedulerState, WorkKind};
 
@@ -168,13 +168,13 @@ pub trait LabOps: Send + Sync {
     /// the agent was ready), the pauses taken out.
     fn elapsed_ms(&self) -> u64;
 
-    /// Stops the machine, copies the maps (all, or those named), lets it run on. A tag that was
+    /// Stops the machine, copies what is asked for, lets it run on. A tag that was
     /// used before gets `#2`, with a note. A machine that cannot be stopped in time gives a
     /// placeholder, whose accessors say why.
     ///
     /// # Errors
     /// The machine died, or its memory cannot be read at all.
-    fn freeze(&self, tag: &str, maps: Option<&[String]>) -> LabResult<Arc<Snapshot>>;
+    fn freeze(&self, tag: &str, request: &CaptureRequest) -> LabResult<Arc<Snapshot>>;
 
     /// Every snapshot so far, in order.
     fn snapshots(&self) -> Vec<Arc<Snapshot>>;

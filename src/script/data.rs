@@ -1,16 +1,21 @@
-//! Snapshots as scripts see them: `Snapshot`, `SnapshotMap`, `SnapshotEntry`, `SnapshotField` and
-//! the `SnapshotError` that all of them throw.
+//! Snapshots as scripts see them: `Snapshot`, `SnapshotMap`, `SnapshotEntry`, `SnapshotField`, of
+//! the kernel's own state `SnapshotCpu`, `SnapshotTask`, `SnapshotDsq` and `SnapshotSched`, and the
+//! `SnapshotError` that all of them throw.
 //!
 //! The types are the model's own handles, registered by value, so that a closure may capture what
 //! its caller works on. A leaf (a number, a truth value, text, an enum's value) comes out as a
 //! value of the script's own; where it came from rides along in the value's tag (`origin.rs`).
 
+mod cpu;
+mod dsq;
 mod error;
 mod field;
 mod lend;
 mod map;
 mod origin;
+mod sched;
 mod snapshot;
+mod task;
 #[cfg(test)]
 mod tests;
 
@@ -18,7 +23,7 @@ use std::sync::Arc;
 
 use rhai::{Array, Dynamic, EvalAltResult, INT, Position, Variant};
 
-use crate::snapshot::{Entry, Field, KeyArg, Map, Snapshot, SnapshotError, SnapshotResult};
+use crate::snapshot::{Entry, Field, KeyArg, Map, Scalar, Snapshot, SnapshotError, SnapshotResult};
 
 use super::fault::{Fault, Native};
 use super::register::Package;
@@ -34,6 +39,10 @@ pub(crate) fn register(pkg: &mut Package<'_>) {
     map::register(pkg);
     map::register_entry(pkg);
     field::register(pkg);
+    cpu::register(pkg);
+    task::register(pkg);
+    dsq::register(pkg);
+    sched::register(pkg);
     error::register(pkg);
 }
 
@@ -85,6 +94,11 @@ fn value_of(field: Field) -> Native<Dynamic> {
     }
 }
 
+/// Names with numbers as a script has them.
+fn numbers(pairs: Vec<(String, Scalar)>) -> rhai::Map {
+    pairs.into_iter().map(|(name, n)| (name.into(), values::from_scalar(n))).collect()
+}
+
 fn values_of(fields: Vec<Field>) -> Native<Array> {
     fields.into_iter().map(value_of).collect()
 }
@@ -116,7 +130,7 @@ fn key_arg(value: &Dynamic) -> Native<KeyArg> {
     if let Ok(bytes) = value.as_blob_ref() {
         return Ok(KeyArg::Bytes(bytes.clone()));
     }
-    use crate::snapshot::Scalar as S;
+    use Scalar as S;
     match native(values::to_scalar(value))? {
         Some(S::Bool(b)) => Ok(KeyArg::Bool(b)),
         Some(S::Str(s)) => Ok(KeyArg::Str(s)),
@@ -140,7 +154,6 @@ fn no_key(value: &Dynamic) -> Box<EvalAltResult> {
 
 /// What a closure found: true, false, or a captured field that is one of them.
 fn verdict(value: &Dynamic, call: &str) -> Native<bool> {
-    use crate::snapshot::Scalar;
     match native(values::to_scalar(value))? {
         Some(Scalar::Bool(b)) => Ok(b),
         _ => Err(Fault::argument(format!(

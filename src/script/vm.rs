@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rhai::{Array, Dynamic, INT, Map, NativeCallContext};
 
 use crate::scenario::lab::{ExecOutcome, LabOps, Span};
+use crate::snapshot::CaptureRequest;
 use crate::vm::topology::Topology;
 
 use super::cgroup::{Cgroup, work};
@@ -85,17 +86,21 @@ fn freezing(pkg: &mut Package<'_>, session: &Arc<Session>) {
     let s = session.clone();
     pkg.func(
         "freeze(self: Vm, tag: string) -> Snapshot",
-        "Stops all vCPUs, copies the scheduler's state, lets them go on.",
-        move |ctx: NativeCallContext<'_>, t: &mut Vm, tag: &str| freeze(&s, &ctx, t, tag, None),
+        "Stops all vCPUs, copies the scheduler's maps and the kernel's scheduling state, lets them \
+         go on.",
+        move |ctx: NativeCallContext<'_>, t: &mut Vm, tag: &str| {
+            freeze(&s, &ctx, t, tag, &CaptureRequest::default())
+        },
     );
     let s = session.clone();
     pkg.func(
         "freeze(self: Vm, tag: string, opts: map) -> Snapshot",
-        "The same, copying only the maps that are named: `#{ maps: [\"fifo.bss\", ..] }`.",
+        "The same with options: `maps: [\"fifo.bss\", ..]` copies only these maps, `kernel: \
+         [\"jiffies_64\", ..]` these variables of the kernel as well, `sched: false` no CPUs, \
+         tasks and dispatch queues.",
         move |ctx: NativeCallContext<'_>, t: &mut Vm, tag: &str, opts: Map| {
-            let read = Options::new("freeze(..)", &opts, &["maps"], &["budget"]).map_err(thrown)?;
-            let maps = read.strings("maps").map_err(thrown)?;
-            freeze(&s, &ctx, t, tag, maps)
+            let request = request(&opts).map_err(thrown)?;
+            freeze(&s, &ctx, t, tag, &request)
         },
     );
     pkg.func(
@@ -130,19 +135,31 @@ pub(crate) fn no_such(what: &str, name: &str, known: &[&str]) -> String {
     format!("there is no {what} called \"{name}\"; {rest}")
 }
 
+/// What a freeze's options ask for.
+fn request(opts: &Map) -> Result<CaptureRequest, Mistake> {
+    let read = Options::new("freeze(..)", opts, &["maps", "kernel", "sched"], &["budget"])?;
+    let all = CaptureRequest::default();
+    Ok(CaptureRequest {
+        maps: read.strings("maps")?,
+        kernel: read.strings("kernel")?.unwrap_or_default(),
+        sched: read.flag("sched")?.unwrap_or(all.sched),
+        ..all
+    })
+}
+
 fn freeze(
     s: &Session,
     ctx: &NativeCallContext<'_>,
     t: &Vm,
     tag: &str,
-    maps: Option<Vec<String>>,
+    request: &CaptureRequest,
 ) -> Native<Dynamic> {
     if tag.trim().is_empty() || tag.chars().any(char::is_control) {
         return Err(
             Fault::argument(format!("{tag:?} is no tag: one line that is not empty")).into()
         );
     }
-    s.lab(ctx, t.lab.freeze(tag, maps.as_deref())).map(data::snapshot)
+    s.lab(ctx, t.lab.freeze(tag, request)).map(data::snapshot)
 }
 
 fn time(pkg: &mut Package<'_>, session: &Arc<Session>) {

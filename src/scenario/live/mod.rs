@@ -416,7 +416,7 @@ impl LabOps for Lab {
         self.state().clock.elapsed_ms(Instant::now())
     }
 
-    fn freeze(&self, tag: &str, maps: Option<&[String]>) -> LabResult<Arc<Snapshot>> {
+    fn freeze(&self, tag: &str, request: &CaptureRequest) -> LabResult<Arc<Snapshot>> {
         self.go_on()?;
         self.has_room()?;
         let tag = self.fresh_tag(tag);
@@ -425,9 +425,7 @@ impl LabOps for Lab {
             let elapsed_ms = state.clock.elapsed_ms(Instant::now());
             Meta { tag: tag.clone(), elapsed_ms, phase: state.phase.clone(), ..Meta::default() }
         };
-        let maps = maps.map(<[String]>::to_vec);
-        let request = CaptureRequest { maps, ..CaptureRequest::default() };
-        let snapshot = self.machine.freeze(&request, &meta).map_err(|e| self.failed(e))?;
+        let snapshot = self.machine.freeze(request, &meta).map_err(|e| self.failed(e))?;
         let pause = snapshot.pause();
         let mut state = self.state();
         state.clock.take_out(Duration::from_micros(pause.total_us));

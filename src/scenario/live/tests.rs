@@ -151,7 +151,7 @@ fn time_passes_without_the_pauses() {
     let before = lab.elapsed_ms();
     assert!((60..2_000).contains(&before), "{before}");
     // The fake says that it stood still for five seconds, longer than it has lived.
-    lab.freeze("a", None).unwrap();
+    lab.freeze("a", &CaptureRequest::default()).unwrap();
     assert_eq!(lab.elapsed_ms(), 0);
 }
 
@@ -163,8 +163,9 @@ fn a_tag_that_is_used_again_gets_a_number_and_a_note() {
     bench.lab.parts.recorder =
         Recorder::with_sink(move |record| seen.lock().unwrap().push(record.clone()));
     let lab = bench.lab;
-    let tags: Vec<String> =
-        (0..3).map(|_| lab.freeze("end", None).unwrap().tag().to_string()).collect();
+    let tags: Vec<String> = (0..3)
+        .map(|_| lab.freeze("end", &CaptureRequest::default()).unwrap().tag().to_string())
+        .collect();
     assert_eq!(tags, ["end", "end#2", "end#3"]);
     assert!(lab.snapshot("end#2").is_some() && lab.snapshot("end#4").is_none());
     let notes = format!("{:?}", notes.lock().unwrap());
@@ -176,9 +177,11 @@ fn snapshots_are_bounded_in_number_and_in_bytes() {
     for (bytes, most) in [(1 << 30, 2), (0, MOST_SNAPSHOTS)] {
         let Bench { lab, fake, .. } = bench(ExpectExit::None);
         fake.snapshot_bytes.store(bytes, Ordering::Relaxed);
-        let taken = (0..=most).take_while(|i| lab.freeze(&i.to_string(), None).is_ok()).count();
+        let taken = (0..=most)
+            .take_while(|i| lab.freeze(&i.to_string(), &CaptureRequest::default()).is_ok())
+            .count();
         assert_eq!(taken, most);
-        let error = lab.freeze("more", None).unwrap_err();
+        let error = lab.freeze("more", &CaptureRequest::default()).unwrap_err();
         assert!(error.is_catchable(), "{error:?}");
         let says = format!("{most} snapshots hold {} MiB already", (bytes * most as u64) >> 20);
         assert!(error.to_string().starts_with(&says), "{error}");
@@ -188,10 +191,12 @@ fn snapshots_are_bounded_in_number_and_in_bytes() {
 #[test]
 fn a_map_that_is_not_there_can_be_caught() {
     let bench = bench(ExpectExit::None);
-    let error = bench.lab.freeze("a", Some(&["fifo.bsss".to_string()])).unwrap_err();
+    let maps = Some(vec!["fifo.bsss".to_string()]);
+    let maps = CaptureRequest { maps, ..CaptureRequest::default() };
+    let error = bench.lab.freeze("a", &maps).unwrap_err();
     assert!(error.is_catchable(), "{error:?}");
     assert!(matches!(error, LabError::Snapshot(e) if e.kind() == "MapNotFound"));
-    bench.lab.freeze("a", None).expect("the machine is well");
+    bench.lab.freeze("a", &CaptureRequest::default()).expect("the machine is well");
 }
 
 #[test]
@@ -260,7 +265,7 @@ fn a_dead_machine_is_an_error_and_a_fault_only_when_it_is_the_engines() {
     for (kind, is_fault) in [(fault, true), (panicked, false)] {
         let bench = bench(ExpectExit::None);
         bench.fake.dies(kind.clone());
-        let error = bench.lab.freeze("x", None).unwrap_err();
+        let error = bench.lab.freeze("x", &CaptureRequest::default()).unwrap_err();
         assert_eq!(error, LabError::Machine(format!("the machine ended: {kind}")));
         let (logs, fault) = bench.lab.finish();
         assert_eq!(fault.is_some(), is_fault);

@@ -2,7 +2,7 @@
 
 use rhai::{Array, Blob, Dynamic, INT, Map};
 
-use crate::script::fault::{Fault, Native};
+use crate::script::fault::Native;
 use crate::script::register::Package;
 use crate::script::values::{U64, operators};
 use crate::snapshot::Field;
@@ -89,10 +89,9 @@ fn reading(pkg: &mut Package<'_>) {
     )
     .func(
         "as_ptr(self: SnapshotField, type: string) -> SnapshotField",
-        "What the address points to. Not available yet.",
-        |_: Field, _: &str| -> Native<Dynamic> {
-            Err(Fault::not_yet("following pointers with as_ptr(..)").into())
-        },
+        "What the address points to, read as a type of the kernel's in C's words: `\"struct \
+         task_struct\"`. It has to be something that was copied, such as a task.",
+        |f: Field, ty: &str| native(f.as_ptr(ty)),
     )
     .func(
         "raw(self: SnapshotField) -> blob",

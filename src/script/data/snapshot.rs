@@ -10,7 +10,7 @@ use crate::script::options::Options;
 use crate::script::register::Package;
 use crate::script::values::{from_scalar, incomparable};
 use crate::script::vm::thrown;
-use crate::snapshot::{Change, Snapshot, Value};
+use crate::snapshot::{Change, Snapshot, SnapshotResult, Value};
 
 use super::native;
 
@@ -22,6 +22,7 @@ pub(super) fn register(pkg: &mut Package<'_>) {
     contents(pkg);
     store(pkg);
     diff(pkg);
+    kernel(pkg);
     later(pkg);
     incomparable::<Snap>(pkg, "Snapshot");
 }
@@ -72,7 +73,7 @@ fn about(pkg: &mut Package<'_>) {
     )
     .func(
         "torn(self: Snapshot) -> array",
-        "Why the list of maps may be half-changed, usually nothing.",
+        "Why the lists of maps or tasks may be half-changed, usually nothing.",
         |s: Snap| -> Array { s.torn().iter().map(|why| why.clone().into()).collect() },
     )
     .func("to_string(self: Snapshot) -> string", "Tag, time and phase.", |s: Snap| s.headline())
@@ -168,6 +169,65 @@ fn changes(old: &Snap, new: &Snap, addresses: bool) -> Native<Array> {
     Ok(diff.changes.into_iter().map(change).collect())
 }
 
+/// The kernel's own state.
+fn kernel(pkg: &mut Package<'_>) {
+    fn all<T: Clone + Send + Sync + 'static>(things: SnapshotResult<Vec<T>>) -> Native<Array> {
+        Ok(native(things)?.into_iter().map(Dynamic::from).collect())
+    }
+    pkg.func(
+        "cpus(self: Snapshot) -> array",
+        "Every CPU that there can be, each a `SnapshotCpu`.",
+        |s: Snap| all(s.cpus()),
+    )
+    .func(
+        "cpu(self: Snapshot, n: int) -> SnapshotCpu",
+        "One CPU. Throws `PerCpuSlot` for one that is not there.",
+        |s: Snap, n: INT| native(s.cpu(n)),
+    )
+    .func(
+        "tasks(self: Snapshot) -> array",
+        "Every task but the CPUs' idle ones, each a `SnapshotTask`, by number. Throws \
+         `MapRenderIncomplete` when not all could be copied.",
+        |s: Snap| all(s.tasks()),
+    )
+    .func(
+        "task(self: Snapshot, tid: int) -> SnapshotTask",
+        "The task of that number: a thread's, which for a process's first is its pid. Throws \
+         `NoMatch` with the nearest numbers.",
+        |s: Snap, tid: INT| native(s.task(tid)),
+    )
+    .func(
+        "dsqs(self: Snapshot) -> array",
+        "Every dispatch queue, each a `SnapshotDsq`.",
+        |s: Snap| all(s.dsqs()),
+    )
+    .func(
+        "dsq(self: Snapshot, name: any) -> SnapshotDsq",
+        "The dispatch queue of that name: `\"global\"`, `\"local:3\"`, `\"bypass:3\"`, or the \
+         number that the scheduler gave it. Throws `NoMatch` with the nearest names.",
+        |s: Snap, name: Dynamic| native(s.dsq(&name.to_string())),
+    )
+    .func(
+        "sched(self: Snapshot) -> SnapshotSched",
+        "The state of sched_ext and the scheduler at its root. Throws `NoActiveScheduler` on a \
+         kernel without sched_ext.",
+        |s: Snap| native(s.sched()),
+    )
+    .func(
+        "kernel(self: Snapshot, symbol: string) -> SnapshotField",
+        "A variable of the kernel that the freeze was asked for: `t.freeze(\"tag\", #{ kernel: \
+         [\"jiffies_64\"] })`. The kernel tells the types of per-CPU ones only, which \
+         `cpu(n).kernel(..)` reads; others are bytes.",
+        |s: Snap, symbol: &str| native(s.kernel(symbol, None)),
+    )
+    .func(
+        "kernel(self: Snapshot, symbol: string, type: string) -> SnapshotField",
+        "The same, read as a type of the kernel's in C's words: `\"u64\"`, `\"struct rq\"`, \
+         `\"struct scx_sched *\"`.",
+        |s: Snap, symbol: &str, ty: &str| native(s.kernel(symbol, Some(ty))),
+    );
+}
+
 /// What a later version answers: refused by name, so that nobody looks for a typo.
 fn later(pkg: &mut Package<'_>) {
     let refuse = |what: &'static str| -> Native<Dynamic> {
@@ -180,10 +240,6 @@ fn later(pkg: &mut Package<'_>) {
     );
     for (signature, doc) in [
         ("active(self: Snapshot) -> any", "The root scheduler."),
-        ("cpus(self: Snapshot) -> array", "Every CPU's runqueue and times."),
-        ("dsqs(self: Snapshot) -> array", "Every dispatch queue."),
-        ("tasks(self: Snapshot) -> array", "Every task."),
-        ("sched(self: Snapshot) -> any", "The state of sched_ext."),
         ("scheds(self: Snapshot) -> array", "The tree of attached schedulers."),
         ("progs(self: Snapshot) -> array", "The BPF programs."),
     ] {
@@ -193,20 +249,11 @@ fn later(pkg: &mut Package<'_>) {
     for (signature, doc) in [
         ("live_global(self: Snapshot, name: any) -> any", "A global of the live scheduler."),
         ("live_globals(self: Snapshot, names: any) -> any", "Globals of the live scheduler."),
-        ("cpu(self: Snapshot, n: any) -> any", "One CPU's runqueue and times."),
-        ("dsq(self: Snapshot, id: any) -> any", "One dispatch queue."),
-        ("task(self: Snapshot, tid: any) -> any", "One task."),
         ("sched(self: Snapshot, path: any) -> any", "The scheduler of a cgroup."),
-        ("kernel(self: Snapshot, symbol: any) -> any", "A variable of the kernel."),
     ] {
         let name = refused(signature);
         pkg.func(signature, &not_yet(doc), move |_: Snap, _: Dynamic| refuse(name));
     }
-    pkg.func(
-        "kernel(self: Snapshot, symbol: any, type: any) -> any",
-        &not_yet("A variable of the kernel, read as a type."),
-        move |_: Snap, _: Dynamic, _: Dynamic| refuse("kernel"),
-    );
 }
 
 fn not_yet(doc: &str) -> String {

@@ -9,7 +9,7 @@ use crate::script::data::{error_of, lend, origin_of};
 use crate::script::fault::Fault;
 use crate::script::register::Package;
 use crate::script::values::{pretty, render};
-use crate::snapshot::testing::{meta, sample};
+use crate::snapshot::testing::{made_up, meta, sample};
 use crate::snapshot::{Snapshot, SnapshotError};
 
 static ENGINE: LazyLock<Engine> = LazyLock::new(engine);
@@ -202,7 +202,10 @@ fn members_are_reached_by_dots_and_brackets() {
             "\"next\" is a pointer, and following pointers is not available yet: \"ctx\" (asked \
              for \"next.ctx\") lies in memory that was not captured; .as_u64() gives the address",
         ),
-        ("e.next.as_ptr(\"struct x\")", "following pointers with as_ptr(..) is not available yet"),
+        (
+            "e.next.as_ptr(\"struct x\")",
+            "the kernel's state could not be read: it was not copied with this snapshot",
+        ),
         ("e.fifos[3]", "\"task_ctx: fifos\" has no index 3: it has 3, from 0 to 2"),
         ("e.fifos[-1]", "\"task_ctx: fifos\" has no index -1: it has 3, from 0 to 2"),
         ("e.ctx[0]", "\"ctx\" has no member \"[0]\" (asked for \"ctx[0]\"); it has weight, vtime"),
@@ -524,14 +527,8 @@ fn a_placeholder_is_told_from_a_typo() {
 #[test]
 fn later_members_are_refused_by_name() {
     throws(&[
-        ("snap.tasks()", "snapshot.tasks(..) is not available yet"),
-        ("snap.cpus()", "snapshot.cpus(..) is not available yet"),
-        ("snap.cpu(0)", "snapshot.cpu(..) is not available yet"),
-        ("snap.dsq(\"global\")", "snapshot.dsq(..) is not available yet"),
         ("snap.live_global(\"x\")", "snapshot.live_global(..) is not available yet"),
-        ("snap.kernel(\"jiffies\", \"u64\")", "snapshot.kernel(..) is not available yet"),
         ("snap.stats", "snapshot.stats is not available yet"),
-        ("snap.sched()", "snapshot.sched(..) is not available yet"),
     ]);
 }
 
@@ -658,4 +655,164 @@ fn a_diff_is_a_list_of_changes() {
         "\"adresses\" is no option of diff(..); did you mean \"addresses\"? \
          Options are: addresses",
     )]);
+}
+
+/// What a script says about the made-up machine of `introspect/sched/testing.rs`.
+fn of_machine(script: &str) -> Result<String, String> {
+    run(script, made_up(true)).map(|value| render(&value)).map_err(|e| told(*e))
+}
+
+#[test]
+fn tasks_are_read_by_number() {
+    for (script, want) in [
+        ("snap.tasks().map(|t| t.tid)", "[1, 40, 41, 42, 50]"),
+        ("let t = snap.task(50); [t.tid, t.tgid, t.comm]", "[50, 50, \"spin\"]"),
+        (
+            "let t = snap.task(42); [t.tid, t.tgid, t.cgroup, t.cgroup_id]",
+            "[42, 40, \"/lab/hot\", 300]",
+        ),
+        (
+            "let t = snap.task(50); [t.policy, t.class, t.prio, t.nice]",
+            "[\"ext\", \"ext\", 120, 5]",
+        ),
+        (
+            "let t = snap.task(50); [t.state, t.runnable, t.on_cpu, t.cpu]",
+            "[\"running\", true, true, 0]",
+        ),
+        ("let t = snap.task(40); [t.state, t.runnable, t.on_cpu]", "[\"sleeping\", false, false]"),
+        ("[snap.task(50).cpus_allowed, snap.task(40).cpus_allowed]", "[\"0\", \"0-1\"]"),
+        (
+            "let t = snap.task(41); [t.weight, t.slice, t.dsq_vtime, t.dsq.name]",
+            "[141, 0, 0, \"7\"]",
+        ),
+        ("snap.task(50).dsq", "()"),
+        ("snap.task(42).group_leader.kind()", "\"pointer\""),
+        ("snap.task(42)[\"group_leader.comm\"]", "\"worker\""),
+        ("snap.task(42).get(\"group_leader.group_leader.pid\").as_u64()", "40"),
+        ("snap.task(41)[\"scx.dsq.nr\"]", "2"),
+        ("snap.task(41).get(\"scx.dsq\").as_ptr(\"struct scx_dispatch_q\").nr", "2"),
+        ("snap.task(41).scx.weight", "141"),
+        ("`${snap.task(50)}`", "\"task 50 (spin): running, policy ext, CPU 0\""),
+        (
+            "snap.task(50).get(\"prio\").origin().text",
+            "\"task 50 prio of snapshot \\\"end\\\" at 4.012 s\"",
+        ),
+        ("snap.tasks().filter(|t| t.cgroup == \"/lab/hot\" && t.runnable).len", "3"),
+    ] {
+        assert_eq!(of_machine(script).as_deref(), Ok(want), "{script}");
+    }
+}
+
+#[test]
+fn cpus_queues_and_the_scheduler_are_read() {
+    for (script, want) in [
+        ("snap.cpus().map(|c| c.n)", "[0, 1]"),
+        (
+            "let c = snap.cpu(0); [c.nr_running, c.clock, c.is_idle, c.curr.tid]",
+            "[2, 1000, false, 50]",
+        ),
+        ("let c = snap.cpu(1); [c.nr_running, c.is_idle, c.curr.comm]", "[1, true, \"swapper/1\"]"),
+        ("snap.cpu(0).cpustat", "#{idle: 300, user: 700}"),
+        ("snap.cpu(1).cpustat.idle == u64(\"0xffffffffffffffff\")", "true"),
+        ("snap.cpu(0)[\"curr.comm\"]", "\"spin\""),
+        ("snap.cpu(0).dsq.tasks().map(|t| t.tid)", "[1]"),
+        ("snap.cpu(0).torn()", "[]"),
+        (
+            "snap.dsqs().map(|d| d.name)",
+            "[\"local:0\", \"local:1\", \"bypass:0\", \"bypass:1\", \"global\", \"7\"]",
+        ),
+        ("snap.dsq(7).tasks().map(|t| t.tid)", "[41, 42]"),
+        ("snap.dsq(\"0x7\").nr", "2"),
+        ("let n = []; for t in snap.dsq(7) { n.push(t[\"scx.dsq_seq\"]); } n", "[1, 2]"),
+        (
+            "let d = snap.dsq(\"local:1\"); [d.cpu, d.nr, d.id.hex()]",
+            "[1, 0, \"0x8000000000000002\"]",
+        ),
+        ("snap.dsq(\"global\").cpu", "()"),
+        ("`${snap.dsq(7)}`", "\"dsq 7: 2 tasks [41, 42]\""),
+        (
+            "let s = snap.sched(); [s.state, s.ops, s.bypass_depth, s.is_attached]",
+            "[\"enabled\", \"made\", 0, true]",
+        ),
+        ("snap.sched().counters()", "#{SCX_EV_BYPASS: 30, SCX_EV_FALLBACK: 3}"),
+        ("snap.sched().counters(1).SCX_EV_FALLBACK", "2"),
+        ("snap.kernel(\"jiffies_64\", \"u64\")", "4294892296"),
+        ("snap.kernel(\"jiffies_64\").raw().len", "16"),
+        ("snap.kernel(\"scx_root\", \"struct scx_sched *\")[\"ops.name\"]", "\"made\""),
+        ("type_of(snap.sched()) + type_of(snap.cpu(0))", "\"SnapshotSchedSnapshotCpu\""),
+    ] {
+        assert_eq!(of_machine(script).as_deref(), Ok(want), "{script}");
+    }
+}
+
+#[test]
+fn what_the_kernel_does_not_have_is_told_with_what_it_has() {
+    for (script, want) in [
+        (
+            "snap.task(43)",
+            "task(43) found nothing in \"tasks\", which has 5 entries; keys there: 42, 41, 40, ..",
+        ),
+        ("snap.cpu(2)", "\"cpus\" has no CPU 2: the machine has 2, from 0 to 1"),
+        (
+            "snap.dsq(\"locl:1\")",
+            "dsq(\"locl:1\") found nothing in \"dsqs\", which has 6 entries; keys there: local:1, \
+             local:0, bypass:1, ..",
+        ),
+        ("snap.sched().counters(5)", "\"cpus\" has no CPU 5: the machine has 2, from 0 to 1"),
+        (
+            "snap.task(1).nr_switchs",
+            "the value has no member \"nr_switchs\"; it has __state, prio, policy, tasks, signal, scx, \
+             exit_state, on_rq, on_cpu, pid, tgid, cpu, cgroups, static_prio, thread_node, \
+             sched_class and 3 more",
+        ),
+        (
+            "snap.task(1).get(\"scx.wieght\")",
+            "\"scx\" has no member \"wieght\" (asked for \"scx.wieght\"); did you mean \"scx.weight\"? \
+             (it has weight, dsq_list, dsq, dsq_seq, slice, dsq_vtime)",
+        ),
+        (
+            "snap.task(50).get(\"scx.dsq.nr\")",
+            "\"scx.dsq\": expected a pointer that leads somewhere, found NULL",
+        ),
+        (
+            "snap.task(50).get(\"group_leader\").as_ptr(\"struct tsk_struct\")",
+            "\"group_leader\": expected a type of this kernel as C spells it, like \"u64\" or \
+             \"struct rq\", found \"struct tsk_struct\" (did you mean \"struct task_struct\"?)",
+        ),
+        (
+            "snap.kernel(\"jifies_64\")",
+            "kernel variable jifies_64 could not be read: it was not copied (did you mean \
+             \"jiffies_64\"?); name it, as in t.freeze(\"tag\", #{ kernel: [\"jifies_64\"] })",
+        ),
+        (
+            "snap.kernel(\"jiffies_64\") + 1",
+            "kernel variable jiffies_64 could not be read: the kernel's BTF does not tell its type, \
+             only bytes are known: give the type, as in kernel(\"jiffies_64\", \"u64\"), or read \
+             them with .raw()",
+        ),
+    ] {
+        assert_eq!(of_machine(script), Err(want.to_owned()), "{script}");
+    }
+    let deep = format!("snap.task(42).get(\"{}pid\")", "group_leader.".repeat(17));
+    assert_eq!(
+        of_machine(&deep),
+        Err(format!(
+            "\"{}\": expected at most 16 pointers in a path, found one more: ask the last field \
+             for the rest",
+            ["group_leader"; 17].join(".").get(..80).unwrap_or_default().to_owned() + ".."
+        ))
+    );
+    let addressed = of_machine("snap.task(1).get(\"signal\").as_ptr(\"struct signal_struct\")");
+    let text = addressed.unwrap_err();
+    assert!(text.starts_with("the struct signal_struct at 0xffff8880"), "{text}");
+    assert!(text.ends_with("and what its option `kernel` names"), "{text}");
+    let old = |script: &str| run(script, made_up(false)).map_err(|e| told(*e)).unwrap_err();
+    assert_eq!(
+        old("snap.sched()"),
+        "no scheduler was running: this kernel was built without sched_ext (CONFIG_SCHED_CLASS_EXT)"
+    );
+    assert_eq!(
+        eval("snap.tasks()"),
+        Err("the kernel's state could not be read: it was not copied with this snapshot".to_owned())
+    );
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::fifo;
 use crate::scenario::lab::*;
 use crate::scenario::{ScenarioDecl, SchedulerExit};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{CaptureRequest, Snapshot};
 use crate::vm::topology::Topology;
 
 pub(crate) struct FakeLab {
@@ -97,9 +97,17 @@ impl LabOps for FakeLab {
         self.elapsed.load(Ordering::Relaxed)
     }
 
-    fn freeze(&self, tag: &str, maps: Option<&[String]>) -> LabResult<Arc<Snapshot>> {
+    fn freeze(&self, tag: &str, request: &CaptureRequest) -> LabResult<Arc<Snapshot>> {
         let mut all = self.snapshots.lock().unwrap();
-        self.ask(format!("freeze {tag} {}", maps.map_or("all".into(), |m| m.join("+"))));
+        let maps = request.maps.as_ref().map_or("all".into(), |m| m.join("+"));
+        let mut asked = format!("freeze {tag} {maps}");
+        if !request.kernel.is_empty() {
+            asked.push_str(&format!(" kernel {}", request.kernel.join("+")));
+        }
+        if !request.sched {
+            asked.push_str(" without sched");
+        }
+        self.ask(asked);
         let pids: Vec<u32> = self.workers.lock().unwrap().iter().map(|(pid, _)| *pid).collect();
         let snapshot = match self.fifo {
             false => fifo::nothing(tag),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rhai::{Array, Dynamic, Map};
 
-use crate::snapshot::{Entry, EnumValue, Field, Snapshot, SnapshotError};
+use crate::snapshot::{Cpu, Dsq, Entry, EnumValue, Field, Sched, Snapshot, SnapshotError, Task};
 
 use crate::vm::topology::Topology;
 
@@ -51,6 +51,10 @@ fn type_of(value: &Dynamic) -> &'static str {
         .or_else(|| is(value.is::<EnumValue>(), "EnumValue"))
         .or_else(|| is(value.is::<crate::snapshot::Map>(), "SnapshotMap"))
         .or_else(|| is(value.is::<Entry>(), "SnapshotEntry"))
+        .or_else(|| is(value.is::<Task>(), "SnapshotTask"))
+        .or_else(|| is(value.is::<Cpu>(), "SnapshotCpu"))
+        .or_else(|| is(value.is::<Dsq>(), "SnapshotDsq"))
+        .or_else(|| is(value.is::<Sched>(), "SnapshotSched"))
         .or_else(|| is(value.is::<Arc<Snapshot>>(), "Snapshot"))
         .or_else(|| is(value.is::<SnapshotError>(), "SnapshotError"))
         .or_else(|| value.type_name().rsplit("::").next())
@@ -151,10 +155,22 @@ fn single(value: &Dynamic) -> String {
     if let Some(topology) = value.read_lock::<Topology>() {
         return topology.to_string();
     }
+    if let Some(text) = of_the_kernel(value) {
+        return text;
+    }
     match value.is_int() || value.is_bool() {
         true => value.to_string(),
         false => described(value),
     }
+}
+
+/// Something of the kernel's own state on one line.
+fn of_the_kernel(value: &Dynamic) -> Option<String> {
+    let task = || value.read_lock::<Task>().map(|task| task.headline());
+    let cpu = || value.read_lock::<Cpu>().map(|cpu| cpu.headline());
+    let dsq = || value.read_lock::<Dsq>().map(|dsq| dsq.headline());
+    let sched = || value.read_lock::<Sched>().map(|sched| sched.headline());
+    task().or_else(cpu).or_else(dsq).or_else(sched)
 }
 
 /// A value on as many lines as it takes, without a line break at its end.

@@ -93,6 +93,20 @@ fn freeze(freezer: &mut Freezer, request: &CaptureRequest) -> Arc<Snapshot> {
     snapshot
 }
 
+/// The first of many freezes at which so many tasks were runnable: workers take a while to start.
+fn busy(freezer: &mut Freezer, request: &CaptureRequest, runnable: u64) -> Arc<Snapshot> {
+    for _ in 0..200 {
+        let snap = freeze(freezer, request);
+        let cpus = snap.cpus().unwrap_or_else(|e| panic!("{e}"));
+        let count = |cpu: &cryoscope::snapshot::Cpu| cpu.get("nr_running")?.as_u64();
+        let sum: Result<u64, SnapshotError> = cpus.iter().map(count).sum();
+        if sum.unwrap_or_else(|e| panic!("{e}")) >= runnable {
+            return snap;
+        }
+    }
+    panic!("at none of 200 freezes were {runnable} tasks runnable");
+}
+
 fn median(mut all: Vec<u64>) -> u64 {
     all.sort_unstable();
     all[all.len() / 2]
@@ -214,7 +228,7 @@ fn kstate(spec: &str, boot: fn(&cryoscope::kernel::KernelImage) -> Boot) {
     let mut freezer = Freezer::new(guest.take_engine());
     let kernel = ["jiffies_64", "scx_root", "runqueues"].map(str::to_owned).to_vec();
     let request = CaptureRequest { kernel, ..CaptureRequest::default() };
-    let snap = freeze(&mut freezer, &request);
+    let snap = busy(&mut freezer, &request, 4);
     let tasks = snap.tasks().unwrap_or_else(|e| panic!("{e}"));
     assert!(tasks.len() > pids.len() + 20, "{} tasks, kernel threads among them", tasks.len());
     for pid in pids {
@@ -273,7 +287,7 @@ fn a_kernel_without_sched_ext_says_so() {
     let mut guest = Guest::boot(support::elf(&image), "1n1l2c1t", |_| {});
     let pids = start(&guest, work(WorkKind::Spin, 3));
     let mut freezer = Freezer::new(guest.take_engine());
-    let snap = freeze(&mut freezer, &CaptureRequest::default());
+    let snap = busy(&mut freezer, &CaptureRequest::default(), 3);
     for pid in pids {
         let task = snap.task(pid.into()).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(read(&task), said(&guest, pid));

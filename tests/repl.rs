@@ -93,6 +93,18 @@ fn a_script_works_with_a_machine() {
     assert!(said.err.contains("no captured map is called \"task_ctxx\""), "{}", said.err);
     assert!(said.err.contains("--> stdin:14:6"), "{}", said.err);
 
+    let said = given(
+        place.command(&args),
+        "vm.start(#{ work: \"spin\", count: 3 });\nvm.hold(\"200ms\");\nvm.freeze(\"a\");\n:ps\n:dsq\n",
+    );
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(said.out.starts_with("a\nTID  COMMAND  "), "{said:?}");
+    let spinning = said.out.lines().filter(|line| line.contains("  spin  ")).count();
+    assert_eq!(spinning, 3, "{said:?}");
+    // One runs; the others are in the scheduler's queue.
+    assert!(said.out.contains("(spin): running, policy ext, CPU 0\n"), "{said:?}");
+    assert!(said.out.lines().any(|line| line.starts_with("empty: ")), "{said:?}");
+
     // Without anything wrong the exit code is 0; with a check that fails it is 1.
     let said = given(place.command(&["repl", "--topology", "1n1l1c1t"]), "1 + 1\nvm.kernel;\n");
     assert_eq!((said.code, said.out.as_str()), (Some(0), "2\n"), "{said:?}");

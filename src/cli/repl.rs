@@ -14,6 +14,7 @@ mod editor;
 mod interrupt;
 mod session;
 mod show;
+mod tables;
 
 use std::io::Read;
 use std::path::PathBuf;

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::INTERRUPTED;
@@ -11,10 +12,12 @@ use super::commands::{self, Command};
 use super::editor::{Editor, Read};
 use super::interrupt::Interrupts;
 use super::show::Voice;
+use super::tables;
 use crate::cli::{Failure, api};
 use crate::scenario::text::{clean, fit};
 use crate::script::reference;
 use crate::script::repl::{Answer, Interactive, continues, is_whole};
+use crate::snapshot::Snapshot;
 
 const NO_SNAPSHOT: &str = "there is no snapshot yet: vm.freeze(\"a name\") takes one";
 
@@ -163,14 +166,14 @@ impl<'a> Repl<'a> {
                 Err(why) => refuse(&why),
             },
             Ok(Command::Vars) => self.say(&self.vars()),
-            Ok(Command::Ps) => refuse(
-                ":ps is not available yet: snapshots hold BPF maps, not yet the kernel's tasks; \
-                 :maps shows what the scheduler keeps",
-            ),
-            Ok(Command::Dsq) => refuse(
-                ":dsq is not available yet: snapshots hold BPF maps, not yet the kernel's \
-                 dispatch queues",
-            ),
+            Ok(Command::Ps) => match self.newest().and_then(|s| tables::tasks(&s)) {
+                Ok(text) => self.say(&text),
+                Err(why) => refuse(&why),
+            },
+            Ok(Command::Dsq) => match self.newest().and_then(|s| tables::queues(&s)) {
+                Ok(text) => self.say(&text),
+                Err(why) => refuse(&why),
+            },
             Ok(Command::Save(file)) => match self.save(Path::new(file)) {
                 Ok(text) => self.say(&text),
                 Err(why) => refuse(&why),
@@ -178,10 +181,13 @@ impl<'a> Repl<'a> {
         }
     }
 
+    fn newest(&self) -> Result<Arc<Snapshot>, String> {
+        self.interactive.borrow().newest().cloned().ok_or_else(|| NO_SNAPSHOT.to_owned())
+    }
+
     /// Writes the newest snapshot to a file.
     fn save(&self, file: &Path) -> Result<String, String> {
-        let interactive = self.interactive.borrow();
-        let snapshot = interactive.newest().ok_or(NO_SNAPSHOT)?;
+        let snapshot = self.newest()?;
         snapshot.save(file).map_err(|e| e.to_string())?;
         Ok(format!("{} is in {}", snapshot.headline(), file.display()))
     }
@@ -204,10 +210,7 @@ impl<'a> Repl<'a> {
 
     /// The maps of the newest snapshot as a table.
     fn maps(&self) -> Result<String, String> {
-        let interactive = self.interactive.borrow();
-        let Some(snapshot) = interactive.newest() else {
-            return Err(NO_SNAPSHOT.into());
-        };
+        let snapshot = self.newest()?;
         let maps = snapshot.maps().map_err(|e| e.to_string())?;
         let head = ["MAP", "KIND", "ENTRIES", "OF", "KEY", "VALUE"].map(str::to_owned);
         let row = |map: &crate::snapshot::Map| {
@@ -244,7 +247,7 @@ impl Next {
 }
 
 /// Columns as wide as their longest entry; those from `right` on are numbers.
-fn table<const N: usize>(rows: &[[String; N]], right: usize) -> String {
+pub(super) fn table<const N: usize>(rows: &[[String; N]], right: usize) -> String {
     let clean = |cell: &String| clean(cell).replace('\n', " ");
     let width = |column: usize| {
         rows.iter().map(|row| clean(&row[column]).chars().count()).max().unwrap_or(0)
@@ -407,8 +410,8 @@ mod tests {
         assert!(out.contains("Snapshot\n  The machine as it stood"), "{out}");
         for (command, says) in [
             (":maps", "there is no snapshot yet"),
-            (":ps", ":ps is not available yet"),
-            (":dsq", ":dsq is not available yet"),
+            (":ps", "there is no snapshot yet"),
+            (":dsq", "there is no snapshot yet"),
             (":save x.cryo", "there is no snapshot yet"),
             ("vm.freeze(\"a\");\n:save /nowhere/x.cryo", "cannot save the snapshot to /nowhere/x"),
             (":help Snapshott", "did you mean Snapshot?"),

@@ -292,6 +292,11 @@ fn a_snapshot_outlives_its_machine_with_the_same_answers() {
     try { s.global("nr_runing") } catch (e) { print(e.message) }
     let one = s.map("task_ctx").get(2);
     print(`${one} ${one.comm} ${one.value.members()}`);
+    for prog in s.progs() { print(`${prog} ${prog.maps}`); }
+    try { s.progs()[0].run_count } catch (e) { print(e.message) }
+    expect(s.progs().map(|p| p.name)).contains("fifo_select_cpu");
+    expect(s.progs().filter(|p| p.name == "fifo_init_task")[0].maps).contains("task_times");
+    for task in s.tasks() { print(task); }
     expect(s.tag).eq("end");
 }"#,
     );

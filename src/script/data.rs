@@ -13,6 +13,7 @@ mod field;
 mod lend;
 mod map;
 mod origin;
+mod prog;
 mod sched;
 mod snapshot;
 mod task;
@@ -42,6 +43,7 @@ pub(crate) fn register(pkg: &mut Package<'_>) {
     cpu::register(pkg);
     task::register(pkg);
     dsq::register(pkg);
+    prog::register(pkg);
     sched::register(pkg);
     error::register(pkg);
 }

@@ -14,15 +14,15 @@ use std::time::{Duration, Instant};
 use crate::btf::Btf;
 use crate::introspect::{
     self, Budget, CpuAt, Dsq, DsqKind, IntrospectError, Kernel, MapContents, MapData, MapInfo,
-    MapList, RawMap, RawSched, SchedRequest, ScxSched, TaskAt, Where,
+    MapList, ProgInfo, ProgList, RawMap, RawSched, SchedRequest, ScxSched, TaskAt, Where,
 };
 use crate::mem::GuestMem;
 
 use super::contents::{CapturedMap, Contents, MapAttrs};
 use super::error::SnapshotError;
 use super::{
-    CpuState, DsqState, Extents, KernelState, Meta, Places, SchedState, ScxState, Snapshot,
-    TaskState, Variable,
+    CpuState, DsqState, Extents, KernelState, Meta, Places, ProgState, SchedState, ScxState,
+    Snapshot, TaskState, Variable,
 };
 use crate::words::nearest_first;
 
@@ -115,6 +115,10 @@ impl Capturer {
         let wanted: Vec<MapInfo> =
             order(&maps, request).into_iter().map(|i| maps[i].clone()).collect();
         let mut budget = Budget::new(request.bytes, request.time);
+        if request.sched {
+            // Reads the types of their objects; what is wrong is told by the capture.
+            let _ = self.kernel.progs();
+        }
         let practice = self.kernel.copy_sched(request.of_kernel(), &mut budget);
         self.kernel.recycle_sched(practice);
         self.kernel.rehearse(&wanted, budget);
@@ -149,6 +153,7 @@ impl Capturer {
         let mut budget = Budget::new(request.bytes, request.time);
         // First, because it is small: a huge map must not use up what is granted to all.
         let sched = self.kernel.copy_sched(request.of_kernel(), &mut budget);
+        let progs = request.sched.then(|| self.kernel.progs());
         let MapList { maps, torn } = self.kernel.maps()?;
         let mut raw: Vec<Option<RawMap>> = maps.iter().map(|_| None).collect();
         for index in order(&maps, request) {
@@ -156,7 +161,7 @@ impl Capturer {
         }
         let maps = maps.into_iter().zip(raw).collect();
         let kernel = Some((sched, self.kernel.btf().clone(), request.sched));
-        Ok(RawCapture { maps, torn, kernel, took: start.elapsed() })
+        Ok(RawCapture { maps, torn, kernel, progs, took: start.elapsed() })
     }
 }
 
@@ -202,6 +207,7 @@ pub struct RawCapture {
     torn: Option<String>,
     /// What was copied of the kernel, its types, and whether its state was asked for.
     kernel: Option<(RawSched, Arc<Btf>, bool)>,
+    progs: Option<Result<ProgList, IntrospectError>>,
     took: Duration,
 }
 
@@ -239,11 +245,31 @@ impl RawCapture {
         match self.kernel {
             Some((mut raw, btf, asked)) => {
                 torn.extend(raw.tasks_torn.take());
-                Snapshot::with_kernel(meta, maps.collect(), torn, kernel_state(raw, btf, asked))
+                let mut state = kernel_state(raw, btf, asked);
+                (state.progs, state.progs_incomplete) = progs(self.progs);
+                Snapshot::with_kernel(meta, maps.collect(), torn, state)
             }
             None => Snapshot::new(meta, maps.collect(), torn),
         }
     }
+}
+
+/// Programs, and why some may be missing.
+fn progs(list: Option<Result<ProgList, IntrospectError>>) -> (Vec<ProgState>, Option<String>) {
+    let list = match list {
+        Some(Ok(list)) => list,
+        Some(Err(e)) => return (Vec::new(), Some(e.to_string())),
+        None => return (Vec::new(), None),
+    };
+    let prog = |p: ProgInfo| ProgState {
+        id: p.id,
+        name: p.full_name.unwrap_or(p.name),
+        kind: p.kind,
+        maps: p.maps,
+        runs: p.runs.map(|runs| (runs.count, runs.time_ns)),
+        incomplete: p.incomplete,
+    };
+    (list.progs.into_iter().map(prog).collect(), list.incomplete)
 }
 
 /// What was copied of the kernel, as the model has it.
@@ -275,6 +301,8 @@ fn kernel_state(raw: RawSched, btf: Arc<Btf>, asked: bool) -> KernelState {
         }),
         dsqs,
         variables: raw.variables.into_iter().map(variable).collect(),
+        progs: Vec::new(),
+        progs_incomplete: None,
     }
 }
 
@@ -495,6 +523,7 @@ mod tests {
             maps: maps().into_iter().map(|info| (info, None)).collect(),
             torn: Some("map_idr_lock is held".into()),
             kernel: None,
+            progs: None,
             took: Duration::ZERO,
         };
         assert_eq!(raw.bytes(), 0);

@@ -44,8 +44,8 @@ pub use diff::{Change, Diff, Value};
 pub use entry::{Entry, Reduce};
 pub use error::{ExcludedMap, SnapshotError, SnapshotResult};
 pub use kernel::{
-    Cpu, CpuState, Dsq, DsqState, Extents, KernelState, Places, Sched, SchedState, ScxState, Task,
-    TaskState, Variable,
+    Cpu, CpuState, Dsq, DsqState, Extents, KernelState, Places, Prog, ProgState, Sched, SchedState,
+    ScxState, Task, TaskState, Variable,
 };
 pub use key::KeyArg;
 pub use map::Map;

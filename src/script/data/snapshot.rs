@@ -202,6 +202,11 @@ fn kernel(pkg: &mut Package<'_>) {
         |s: Snap| all(s.dsqs()),
     )
     .func(
+        "progs(self: Snapshot) -> array",
+        "The BPF programs, each a `SnapshotProg`.",
+        |s: Snap| all(s.progs()),
+    )
+    .func(
         "dsq(self: Snapshot, name: any) -> SnapshotDsq",
         "The dispatch queue of that name: `\"global\"`, `\"local:3\"`, `\"bypass:3\"`, or the \
          number that the scheduler gave it. Throws `NoMatch` with the nearest names.",
@@ -241,7 +246,6 @@ fn later(pkg: &mut Package<'_>) {
     for (signature, doc) in [
         ("active(self: Snapshot) -> any", "The root scheduler."),
         ("scheds(self: Snapshot) -> array", "The tree of attached schedulers."),
-        ("progs(self: Snapshot) -> array", "The BPF programs."),
     ] {
         let name = refused(signature);
         pkg.func(signature, &not_yet(doc), move |_: Snap| refuse(name));

@@ -15,6 +15,7 @@
 mod cpu;
 mod dsq;
 mod place;
+mod prog;
 mod sched;
 mod task;
 mod vars;
@@ -32,6 +33,7 @@ use super::error::{SnapshotError, SnapshotResult};
 pub use cpu::Cpu;
 pub use dsq::Dsq;
 pub(crate) use place::Place;
+pub use prog::{Prog, ProgState};
 pub use sched::Sched;
 pub use task::Task;
 pub(crate) use vars::at_address;
@@ -113,6 +115,12 @@ pub struct KernelState {
     pub dsqs: Vec<DsqState>,
     /// Variables that were asked for, by name.
     pub variables: BTreeMap<String, Variable>,
+    /// BPF programs.
+    #[serde(default)]
+    pub progs: Vec<ProgState>,
+    /// Why programs may be missing.
+    #[serde(default)]
+    pub progs_incomplete: Option<String>,
 }
 
 impl KernelState {
@@ -135,6 +143,8 @@ impl KernelState {
             scx: self.scx.clone(),
             dsqs: self.dsqs.clone(),
             variables: self.variables.clone(),
+            progs: self.progs.clone(),
+            progs_incomplete: self.progs_incomplete.clone(),
         }
     }
 

@@ -232,7 +232,8 @@ fn progs(spec: &str, boot: fn(&cryoscope::kernel::KernelImage) -> Boot, counting
         other => panic!("{other:?}"),
     };
     let before = ask();
-    let read = kernel.progs().expect("the list of programs");
+    let mut budget = Budget::new(1 << 20, std::time::Duration::from_secs(60));
+    let read = kernel.progs(&mut budget).expect("the list of programs");
     let after = ask();
     assert_eq!((read.counts_runs, read.incomplete), (counting, None));
     let ids = |progs: &[Prog]| progs.iter().map(|p| p.id).collect::<Vec<_>>();

@@ -70,33 +70,59 @@ pub(crate) fn progs() -> Result<Answer, Refusal> {
     Ok(Answer::Progs(progs))
 }
 
+/// The descriptor that a call of libbpf gave, or its error.
+///
+/// # Safety
+/// A descriptor must be new and owned by nobody else.
+#[allow(unsafe_code)]
+unsafe fn owned(fd: i32) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: the caller vouches for it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// What the kernel says of the object behind `fd`; `info` may ask for more.
+///
+/// # Safety
+/// `T` is the kernel's struct for objects of that kind, and what `info` points at is as large as
+/// it says.
+#[allow(unsafe_code)]
+unsafe fn describe<T>(fd: &OwnedFd, mut info: T) -> io::Result<T> {
+    let mut len = mem::size_of_val(&info) as u32;
+    let at = (&raw mut info).cast();
+    // SAFETY: `info` outlives the call and `len` says how large it is; the caller vouches for the
+    // rest.
+    let result = unsafe { libbpf_sys::bpf_obj_get_info_by_fd(fd.as_raw_fd(), at, &raw mut len) };
+    if result != 0 {
+        return Err(io::Error::from_raw_os_error(-result));
+    }
+    Ok(info)
+}
+
+/// The text in an array that a NUL ends.
+fn text_of(chars: &[std::ffi::c_char]) -> String {
+    let bytes: Vec<u8> = chars.iter().map(|c| *c as u8).take_while(|c| *c != 0).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 fn prog(id: u32) -> io::Result<Prog> {
     let mut maps = [0u32; 64];
-    // SAFETY: a descriptor that the first call gives is new and owned by nobody else. All zeroes
-    // is a valid `bpf_prog_info`, `len` says how large it is, and `maps` outlives the call that
-    // writes at most as many ids there as `nr_map_ids` allows.
+    // SAFETY: takes a number; a descriptor that it gives is new and owned by nobody else. All
+    // zeroes is a valid `bpf_prog_info`, and `maps` outlives the call that writes at most as many
+    // ids there as `nr_map_ids` allows.
     #[allow(unsafe_code)]
     let info = unsafe {
-        let fd = libbpf_sys::bpf_prog_get_fd_by_id(id);
-        if fd < 0 {
-            return Err(io::Error::from_raw_os_error(-fd));
-        }
-        let fd = OwnedFd::from_raw_fd(fd);
+        let fd = owned(libbpf_sys::bpf_prog_get_fd_by_id(id))?;
         let mut info: libbpf_sys::bpf_prog_info = mem::zeroed();
         info.nr_map_ids = maps.len() as u32;
         info.map_ids = maps.as_mut_ptr() as u64;
-        let mut len = mem::size_of_val(&info) as u32;
-        let at = (&raw mut info).cast();
-        let result = libbpf_sys::bpf_obj_get_info_by_fd(fd.as_raw_fd(), at, &raw mut len);
-        if result != 0 {
-            return Err(io::Error::from_raw_os_error(-result));
-        }
-        info
+        describe(&fd, info)?
     };
-    let name: Vec<u8> = info.name.iter().map(|c| *c as u8).take_while(|c| *c != 0).collect();
     Ok(Prog {
         id,
-        name: String::from_utf8_lossy(&name).into_owned(),
+        name: text_of(&info.name),
         kind: info.type_,
         maps: maps[..maps.len().min(info.nr_map_ids as usize)].to_vec(),
         run_count: info.run_cnt,
@@ -105,31 +131,17 @@ fn prog(id: u32) -> io::Result<Prog> {
 }
 
 fn open(id: u32) -> io::Result<(HeldMap, OwnedFd)> {
-    // SAFETY: takes a number; a descriptor that it gives is new and owned by nobody else.
+    // SAFETY: takes a number; a descriptor that it gives is new and owned by nobody else. All
+    // zeroes is a valid `bpf_map_info`, which has no pointers.
     #[allow(unsafe_code)]
-    let fd = unsafe {
-        let fd = libbpf_sys::bpf_map_get_fd_by_id(id);
-        if fd < 0 {
-            return Err(io::Error::from_raw_os_error(-fd));
-        }
-        OwnedFd::from_raw_fd(fd)
+    let (fd, info) = unsafe {
+        let fd = owned(libbpf_sys::bpf_map_get_fd_by_id(id))?;
+        let info = describe(&fd, mem::zeroed::<libbpf_sys::bpf_map_info>())?;
+        (fd, info)
     };
-    // SAFETY: all zeroes is a valid `bpf_map_info`, and `len` says how large it is.
-    #[allow(unsafe_code)]
-    let info = unsafe {
-        let mut info: libbpf_sys::bpf_map_info = mem::zeroed();
-        let mut len = mem::size_of_val(&info) as u32;
-        let at = (&raw mut info).cast();
-        let result = libbpf_sys::bpf_obj_get_info_by_fd(fd.as_raw_fd(), at, &raw mut len);
-        if result != 0 {
-            return Err(io::Error::from_raw_os_error(-result));
-        }
-        info
-    };
-    let name: Vec<u8> = info.name.iter().map(|c| *c as u8).take_while(|c| *c != 0).collect();
     let held = HeldMap {
         id,
-        name: String::from_utf8_lossy(&name).into_owned(),
+        name: text_of(&info.name),
         kind: info.type_,
         key_size: info.key_size,
         value_size: info.value_size,

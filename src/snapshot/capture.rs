@@ -117,7 +117,7 @@ impl Capturer {
         let mut budget = Budget::new(request.bytes, request.time);
         if request.sched {
             // Reads the types of their objects; what is wrong is told by the capture.
-            let _ = self.kernel.progs();
+            let _ = self.kernel.progs(&mut budget);
         }
         let practice = self.kernel.copy_sched(request.of_kernel(), &mut budget);
         self.kernel.recycle_sched(practice);
@@ -153,7 +153,7 @@ impl Capturer {
         let mut budget = Budget::new(request.bytes, request.time);
         // First, because it is small: a huge map must not use up what is granted to all.
         let sched = self.kernel.copy_sched(request.of_kernel(), &mut budget);
-        let progs = request.sched.then(|| self.kernel.progs());
+        let progs = request.sched.then(|| self.kernel.progs(&mut budget));
         let MapList { maps, torn } = self.kernel.maps()?;
         let mut raw: Vec<Option<RawMap>> = maps.iter().map(|_| None).collect();
         for index in order(&maps, request) {

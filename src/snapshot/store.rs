@@ -362,7 +362,10 @@ impl Blobs {
             if let Some(value) = value {
                 any = true;
                 out[row / 8] |= 1 << (row % 8);
-                out.extend(even(Some(&[value]), size)?);
+                if value.len() != size {
+                    return Err(uneven());
+                }
+                out.extend_from_slice(value);
             } else {
                 out.resize(out.len() + size, 0);
             }
@@ -386,8 +389,12 @@ fn sizes(contents: &dyn Contents, attrs: &MapAttrs) -> (usize, usize) {
 fn even(rows: Option<&[&[u8]]>, size: usize) -> io::Result<Vec<u8>> {
     match rows {
         Some(rows) if rows.iter().all(|row| row.len() == size) => Ok(rows.concat()),
-        _ => Err(io::Error::other("a map has entries of different sizes")),
+        _ => Err(uneven()),
     }
+}
+
+fn uneven() -> io::Error {
+    io::Error::other("a map has entries of different sizes")
 }
 
 /// A file that is open.

@@ -10,13 +10,24 @@ const volatile u64 works_ns = 1000 * 1000 * 1000;
 u64 started_at;
 u64 nr_enqueued;
 
-void BPF_STRUCT_OPS(exits_enqueue, struct task_struct *p, u64 enq_flags)
+static void leave_when_due(struct task_struct *p)
 {
 	u64 ran = bpf_ktime_get_ns() - started_at;
 
-	__sync_fetch_and_add(&nr_enqueued, 1);
 	if (ran > works_ns)
 		scx_bpf_error("had enough of pid %d after %llu ms", p->pid, ran / 1000000);
+}
+
+/* A task that is alone just keeps running: it is never put into a queue again. */
+void BPF_STRUCT_OPS(exits_tick, struct task_struct *p)
+{
+	leave_when_due(p);
+}
+
+void BPF_STRUCT_OPS(exits_enqueue, struct task_struct *p, u64 enq_flags)
+{
+	__sync_fetch_and_add(&nr_enqueued, 1);
+	leave_when_due(p);
 	scx_bpf_dsq_insert(p, SCX_DSQ_GLOBAL, SCX_SLICE_DFL, enq_flags);
 }
 
@@ -28,5 +39,6 @@ s32 BPF_STRUCT_OPS(exits_init)
 
 SCX_OPS_DEFINE(exits_ops,
 	.enqueue	= (void *)exits_enqueue,
+	.tick		= (void *)exits_tick,
 	.init		= (void *)exits_init,
 	.name		= "exits");

@@ -34,7 +34,7 @@ fn task(task: &Task) -> [String; 8] {
 
 /// What could not be captured of one task is no reason to show nothing of the others.
 fn or_unknown(text: Result<String, SnapshotError>) -> String {
-    text.map_or_else(|_| "?".to_owned(), |text| clean(&text))
+    text.unwrap_or_else(|_| "?".to_owned())
 }
 
 /// Every dispatch queue that has tasks, with them in order; the others by name.

@@ -183,8 +183,6 @@ pub(crate) struct KindLayouts {
     pub(crate) struct_ops: Result<StructOpsLayout, IntrospectError>,
     storage: Result<StorageLayout, IntrospectError>,
     trie: Result<TrieLayout, IntrospectError>,
-    /// `id` of `struct bpf_prog_aux`.
-    prog_id: Result<At, IntrospectError>,
 }
 
 impl KindLayouts {
@@ -194,7 +192,6 @@ impl KindLayouts {
             struct_ops: StructOpsLayout::new(btf),
             storage: StorageLayout::new(btf),
             trie: TrieLayout::new(btf),
-            prog_id: Finder::new(btf, "struct bpf_prog_aux").and_then(|f| f.number("id")),
         }
     }
 }
@@ -450,12 +447,11 @@ impl Kernel {
 
     fn prog_id(&self, state: &BpfState, prog: Kva) -> Result<u32, String> {
         let layout = state.layouts.prog.as_ref().map_err(text)?;
-        let id = state.layouts.kinds.prog_id.as_ref().map_err(text)?;
         let aux = Kva(self.read_u64(prog.offset(layout.aux.offset as u64)).map_err(text)?);
-        self.read_u32(aux.offset(id.offset as u64)).map_err(text)
+        self.read_u32(aux.offset(layout.id.offset as u64)).map_err(text)
     }
 
-    fn map_id(&self, state: &BpfState, map: Kva) -> Result<u32, IntrospectError> {
+    pub(super) fn map_id(&self, state: &BpfState, map: Kva) -> Result<u32, IntrospectError> {
         Ok(self.read_u32(map.offset(state.layouts.map.id.offset as u64))?)
     }
 

@@ -198,10 +198,11 @@ impl BtfLayout {
 }
 
 /// `struct bpf_prog` and `struct bpf_prog_aux` (include/linux/bpf.h), as far as they lead from
-/// programs to the maps they use.
+/// programs to their ids and the maps they use.
 pub(crate) struct ProgLayout {
     pub(crate) aux: At,
     pub(crate) aux_size: usize,
+    pub(crate) id: At,
     pub(crate) used_map_cnt: At,
     pub(crate) used_maps: At,
     pub(crate) btf: At,
@@ -214,6 +215,7 @@ impl ProgLayout {
         Ok(ProgLayout {
             aux: prog.number("aux")?,
             aux_size: aux.size,
+            id: aux.number("id")?,
             used_map_cnt: aux.number("used_map_cnt")?,
             used_maps: aux.number("used_maps")?,
             btf: aux.number("btf")?,

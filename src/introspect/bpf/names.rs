@@ -16,16 +16,13 @@ use crate::introspect::kernel::Kernel;
 use crate::mem::Kva;
 
 /// Characters of a name that the kernel keeps (`BPF_OBJ_NAME_LEN` less the NUL).
-const KEPT: usize = 15;
+pub(super) const KEPT: usize = 15;
 
 /// Characters of the section's name for which libbpf always leaves room.
 const SECTION_ROOM: usize = 7;
 
 /// Programs that are searched for the maps they use.
 const MAX_PROGS: usize = 16 << 10;
-
-/// More maps than one program can use (`MAX_USED_MAPS`, include/linux/bpf_verifier.h).
-const MAX_USED_MAPS: usize = 256;
 
 /// Names that were found out, by id and address of the map.
 #[derive(Default)]
@@ -213,17 +210,13 @@ fn users(kernel: &Kernel, state: &BpfState) -> HashMap<u64, Kva> {
     let idr = kernel.symbols().get("prog_idr").and_then(|at| kernel.idr(at, MAX_PROGS).ok());
     let progs = idr.map(|walk| walk.items).unwrap_or_default();
     for (_, prog) in progs {
-        let aux = kernel.read_u64(prog.offset(layout.aux.offset as u64));
-        let mut raw = vec![0; layout.aux_size];
-        let Ok(()) = aux.and_then(|aux| kernel.read(Kva(aux), &mut raw)) else { continue };
-        let number = |at: super::layout::At| at.read(&raw).unwrap_or(0);
-        let (btf, maps) = (Kva(number(layout.btf)), Kva(number(layout.used_maps)));
-        let count = (number(layout.used_map_cnt) as usize).min(MAX_USED_MAPS);
-        let mut used = vec![0; count * 8];
-        if !btf.is_null() && kernel.read(maps, &mut used).is_ok() {
-            for map in used.as_chunks().0 {
-                out.entry(u64::from_le_bytes(*map)).or_insert(btf);
-            }
+        let Ok(aux) = kernel.prog_aux(layout, prog) else { continue };
+        let btf = Kva(layout.btf.read(&aux).unwrap_or(0));
+        if btf.is_null() {
+            continue;
+        }
+        for map in kernel.used_maps(layout, &aux).unwrap_or_default() {
+            out.entry(map.0).or_insert(btf);
         }
     }
     out

@@ -1,6 +1,7 @@
 //! The BPF programs of a guest kernel: which there are, what they use, how often they ran.
 
-use super::layout::{At, Finder};
+use super::copy::Budget;
+use super::layout::{At, Finder, ProgLayout};
 use super::{BpfState, btfs::BtfCache, names};
 use crate::btf::{Btf, Kind};
 use crate::introspect::error::IntrospectError;
@@ -9,10 +10,8 @@ use crate::mem::Kva;
 
 /// Programs that are listed at most.
 const MAX_PROGS: usize = 4096;
-/// More than one program can use (`MAX_USED_MAPS`, include/linux/bpf_verifier.h).
+/// More maps than one program can use (`MAX_USED_MAPS`, include/linux/bpf_verifier.h).
 const MAX_USED_MAPS: u64 = 256;
-/// Characters of a name that the kernel keeps (`BPF_OBJ_NAME_LEN` less the NUL).
-const KEPT: usize = 15;
 
 /// A loaded program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,17 +55,12 @@ pub struct ProgList {
     pub incomplete: Option<String>,
 }
 
-/// `struct bpf_prog`, `bpf_prog_aux` and `bpf_prog_stats` (include/linux/bpf.h, linux/filter.h).
+/// What [`ProgLayout`] lacks of `struct bpf_prog` and `bpf_prog_aux`, and `struct bpf_prog_stats`
+/// (include/linux/bpf.h, linux/filter.h).
 pub(crate) struct RunLayout {
     kind: At,
     stats: At,
-    aux: At,
-    aux_size: usize,
-    id: At,
     name: At,
-    used_maps: At,
-    used_map_cnt: At,
-    btf: At,
     func_info: At,
     func_info_cnt: At,
     func_idx: Option<At>,
@@ -85,13 +79,7 @@ impl RunLayout {
         Ok(RunLayout {
             kind: prog.number("type")?,
             stats: prog.number("stats")?,
-            aux: prog.number("aux")?,
-            aux_size: aux.size,
-            id: aux.number("id")?,
             name: aux.at("name")?,
-            used_maps: aux.number("used_maps")?,
-            used_map_cnt: aux.number("used_map_cnt")?,
-            btf: aux.number("btf")?,
             func_info: aux.number("func_info")?,
             func_info_cnt: aux.number("func_info_cnt")?,
             func_idx: aux.number("func_idx").ok(),
@@ -110,20 +98,21 @@ impl Kernel {
     ///
     /// # Errors
     /// The kernel has no BPF, or its list of programs cannot be read at all.
-    pub fn progs(&self) -> Result<ProgList, IntrospectError> {
+    pub fn progs(&self, budget: &mut Budget) -> Result<ProgList, IntrospectError> {
         let state = self.bpf()?;
-        let layout = state.layouts.runs.as_ref().map_err(Clone::clone)?;
+        let prog = state.layouts.prog.as_ref().map_err(Clone::clone)?;
+        let runs = state.layouts.runs.as_ref().map_err(Clone::clone)?;
         let walk = self.idr(self.symbols().address("prog_idr")?, MAX_PROGS)?;
         let counts_runs = self.counts_runs();
         let mut caches = state.caches();
-        let progs = walk
-            .items
-            .into_iter()
-            .map(|(_, at)| self.prog(state, layout, &mut caches.btfs, at, counts_runs));
         let mut out = ProgList { progs: Vec::new(), counts_runs, incomplete: None };
         out.incomplete = walk.error.map(|e| e.to_string());
-        for prog in progs {
-            match prog {
+        for (id, at) in walk.items {
+            if let Err(e) = budget.check_time() {
+                out.incomplete.get_or_insert_with(|| format!("from program {id} on: {e}"));
+                break;
+            }
+            match self.prog(state, (prog, runs), &mut caches.btfs, at, counts_runs) {
                 Ok(prog) => out.progs.push(prog),
                 Err(e) => {
                     out.incomplete.get_or_insert_with(|| e.to_string());
@@ -143,7 +132,7 @@ impl Kernel {
     fn prog(
         &self,
         state: &BpfState,
-        layout: &RunLayout,
+        (layout, more): (&ProgLayout, &RunLayout),
         btfs: &mut BtfCache,
         at: Kva,
         counts_runs: bool,
@@ -153,32 +142,32 @@ impl Kernel {
             self.read(at.offset(member.offset as u64), &mut raw)?;
             Ok::<u64, IntrospectError>(At { offset: 0, ..member }.read(&raw).unwrap_or(0))
         };
-        let mut aux = vec![0; layout.aux_size];
-        self.read(Kva(read(layout.aux)?), &mut aux)?;
+        let aux = self.prog_aux(layout, at)?;
         let number = |member: At| member.read(&aux).unwrap_or(0);
-        let name = aux.get(layout.name.offset..layout.name.offset + layout.name.size);
+        let name = aux.get(more.name.offset..more.name.offset + more.name.size);
         let name = name.unwrap_or_default();
         let name = &name[..name.iter().position(|b| *b == 0).unwrap_or(name.len())];
         let name = String::from_utf8_lossy(name).into_owned();
-        let kind = read(layout.kind)? as u32;
-        let known = layout.kinds.iter().find(|(n, _)| *n == kind);
+        let kind = read(more.kind)? as u32;
+        let known = more.kinds.iter().find(|(n, _)| *n == kind);
         let mut incomplete = None;
-        let maps =
-            self.used_maps(state, Kva(number(layout.used_maps)), number(layout.used_map_cnt));
-        let maps = maps.unwrap_or_else(|e| {
+        let maps = self.used_maps(layout, &aux);
+        let ids = maps.and_then(|maps| maps.into_iter().map(|m| self.map_id(state, m)).collect());
+        let maps = ids.unwrap_or_else(|e| {
             incomplete = Some(format!("the maps it uses: {e}"));
             Vec::new()
         });
-        let runs = match counts_runs {
-            true => Some(self.runs(layout, read(layout.stats)?)),
-            false => None,
-        };
-        let function = self.function(layout, &aux);
+        let stats = counts_runs.then(|| self.runs(more, read(more.stats)?)).transpose();
+        let runs = stats.unwrap_or_else(|e| {
+            incomplete.get_or_insert_with(|| format!("its runs: {e}"));
+            None
+        });
+        let function = self.function(more, &aux);
         let btf = btfs.get(self, &state.layouts.btf, Kva(number(layout.btf))).ok().flatten();
         let full_name = btf.zip(function).and_then(|(btf, id)| whole_name(&btf, id, &name));
         Ok(ProgInfo {
             id: number(layout.id) as u32,
-            full_name: full_name.or_else(|| (name.len() < KEPT).then(|| name.clone())),
+            full_name: full_name.or_else(|| (name.len() < names::KEPT).then(|| name.clone())),
             name,
             kind: known.map_or_else(|| format!("type {kind}"), |(_, name)| name.clone()),
             maps,
@@ -187,35 +176,44 @@ impl Kernel {
         })
     }
 
-    fn used_maps(
+    /// The `struct bpf_prog_aux` of a program.
+    pub(super) fn prog_aux(
         &self,
-        state: &BpfState,
-        at: Kva,
-        count: u64,
-    ) -> Result<Vec<u32>, IntrospectError> {
-        let count = count.min(MAX_USED_MAPS) as usize;
-        let mut raw = vec![0; count * 8];
-        self.read(at, &mut raw)?;
-        let id = state.layouts.map.id.offset as u64;
-        let maps = raw.as_chunks().0.iter().map(|b| Kva(u64::from_le_bytes(*b)));
-        maps.map(|map| Ok(self.read_u32(map.offset(id))?)).collect()
+        layout: &ProgLayout,
+        prog: Kva,
+    ) -> Result<Vec<u8>, IntrospectError> {
+        let mut aux = vec![0; layout.aux_size];
+        let at = self.read_u64(prog.offset(layout.aux.offset as u64))?;
+        self.read(Kva(at), &mut aux)?;
+        Ok(aux)
     }
 
-    /// What all CPUs have counted.
-    fn runs(&self, layout: &RunLayout, stats: u64) -> Runs {
+    /// The maps that a program uses, from its `struct bpf_prog_aux`.
+    pub(super) fn used_maps(
+        &self,
+        layout: &ProgLayout,
+        aux: &[u8],
+    ) -> Result<Vec<Kva>, IntrospectError> {
+        let number = |member: At| member.read(aux).unwrap_or(0);
+        let count = number(layout.used_map_cnt).min(MAX_USED_MAPS) as usize;
+        let mut raw = vec![0; count * 8];
+        self.read(Kva(number(layout.used_maps)), &mut raw)?;
+        Ok(raw.as_chunks().0.iter().map(|b| Kva(u64::from_le_bytes(*b))).collect())
+    }
+
+    /// What all CPUs have counted. A sum that lacks one would be a wrong one.
+    fn runs(&self, layout: &RunLayout, stats: u64) -> Result<Runs, IntrospectError> {
         let mut out = Runs::default();
         let mut raw = vec![0; layout.stats_size];
         for cpu in 0..self.nr_cpu_ids() {
             let Some(offset) = self.per_cpu_offset(cpu) else { continue };
-            if self.read(Kva(stats.wrapping_add(offset)), &mut raw).is_err() {
-                continue;
-            }
+            self.read(Kva(stats.wrapping_add(offset)), &mut raw)?;
             let number = |member: At| member.read(&raw).unwrap_or(0);
             out.count = out.count.wrapping_add(number(layout.count));
             out.time_ns = out.time_ns.wrapping_add(number(layout.time));
             out.missed = out.missed.wrapping_add(layout.missed.map_or(0, number));
         }
-        out
+        Ok(out)
     }
 
     /// The type of the program's own function: `func_info` has a pair of numbers (an instruction,

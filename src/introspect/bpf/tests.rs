@@ -828,7 +828,7 @@ fn programs_have_whole_names_the_maps_they_use_and_what_all_cpus_counted() {
     let (lost, _) = guest.prog(btf, &[]);
     guest.write_u64(lost.offset(8), 0xffff_8880_dead_0000);
     let kernel = open(guest);
-    let list = kernel.progs().unwrap();
+    let list = kernel.progs(&mut budget()).unwrap();
     assert!(list.counts_runs);
     assert!(list.incomplete.unwrap().contains("0xffff8880dead0000"));
     let [prog, wild] = &list.progs[..] else { panic!("{:?}", list.progs) };
@@ -836,6 +836,9 @@ fn programs_have_whole_names_the_maps_they_use_and_what_all_cpus_counted() {
     assert_eq!((prog.id, prog.kind.as_str(), prog.maps.as_slice()), (1, "struct_ops", &[3, 2][..]));
     assert_eq!(prog.runs, Some(Runs { count: 7, time_ns: 7000, missed: 0 }));
     assert!(wild.incomplete.is_some(), "{wild:?}");
+    assert_eq!(wild.runs, None, "its counters are nowhere");
+    let late = kernel.progs(&mut Budget::new(1 << 20, Duration::ZERO)).unwrap();
+    assert!(late.progs.is_empty() && late.incomplete.unwrap().starts_with("from program 1 on: "));
 }
 
 #[test]
@@ -843,6 +846,6 @@ fn what_is_not_counted_is_not_zero() {
     let mut guest = Guest::new();
     guest.prog(Kva(0), &[]);
     guest.variable("bpf_stats_enabled_key", &0u32.to_le_bytes());
-    let list = open(guest).progs().unwrap();
+    let list = open(guest).progs(&mut budget()).unwrap();
     assert_eq!((list.counts_runs, list.progs[0].runs), (false, None));
 }

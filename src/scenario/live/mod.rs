@@ -251,9 +251,9 @@ impl Lab {
     /// for the report, and the fault of the engine if that is what ended the machine.
     pub fn finish(&self) -> (Logs, Option<String>) {
         self.parts.events.stage(Stage::Stop, "");
-        let log = self.last_look().unwrap_or_else(|error| self.tell(&error));
+        let log = self.told(self.last_look()).unwrap_or_default();
         self.judge_exit();
-        self.let_go().unwrap_or_else(|error| self.tell(&error));
+        self.told(self.let_go());
         let alive = self.is_well().is_ok();
         let dmesg = (alive && self.parts.keep.is_some()).then(|| self.dmesg().ok()).flatten();
         let logs = self.logs(&log);
@@ -269,13 +269,14 @@ impl Lab {
 
     /// Records what went wrong in the end, unless something has before, which then is likely to
     /// be the cause and has been told.
-    fn tell<T: Default>(&self, error: &LabError) -> T {
-        if self.parts.recorder.counts().error == 0
+    fn told<T>(&self, result: LabResult<T>) -> Option<T> {
+        if let Err(error) = &result
+            && self.parts.recorder.counts().error == 0
             && let Some(check) = error.check(None)
         {
             self.parts.recorder.record(check);
         }
-        T::default()
+        result.ok()
     }
 
     /// Takes what came in meanwhile; says why nothing more can be asked of the machine, when that

@@ -75,6 +75,9 @@ impl Prog {
     /// [`super::super::SnapshotError::MapRenderIncomplete`] when the kernel did not count, with
     /// what makes it.
     pub fn runs(&self) -> SnapshotResult<(u64, u64)> {
+        if let Some(why) = &self.state.incomplete {
+            return Err(unreadable(self.name(), why));
+        }
         self.state.runs.ok_or_else(|| {
             unreadable(
                 self.name(),

@@ -34,7 +34,7 @@ const MAX_BTF: u64 = 128 << 20;
 pub struct Kernel {
     pub(super) space: AddressSpace,
     release: String,
-    symbols: Symbols,
+    symbols: Arc<Symbols>,
     btf: Arc<Btf>,
     cpus: Cpus,
     pub(super) bpf: OnceLock<Result<BpfState, IntrospectError>>,
@@ -56,7 +56,7 @@ impl Kernel {
     /// [`IntrospectError::Damaged`] when it contradicts itself.
     pub fn open(mem: Arc<dyn GuestMem>) -> Result<Kernel, IntrospectError> {
         let (mut space, info) = find(&mem)?;
-        let symbols = kallsyms::read(&space, &info)?;
+        let symbols = Arc::new(kallsyms::read(&space, &info)?);
         // Without these two the page tables do as well, only slower.
         if let (Some(start), Some(end)) = (symbols.get("_text"), symbols.get("_end")) {
             space.trust_image(start, end, info.number("phys_base").unwrap_or(0) as u64);
@@ -82,7 +82,7 @@ impl Kernel {
 
     /// The symbols of the kernel image.
     #[must_use]
-    pub fn symbols(&self) -> &Symbols {
+    pub fn symbols(&self) -> &Arc<Symbols> {
         &self.symbols
     }
 

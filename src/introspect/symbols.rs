@@ -216,6 +216,54 @@ impl Symbols {
         found.into_iter().map(|(_, n)| n).take(3).collect()
     }
 
+    /// All of them as bytes, from which [`Symbols::unpack`] makes them again: their number, the
+    /// length of each name, each address less the one before it, the names. They are arranged so
+    /// that they compress well.
+    #[must_use]
+    pub fn pack(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(4 + self.len() * 10 + self.names.text.len());
+        out.extend((self.len() as u32).to_le_bytes());
+        for i in 0..self.len() {
+            let len = self.names.ends[i] as usize - self.names.start(i);
+            out.extend((len as u16).to_le_bytes());
+        }
+        let mut last = 0;
+        for at in &self.addresses {
+            out.extend(at.wrapping_sub(last).to_le_bytes());
+            last = *at;
+        }
+        out.extend(self.names.text.as_bytes());
+        out
+    }
+
+    /// Symbols from bytes that nobody vouches for; `None` when they are not what
+    /// [`Symbols::pack`] gives.
+    #[must_use]
+    pub fn unpack(bytes: &[u8]) -> Option<Symbols> {
+        let (count, rest) = bytes.split_first_chunk()?;
+        let count = u32::from_le_bytes(*count) as usize;
+        let (lengths, rest) = rest.split_at_checked(count.checked_mul(2)?)?;
+        let (steps, text) = rest.split_at_checked(count.checked_mul(8)?)?;
+        let mut ends = Vec::with_capacity(count);
+        let mut end = 0u32;
+        for len in lengths.as_chunks().0 {
+            let len = u16::from_le_bytes(*len);
+            end = end.checked_add(u32::from(len)).filter(|_| len > 0)?;
+            ends.push(end);
+        }
+        if end as usize != text.len() || !text.is_ascii() {
+            return None;
+        }
+        let mut at = 0u64;
+        let addresses = steps.as_chunks().0.iter().map(|step| {
+            at = at.wrapping_add(u64::from_le_bytes(*step));
+            at
+        });
+        let addresses = addresses.collect();
+        let names = Names::new(String::from_utf8(text.to_vec()).ok()?, ends)?;
+        Some(Symbols::new(names, addresses))
+    }
+
     /// How many symbols there are, repeated names included.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -282,6 +330,25 @@ mod tests {
         assert_eq!(s.find_addr(Kva(base + 0x101)), None);
         assert_eq!(s.find_addr(Kva(0x2010)), None);
         assert_eq!(s.len(), 8);
+    }
+
+    #[test]
+    fn packed_symbols_are_the_same_and_damaged_ones_none() {
+        let base = 0xffff_ffff_8100_0000;
+        let s = symbols(&[("cpu", 0x2000), ("_text", base), ("run", base + 8), ("run", base)]);
+        let bytes = s.pack();
+        let again = Symbols::unpack(&bytes).unwrap();
+        assert!(s.iter().eq(again.iter()));
+        assert_eq!(again.lookup("run"), [base, base + 8]);
+        assert_eq!(Symbols::unpack(&symbols(&[]).pack()).unwrap().len(), 0);
+        for len in 0..bytes.len() {
+            assert!(Symbols::unpack(&bytes[..len]).is_none(), "{len}");
+        }
+        for (at, value) in [(0, 0xff), (3, 0xff), (4, 0), (4, 0xff), (bytes.len() - 1, 0x80)] {
+            let mut damaged = bytes.clone();
+            damaged[at] = value;
+            assert!(Symbols::unpack(&damaged).is_none(), "{at}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! running   finish()    ──▶ Snapshot; a map is decoded when somebody looks at it
 //! ```
 //!
-//! The only part of the model that knows introspection.
+//! The part of the model that knows introspection; `symbols.rs` keeps one of its tables.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ use super::contents::{CapturedMap, Contents, MapAttrs};
 use super::error::SnapshotError;
 use super::{
     CpuState, DsqState, Extents, KernelState, Meta, Places, ProgState, SchedState, ScxState,
-    Snapshot, TaskState, Variable,
+    Snapshot, Symbols, TaskState, Variable,
 };
 use crate::words::nearest_first;
 
@@ -160,7 +160,7 @@ impl Capturer {
             raw[index] = Some(self.kernel.copy_map(&maps[index], &mut budget));
         }
         let maps = maps.into_iter().zip(raw).collect();
-        let kernel = Some((sched, self.kernel.btf().clone(), request.sched));
+        let kernel = Some((sched, OfKernel::new(&self.kernel), request.sched));
         Ok(RawCapture { maps, torn, kernel, progs, took: start.elapsed() })
     }
 }
@@ -201,12 +201,30 @@ fn missing(maps: &[MapInfo], request: &CaptureRequest) -> Vec<SnapshotError> {
         .collect()
 }
 
+/// What of a kernel does not change while it runs.
+struct OfKernel {
+    btf: Arc<Btf>,
+    symbols: Arc<introspect::Symbols>,
+    per_cpu: Vec<Option<u64>>,
+}
+
+impl OfKernel {
+    fn new(kernel: &Kernel) -> OfKernel {
+        let cpus = 0..kernel.nr_cpu_ids();
+        OfKernel {
+            btf: kernel.btf().clone(),
+            symbols: kernel.symbols().clone(),
+            per_cpu: cpus.map(|cpu| kernel.per_cpu_offset(cpu)).collect(),
+        }
+    }
+}
+
 /// What was copied, not decoded yet.
 pub struct RawCapture {
     maps: Vec<(MapInfo, Option<RawMap>)>,
     torn: Option<String>,
-    /// What was copied of the kernel, its types, and whether its state was asked for.
-    kernel: Option<(RawSched, Arc<Btf>, bool)>,
+    /// What was copied of the kernel, what of it stays, and whether its state was asked for.
+    kernel: Option<(RawSched, OfKernel, bool)>,
     progs: Option<Result<ProgList, IntrospectError>>,
     took: Duration,
 }
@@ -243,9 +261,9 @@ impl RawCapture {
         });
         let mut torn: Vec<String> = self.torn.into_iter().collect();
         match self.kernel {
-            Some((mut raw, btf, asked)) => {
+            Some((mut raw, of, asked)) => {
                 torn.extend(raw.tasks_torn.take());
-                let mut state = kernel_state(raw, btf, asked);
+                let mut state = kernel_state(raw, of, asked);
                 (state.progs, state.progs_incomplete) = progs(self.progs);
                 Snapshot::with_kernel(meta, maps.collect(), torn, state)
             }
@@ -273,7 +291,7 @@ fn progs(list: Option<Result<ProgList, IntrospectError>>) -> (Vec<ProgState>, Op
 }
 
 /// What was copied of the kernel, as the model has it.
-fn kernel_state(raw: RawSched, btf: Arc<Btf>, asked: bool) -> KernelState {
+fn kernel_state(raw: RawSched, of: OfKernel, asked: bool) -> KernelState {
     let left_out = match asked {
         true => raw.unreadable,
         false => Some("the freeze was told to leave it out (`sched: false`)".to_owned()),
@@ -286,7 +304,9 @@ fn kernel_state(raw: RawSched, btf: Arc<Btf>, asked: bool) -> KernelState {
     let (bytes, pieces) = raw.memory.into_parts();
     let pieces = pieces.into_iter().map(|p| (p.at, p.len, p.offset)).collect();
     KernelState {
-        btf: Some(btf),
+        btf: Some(of.btf),
+        symbols: Some(Arc::new(Symbols::of_kernel(&of.symbols))),
+        per_cpu: of.per_cpu,
         memory: Extents::new(bytes, pieces),
         left_out,
         cpus: raw.cpus.into_iter().map(cpu_state).collect(),

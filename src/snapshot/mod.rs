@@ -25,6 +25,7 @@ mod map;
 mod path;
 mod reason;
 mod store;
+mod symbols;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -51,6 +52,7 @@ pub use key::KeyArg;
 pub use map::Map;
 pub use reason::MissingStatsReason;
 pub use store::StoreError;
+pub use symbols::Symbols;
 pub use value::{EnumValue, FieldKind, Scalar};
 
 /// How long the machine was stopped for a freeze, in microseconds.

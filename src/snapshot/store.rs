@@ -23,7 +23,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::contents::{CapturedMap, Contents, MapAttrs};
-use super::{KernelState, Meta, Snapshot, State};
+use super::{KernelState, Meta, Snapshot, State, Symbols};
 use crate::btf::Btf;
 use crate::words::plain;
 
@@ -38,6 +38,8 @@ const MAX_HEADER: u64 = 16 << 20;
 const MAX_BLOB: u64 = 1 << 30;
 /// Bytes of all blobs, unpacked.
 const MAX_BLOBS: u64 = 4 << 30;
+/// Bytes of symbols; a kernel's take seven million.
+const MAX_SYMBOLS: u64 = 64 << 20;
 /// Bytes of a BTF; a kernel's has five million.
 const MAX_BTF: u64 = 64 << 20;
 const LEVEL: i32 = 3;
@@ -123,6 +125,9 @@ struct Header {
 struct StoredKernel {
     /// Its types, in the list of them.
     btf: usize,
+    /// Its symbols.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    symbols: Option<Blob>,
     bytes: Blob,
     state: KernelState,
 }
@@ -193,7 +198,7 @@ impl Snapshot {
     pub fn open(path: &Path) -> Result<Arc<Snapshot>, StoreError> {
         let stored = Stored::open(path)?;
         let header = stored.header()?;
-        let kernel = header.kernel.iter().map(|kernel| kernel.bytes);
+        let kernel = header.kernel.iter().flat_map(|k| k.symbols.into_iter().chain([k.bytes]));
         let all = header.maps.iter().flat_map(StoredMap::blobs).chain(kernel);
         let all = all.map(|blob| blob.unpacked);
         if all.fold(0, u64::saturating_add) > MAX_BLOBS {
@@ -308,7 +313,8 @@ impl Blobs {
     fn kernel(&mut self, state: &KernelState) -> io::Result<Option<StoredKernel>> {
         let Some(btf) = &state.btf else { return Ok(None) };
         let (btf, bytes) = (self.btf(btf)?, self.add(state.memory.bytes())?);
-        Ok(Some(StoredKernel { btf, bytes, state: state.clone_without_bytes() }))
+        let symbols = state.symbols.as_ref().map(|s| self.add(&s.pack())).transpose()?;
+        Ok(Some(StoredKernel { btf, symbols, bytes, state: state.clone_without_bytes() }))
     }
 
     fn map(&mut self, map: &CapturedMap) -> io::Result<StoredMap> {
@@ -495,7 +501,13 @@ impl Stored {
         let btf = btfs.get(stored.btf).cloned();
         let btf = btf.ok_or_else(|| self.damaged("the kernel has types that are not there"))?;
         let bytes = self.unpack(self.blobs, stored.bytes, MAX_BLOB).map_err(|e| self.damaged(e))?;
-        Ok(stored.state.with_bytes(btf, bytes))
+        let symbols = stored.symbols.map(|blob| {
+            let packed = self.packed(self.blobs, blob, MAX_SYMBOLS).map_err(|e| self.damaged(e))?;
+            let len = blob.unpacked as usize;
+            let load = move || zstd::bulk::decompress(&packed, len).unwrap_or_default();
+            Ok::<_, StoreError>(Symbols::deferred(load))
+        });
+        Ok(stored.state.with_bytes(btf, symbols.transpose()?, bytes))
     }
 
     /// A map's contents. What is damaged makes them incomplete.

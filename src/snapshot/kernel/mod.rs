@@ -29,6 +29,7 @@ use crate::btf::{Btf, TypeId};
 
 use super::Snapshot;
 use super::error::{SnapshotError, SnapshotResult};
+use super::symbols::Symbols;
 
 pub use cpu::Cpu;
 pub use dsq::Dsq;
@@ -95,6 +96,12 @@ pub struct KernelState {
     /// The kernel's types.
     #[serde(skip)]
     pub btf: Option<Arc<Btf>>,
+    /// The kernel's symbols.
+    #[serde(skip)]
+    pub symbols: Option<Arc<Symbols>>,
+    /// What is added to the address of a per-CPU variable, by CPU; none for one that cannot be.
+    #[serde(default)]
+    pub per_cpu: Vec<Option<u64>>,
     /// The bytes.
     pub memory: Extents,
     /// Why CPUs, tasks and sched_ext were not copied at all.
@@ -129,10 +136,20 @@ impl KernelState {
         self.btf.as_ref().ok_or_else(|| unreadable("the kernel's state", "its types are missing"))
     }
 
+    /// The kernel's symbols.
+    pub(crate) fn names(&self) -> SnapshotResult<&Symbols> {
+        self.symbols.as_deref().ok_or_else(|| {
+            let why = "the file was saved by an older cryoscope, which kept none";
+            unreadable("the kernel's symbols", why)
+        })
+    }
+
     /// What a file has beside the bytes and the types.
     pub(crate) fn clone_without_bytes(&self) -> KernelState {
         KernelState {
             btf: None,
+            symbols: None,
+            per_cpu: self.per_cpu.clone(),
             memory: Extents { bytes: Vec::new(), pieces: self.memory.pieces.clone() },
             left_out: self.left_out.clone(),
             cpus: self.cpus.clone(),
@@ -148,9 +165,15 @@ impl KernelState {
         }
     }
 
-    /// What came out of a file, which nobody vouches for, with bytes and types.
-    pub(crate) fn with_bytes(mut self, btf: Arc<Btf>, bytes: Vec<u8>) -> KernelState {
+    /// What came out of a file, which nobody vouches for, with bytes, types and symbols.
+    pub(crate) fn with_bytes(
+        mut self,
+        btf: Arc<Btf>,
+        symbols: Option<Symbols>,
+        bytes: Vec<u8>,
+    ) -> KernelState {
         self.btf = Some(btf);
+        self.symbols = symbols.map(Arc::new);
         self.memory = Extents::new(bytes, self.memory.pieces);
         self.tasks.sort_by_key(|task| task.at);
         self

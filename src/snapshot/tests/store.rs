@@ -73,6 +73,11 @@ fn of_the_kernel(snapshot: &Arc<Snapshot>) -> String {
     }
     let sched = snapshot.sched().unwrap();
     let jiffies = snapshot.kernel("jiffies_64", Some("u64")).unwrap();
+    let symbols = snapshot.symbols().unwrap();
+    let init = symbols.addresses("init_task");
+    assert!(symbols.len() > 10 && init.len() == 1, "{init:x?} of {}", symbols.len());
+    let near = (symbols.at(init[0] + 1), symbols.alike("init_tas"), symbols.room_at(init[0]));
+    out.push_str(&format!("{init:x?} {near:?} {}", symbols.len()));
     format!("{out}{sched:?} {:?} {jiffies:?} {jiffies}", sched.counters(None))
 }
 

@@ -1,0 +1,259 @@
+//! From a file to a snapshot. Files are not trusted.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::super::contents::{CapturedMap, Contents, MapAttrs};
+use super::super::{KernelState, Snapshot, Symbols};
+use super::StoreError;
+use super::format::{
+    Blob, FIXED, Header, MAGIC, MAX_BLOB, MAX_BLOBS, MAX_BTF, MAX_HEADER, MAX_SYMBOLS, StoredBtf,
+    StoredKernel, StoredMap, VERSION,
+};
+use crate::btf::Btf;
+use crate::words::plain;
+
+impl Snapshot {
+    /// Opens a file that [`Snapshot::save`] wrote. Contents are read when they are first asked
+    /// for; what turns out to be damaged then makes its map incomplete.
+    ///
+    /// # Errors
+    /// Every [`StoreError`] but the first.
+    pub fn open(path: &Path) -> Result<Arc<Snapshot>, StoreError> {
+        let stored = Stored::open(path)?;
+        let header = stored.header()?;
+        let kernel = header.kernel.iter().flat_map(|k| k.symbols.into_iter().chain([k.bytes]));
+        let all = header.maps.iter().flat_map(StoredMap::blobs).chain(kernel);
+        let all = all.map(|blob| blob.unpacked);
+        if all.fold(0, u64::saturating_add) > MAX_BLOBS {
+            return Err(stored.damaged(format!("its maps claim more than {} GiB", MAX_BLOBS >> 30)));
+        }
+        let btfs = stored.btfs(&header.btfs)?;
+        let kernel = header.kernel.map(|kernel| stored.kernel(kernel, &btfs)).transpose()?;
+        let stored = Arc::new(stored);
+        let mut maps = Vec::with_capacity(header.maps.len());
+        for map in header.maps {
+            let btf = match map.btf {
+                Some(index) => Some(btfs.get(index).cloned().ok_or_else(|| {
+                    stored.damaged(format!("{} has types that are not there", map.attrs.name))
+                })?),
+                None => None,
+            };
+            let attrs = MapAttrs { btf, ..map.attrs.clone() };
+            let file = stored.clone();
+            maps.push(CapturedMap::new(attrs, Box::new(move || Box::new(file.rows(map)))));
+        }
+        Ok(match (header.placeholder, kernel) {
+            (Some(reason), _) => Snapshot::placeholder(header.meta, reason),
+            (None, None) => Snapshot::new(header.meta, maps, header.torn),
+            (None, Some(state)) => Snapshot::with_kernel(header.meta, maps, header.torn, state),
+        })
+    }
+}
+
+/// A file that is open.
+struct Stored {
+    path: PathBuf,
+    file: File,
+    /// Bytes in all.
+    len: u64,
+    /// Where the blobs begin.
+    blobs: u64,
+    fixed: [u32; 4],
+}
+
+impl Stored {
+    fn open(path: &Path) -> Result<Stored, StoreError> {
+        let read = |cause| StoreError::Read { path: path.to_owned(), cause };
+        let meta = fs::metadata(path).map_err(read)?;
+        if !meta.is_file() {
+            return Err(StoreError::NoSnapshot { path: path.to_owned() });
+        }
+        let mut file = File::open(path).map_err(read)?;
+        let mut fixed = [0; FIXED];
+        match file.read_exact(&mut fixed) {
+            Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => return Err(read(e)),
+            Ok(()) if fixed[..8] == MAGIC => {}
+            _ => return Err(StoreError::NoSnapshot { path: path.to_owned() }),
+        }
+        let number = |i: usize| {
+            let at = 8 + 4 * i;
+            u32::from_le_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]])
+        };
+        let numbers = [number(0), number(1), number(2), number(3)];
+        if numbers[0] != VERSION {
+            return Err(StoreError::Version { path: path.to_owned(), version: numbers[0] });
+        }
+        let blobs = FIXED as u64 + u64::from(numbers[1]);
+        Ok(Stored { path: path.to_owned(), file, len: meta.len(), blobs, fixed: numbers })
+    }
+
+    fn damaged(&self, what: impl Into<String>) -> StoreError {
+        StoreError::Damaged { path: self.path.clone(), what: what.into() }
+    }
+
+    fn header(&self) -> Result<Header, StoreError> {
+        let [_, len, unpacked, crc] = self.fixed;
+        let blob = Blob { at: 0, len: len.into(), unpacked: unpacked.into(), crc };
+        let json = self.unpack(FIXED as u64, blob, MAX_HEADER).map_err(|e| self.damaged(e))?;
+        serde_json::from_slice(&json).map_err(|e| self.damaged(format!("its header: {e}")))
+    }
+
+    fn btfs(&self, stored: &[StoredBtf]) -> Result<Vec<Arc<Btf>>, StoreError> {
+        let mut out: Vec<Arc<Btf>> = Vec::new();
+        for StoredBtf { raw, base } in stored {
+            let packed = self.packed(self.blobs, *raw, MAX_BTF).map_err(|e| self.damaged(e))?;
+            let base =
+                match base {
+                    None => None,
+                    Some(index) => Some(out.get(*index).cloned().ok_or_else(|| {
+                        self.damaged("types are split from some that come later")
+                    })?),
+                };
+            let len = raw.unpacked as usize;
+            let load = move || zstd::bulk::decompress(&packed, len).unwrap_or_default();
+            out.push(Btf::deferred(load, base));
+        }
+        Ok(out)
+    }
+
+    /// A blob's bytes, `from` being where its place is counted from.
+    fn unpack(&self, from: u64, blob: Blob, most: u64) -> Result<Vec<u8>, String> {
+        let packed = self.packed(from, blob, most)?;
+        // As it was written by anybody, it may unpack to more than it says: that is cut off.
+        match zstd::bulk::decompress(&packed, blob.unpacked as usize) {
+            Ok(bytes) if bytes.len() as u64 == blob.unpacked => Ok(bytes),
+            _ => Err(format!("{} bytes do not unpack to what they should", blob.len)),
+        }
+    }
+
+    /// The same as it is in the file, which fits its checksum.
+    fn packed(&self, from: u64, blob: Blob, most: u64) -> Result<Vec<u8>, String> {
+        let start = from.checked_add(blob.at);
+        let end = start.and_then(|start| start.checked_add(blob.len));
+        let (Some(start), Some(_)) = (start, end.filter(|end| *end <= self.len)) else {
+            return Err(format!("{} bytes are missing at its end", blob.len));
+        };
+        if blob.unpacked > most {
+            return Err(format!("it claims {} bytes in one piece", blob.unpacked));
+        }
+        let mut packed = vec![0; blob.len as usize];
+        self.file.read_exact_at(&mut packed, start).map_err(|e| plain(&e))?;
+        if crc32fast::hash(&packed) != blob.crc {
+            return Err(format!("the {} bytes at {start} do not fit their checksum", blob.len));
+        }
+        Ok(packed)
+    }
+
+    fn kernel(&self, stored: StoredKernel, btfs: &[Arc<Btf>]) -> Result<KernelState, StoreError> {
+        let btf = btfs.get(stored.btf).cloned();
+        let btf = btf.ok_or_else(|| self.damaged("the kernel has types that are not there"))?;
+        let bytes = self.unpack(self.blobs, stored.bytes, MAX_BLOB).map_err(|e| self.damaged(e))?;
+        let symbols = stored.symbols.map(|blob| {
+            let packed = self.packed(self.blobs, blob, MAX_SYMBOLS).map_err(|e| self.damaged(e))?;
+            let len = blob.unpacked as usize;
+            let load = move || zstd::bulk::decompress(&packed, len).unwrap_or_default();
+            Ok::<_, StoreError>(Symbols::deferred(load))
+        });
+        Ok(stored.state.with_bytes(btf, symbols.transpose()?, bytes))
+    }
+
+    /// A map's contents. What is damaged makes them incomplete.
+    fn rows(&self, map: StoredMap) -> StoredRows {
+        let read = self.try_rows(&map);
+        let (columns, why) = match read {
+            Ok(columns) => (columns, None),
+            Err(what) => (Columns::default(), Some(self.damaged(what).to_string())),
+        };
+        let rows = if why.is_some() { 0 } else { map.rows };
+        StoredRows { columns, rows, incomplete: why.or_else(|| map.incomplete.clone()), map }
+    }
+
+    fn try_rows(&self, map: &StoredMap) -> Result<Columns, String> {
+        let fits = |blob: &Blob, size: usize, extra: usize| {
+            let want = (map.rows as u64).checked_mul(size as u64);
+            want.and_then(|want| want.checked_add(extra as u64)) == Some(blob.unpacked)
+        };
+        let take = |blob: &Blob, size: usize, extra: usize| match fits(blob, size, extra) {
+            true => self.unpack(self.blobs, *blob, MAX_BLOB),
+            false => Err(format!("{} does not have its {} entries", map.attrs.name, map.rows)),
+        };
+        let (key, value) = map.sizes;
+        let bits = map.rows.div_ceil(8);
+        let cpu = |blob: &Option<Blob>| blob.as_ref().map(|b| take(b, value, bits)).transpose();
+        Ok(Columns {
+            keys: map.keys.as_ref().map(|blob| take(blob, key, 0)).transpose()?,
+            values: map.values.as_ref().map(|blob| take(blob, value, 0)).transpose()?,
+            cpus: map.cpus.as_ref().map(|c| c.iter().map(cpu).collect()).transpose()?,
+        })
+    }
+}
+
+/// The bytes of a map's rows.
+#[derive(Default)]
+struct Columns {
+    keys: Option<Vec<u8>>,
+    values: Option<Vec<u8>>,
+    cpus: Option<Vec<Option<Vec<u8>>>>,
+}
+
+/// A map's contents, as they were stored.
+struct StoredRows {
+    map: StoredMap,
+    columns: Columns,
+    rows: usize,
+    incomplete: Option<String>,
+}
+
+impl StoredRows {
+    fn cut(&self, bytes: &'_ [u8], from: usize, row: usize, size: usize) -> Option<(usize, usize)> {
+        let start = from.checked_add(row.checked_mul(size)?)?;
+        let end = start.checked_add(size)?;
+        (row < self.rows && end <= bytes.len()).then_some((start, end))
+    }
+}
+
+impl Contents for StoredRows {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn key(&self, row: usize) -> Option<&[u8]> {
+        let bytes = self.columns.keys.as_ref()?;
+        let (start, end) = self.cut(bytes, 0, row, self.map.sizes.0)?;
+        bytes.get(start..end)
+    }
+
+    fn value(&self, row: usize) -> Option<&[u8]> {
+        let bytes = self.columns.values.as_ref()?;
+        let (start, end) = self.cut(bytes, 0, row, self.map.sizes.1)?;
+        bytes.get(start..end)
+    }
+
+    fn cpus(&self) -> Option<usize> {
+        self.map.cpus.as_ref().map(Vec::len)
+    }
+
+    fn cpu_value(&self, row: usize, cpu: usize) -> Option<&[u8]> {
+        let bytes = self.columns.cpus.as_ref()?.get(cpu)?.as_ref()?;
+        let bits = self.map.rows.div_ceil(8);
+        let (start, end) = self.cut(bytes, bits, row, self.map.sizes.1)?;
+        let there = bytes.get(row / 8)? >> (row % 8) & 1 == 1;
+        bytes.get(start..end).filter(|_| there)
+    }
+
+    fn torn(&self) -> &[String] {
+        &self.map.torn
+    }
+
+    fn torn_row(&self, row: usize) -> &[String] {
+        self.map.torn_rows.get(&row).map_or(&[], Vec::as_slice)
+    }
+
+    fn incomplete(&self) -> Option<&str> {
+        self.incomplete.as_deref()
+    }
+}

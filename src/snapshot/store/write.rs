@@ -1,0 +1,201 @@
+//! From a snapshot to a file.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::super::contents::{CapturedMap, Contents, MapAttrs};
+use super::super::{KernelState, Snapshot, State};
+use super::StoreError;
+use super::format::{
+    Blob, Header, LEVEL, MAGIC, MAX_BLOB, StoredBtf, StoredKernel, StoredMap, VERSION,
+};
+use crate::btf::Btf;
+
+impl Snapshot {
+    /// Writes all that the snapshot holds to a file, in the place of one that is there.
+    ///
+    /// # Errors
+    /// [`StoreError::Write`].
+    pub fn save(&self, path: &Path) -> Result<(), StoreError> {
+        let written = self.pack().and_then(|bytes| replace(path, &bytes));
+        written.map_err(|cause| StoreError::Write { path: path.to_owned(), cause })
+    }
+
+    fn pack(&self) -> io::Result<Vec<u8>> {
+        let mut blobs = Blobs::default();
+        let (maps, torn): (&[CapturedMap], &[String]) = match &self.contents {
+            State::Captured { maps, torn, .. } => (maps, torn),
+            State::Placeholder(_) => (&[], &[]),
+        };
+        let maps: Vec<StoredMap> =
+            maps.iter().map(|map| blobs.map(map)).collect::<io::Result<_>>()?;
+        let kernel = self.kernel_state().ok().map(|state| blobs.kernel(state)).transpose()?;
+        let header = Header {
+            writer: concat!("cryoscope ", env!("CARGO_PKG_VERSION")).to_owned(),
+            meta: self.meta.clone(),
+            placeholder: self.placeholder_reason().map(str::to_owned),
+            torn: torn.to_vec(),
+            btfs: blobs.btfs.into_iter().map(|(_, stored)| stored).collect(),
+            maps,
+            kernel: kernel.flatten(),
+        };
+        let json = serde_json::to_vec(&header).map_err(io::Error::other)?;
+        let packed = zstd::bulk::compress(&json, LEVEL)?;
+        let mut out = MAGIC.to_vec();
+        let numbers = [packed.len(), json.len()].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+        for number in [VERSION, numbers[0], numbers[1], crc32fast::hash(&packed)] {
+            out.extend(number.to_le_bytes());
+        }
+        out.extend(packed);
+        out.extend(blobs.bytes);
+        Ok(out)
+    }
+}
+
+/// Writes `path` so that it is either the old file or the whole new one.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().ok_or(io::ErrorKind::IsADirectory)?.to_string_lossy();
+    let partial = dir.join(format!(".{name}.partial-{}", std::process::id()));
+    let write = || {
+        let mut file = File::create(&partial)?;
+        file.write_all(bytes)?;
+        fs::rename(&partial, path)
+    };
+    let written = write();
+    if written.is_err() {
+        // Whatever was wrong, this is what is left of it.
+        let _ = fs::remove_file(&partial);
+    }
+    written
+}
+
+/// What goes behind the header.
+#[derive(Default)]
+struct Blobs {
+    bytes: Vec<u8>,
+    /// By address: maps of one object share theirs.
+    btfs: Vec<(Arc<Btf>, StoredBtf)>,
+}
+
+impl Blobs {
+    fn add(&mut self, bytes: &[u8]) -> io::Result<Blob> {
+        if bytes.len() as u64 > MAX_BLOB {
+            return Err(io::Error::other(format!("a map has more than {} MiB", MAX_BLOB >> 20)));
+        }
+        let packed = zstd::bulk::compress(bytes, LEVEL)?;
+        let blob = Blob {
+            at: self.bytes.len() as u64,
+            len: packed.len() as u64,
+            unpacked: bytes.len() as u64,
+            crc: crc32fast::hash(&packed),
+        };
+        self.bytes.extend(packed);
+        Ok(blob)
+    }
+
+    fn btf(&mut self, btf: &Arc<Btf>) -> io::Result<usize> {
+        if let Some(index) = self.btfs.iter().position(|(known, _)| Arc::ptr_eq(known, btf)) {
+            return Ok(index);
+        }
+        let base = btf.base().map(|base| self.btf(base)).transpose()?;
+        let raw = self.add(btf.raw())?;
+        self.btfs.push((btf.clone(), StoredBtf { raw, base }));
+        Ok(self.btfs.len() - 1)
+    }
+
+    /// `None` for a state that was taken apart from its types.
+    fn kernel(&mut self, state: &KernelState) -> io::Result<Option<StoredKernel>> {
+        let Some(btf) = &state.btf else { return Ok(None) };
+        let (btf, bytes) = (self.btf(btf)?, self.add(state.memory.bytes())?);
+        let symbols = state.symbols.as_ref().map(|s| self.add(&s.pack())).transpose()?;
+        Ok(Some(StoredKernel { btf, symbols, bytes, state: state.clone_without_bytes() }))
+    }
+
+    fn map(&mut self, map: &CapturedMap) -> io::Result<StoredMap> {
+        let contents = map.contents();
+        let rows = contents.rows();
+        let sizes = sizes(contents, &map.attrs);
+        let keys = match contents.key(0) {
+            Some(_) => {
+                let keys: Option<Vec<&[u8]>> = (0..rows).map(|row| contents.key(row)).collect();
+                Some(self.add(&even(keys.as_deref(), sizes.0)?)?)
+            }
+            None => None,
+        };
+        let (values, cpus) = match contents.cpus() {
+            Some(cpus) => {
+                let cpus = (0..cpus).map(|cpu| self.cpu(contents, cpu, sizes.1));
+                (None, Some(cpus.collect::<io::Result<_>>()?))
+            }
+            None => {
+                let values: Option<Vec<&[u8]>> = (0..rows).map(|row| contents.value(row)).collect();
+                (Some(self.add(&even(values.as_deref(), sizes.1)?)?), None)
+            }
+        };
+        let torn_rows = (0..rows).map(|row| (row, contents.torn_row(row).to_vec()));
+        Ok(StoredMap {
+            btf: map.attrs.btf.as_ref().map(|btf| self.btf(btf)).transpose()?,
+            attrs: MapAttrs { btf: None, ..map.attrs.clone() },
+            rows,
+            keys,
+            values,
+            cpus,
+            sizes,
+            torn: contents.torn().to_vec(),
+            torn_rows: torn_rows.filter(|(_, why)| !why.is_empty()).collect(),
+            incomplete: contents.incomplete().map(str::to_owned),
+        })
+    }
+
+    /// What one CPU has in all rows; none if it has nothing.
+    fn cpu(
+        &mut self,
+        contents: &dyn Contents,
+        cpu: usize,
+        size: usize,
+    ) -> io::Result<Option<Blob>> {
+        let rows = contents.rows();
+        let mut out = vec![0; rows.div_ceil(8)];
+        let mut any = false;
+        for row in 0..rows {
+            let value = contents.cpu_value(row, cpu);
+            if let Some(value) = value {
+                any = true;
+                out[row / 8] |= 1 << (row % 8);
+                if value.len() != size {
+                    return Err(uneven());
+                }
+                out.extend_from_slice(value);
+            } else {
+                out.resize(out.len() + size, 0);
+            }
+        }
+        if any { self.add(&out).map(Some) } else { Ok(None) }
+    }
+}
+
+/// Bytes of a key and of a value.
+fn sizes(contents: &dyn Contents, attrs: &MapAttrs) -> (usize, usize) {
+    let cpus = contents.cpus().unwrap_or_default();
+    let anywhere = (0..cpus).find_map(|cpu| {
+        (0..contents.rows()).find_map(|row| contents.cpu_value(row, cpu).map(<[u8]>::len))
+    });
+    let value = contents.value(0).map(<[u8]>::len).or(anywhere);
+    let key = contents.key(0).map(<[u8]>::len);
+    (key.unwrap_or(attrs.key_size as usize), value.unwrap_or(attrs.value_size as usize))
+}
+
+/// All of `rows`, which have `size` bytes each, in one piece.
+fn even(rows: Option<&[&[u8]]>, size: usize) -> io::Result<Vec<u8>> {
+    match rows {
+        Some(rows) if rows.iter().all(|row| row.len() == size) => Ok(rows.concat()),
+        _ => Err(uneven()),
+    }
+}
+
+fn uneven() -> io::Error {
+    io::Error::other("a map has entries of different sizes")
+}

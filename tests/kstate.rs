@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cryoscope::freeze::Freezer;
-use cryoscope::snapshot::{CaptureRequest, Meta, Scalar, Snapshot, SnapshotError, Task};
+use cryoscope::snapshot::{CaptureRequest, MAX_RAM, Meta, Scalar, Snapshot, SnapshotError, Task};
 use cryoscope::vm::Boot;
 use cryoscope::wire::{Answer, CgroupSet, Op, Policy, Work, WorkKind};
 use support::Guest;
@@ -207,6 +207,34 @@ fn variables_are_read(snap: &Arc<Snapshot>, uptime_s: f64) -> Result<(), Snapsho
     Ok(())
 }
 
+/// With all of memory any symbol can be read, and pointers lead anywhere.
+fn memory_is_read(guest: &Guest, freezer: &mut Freezer) -> Result<(), SnapshotError> {
+    let request = CaptureRequest { ram: Some(MAX_RAM), ..CaptureRequest::default() };
+    let mut pauses = Vec::new();
+    for _ in 0..3 {
+        let snap = freeze(freezer, &request);
+        pauses.push((snap.pause().copy_us, snap.ram()?.kept() >> 20));
+    }
+    let snap = freeze(freezer, &request);
+    println!("all of memory: {:?}, copy in µs and MiB kept: {pauses:?}", snap.ram()?);
+    let init = snap.kernel("init_task", Some("struct task_struct"))?;
+    assert_eq!(init.get("comm")?.as_str()?, "swapper/0");
+    let release = snap.kernel("init_uts_ns", Some("struct uts_namespace"))?.get("name.release")?;
+    assert_eq!(release.as_str()?, guest.file("/proc/sys/kernel/osrelease").trim());
+    let banner = snap.kernel("linux_banner", None)?.raw()?;
+    let version = guest.file("/proc/version");
+    assert!(banner.starts_with(version.as_bytes()), "{banner:?}");
+    // Out of what was copied, and on.
+    let task = snap.task(1)?;
+    assert_eq!(task.get("mm.owner.pid")?.as_i64()?, 1);
+    assert_eq!(task.get("signal.nr_threads")?.as_i64()?, 1);
+    for cpu in 0..2 {
+        let rq = snap.cpu(cpu)?.kernel("runqueues", None)?;
+        assert_eq!(rq.get("curr.pid")?.as_i64()?, snap.cpu(cpu)?.curr()?.tid()?);
+    }
+    Ok(())
+}
+
 fn workers(guest: &Guest) -> Vec<u32> {
     guest.call(Op::CgroupCreate { name: "hot".into(), set: CgroupSet::default() });
     let mut all = vec![1];
@@ -242,10 +270,11 @@ fn kstate(spec: &str, boot: fn(&cryoscope::kernel::KernelImage) -> Boot) {
     );
     let uptime = guest.file("/proc/uptime");
     let uptime = uptime.split(' ').next().and_then(|s| s.parse().ok()).expect("seconds");
-    let checks = || {
+    let mut checks = || {
         cpus_are_plausible(&snap, 4)?;
         sched_equals_sysfs(&guest, &snap)?;
-        variables_are_read(&snap, uptime)
+        variables_are_read(&snap, uptime)?;
+        memory_is_read(&guest, &mut freezer)
     };
     checks().unwrap_or_else(|e| panic!("{e}"));
     let waiting: Vec<usize> = (0..10)
@@ -364,7 +393,7 @@ fn scripts_read_tasks_cpus_and_queues() {
     assert_eq!(said.code, Some(0), "{said:?}");
     for line in [
         "sched_ext enabled: fifo",
-        "kernel variable jifies_64 could not be read: it was not copied (did you mean \"jiffies_64\"?)",
+        "kernel variable jifies_64 could not be read: the kernel has no such symbol; did you mean \"jiffies_64\"?",
         "task(99999) found nothing in \"tasks\"",
         "kernel: \"jifies_64\" found nothing in \"kallsyms\"",
         "keys there: jiffies_64",

@@ -9,6 +9,7 @@ use super::paging::PageTables;
 use super::sched::SchedState;
 use super::space::{AddressSpace, START_KERNEL_MAP};
 use super::symbols::Symbols;
+use super::view::Layout;
 use super::vmcoreinfo::{self, Vmcoreinfo};
 use crate::btf::{Btf, TypeId, Want};
 use crate::mem::{Gpa, GuestMem, Kva};
@@ -33,6 +34,7 @@ const MAX_BTF: u64 = 128 << 20;
 /// changes while the kernel runs.
 pub struct Kernel {
     pub(super) space: AddressSpace,
+    layout: Layout,
     release: String,
     symbols: Arc<Symbols>,
     btf: Arc<Btf>,
@@ -55,29 +57,37 @@ impl Kernel {
     /// [`IntrospectError::NotBuilt`] when it lacks symbols of data or BTF;
     /// [`IntrospectError::Damaged`] when it contradicts itself.
     pub fn open(mem: Arc<dyn GuestMem>) -> Result<Kernel, IntrospectError> {
-        let (mut space, info) = find(&mem)?;
+        let (space, info) = find(&mem)?;
         let symbols = Arc::new(kallsyms::read(&space, &info)?);
-        // Without these two the page tables do as well, only slower.
-        if let (Some(start), Some(end)) = (symbols.get("_text"), symbols.get("_end")) {
-            space.trust_image(start, end, info.number("phys_base").unwrap_or(0) as u64);
-        }
         let five_levels = has_five_levels(&info);
         let base = match symbols.get("page_offset_base") {
             Some(at) => space.read_u64(at)?,
             None => DIRECT_MAP[usize::from(five_levels)],
         };
-        space.trust_direct_map(Kva(base));
+        let phys_base = info.number("phys_base").unwrap_or(0) as u64;
+        let tables = info.symbol("swapper_pg_dir").map_or(0, |at| in_image(at, phys_base).0);
+        let image = symbols.get("_text").zip(symbols.get("_end")).map(|(s, e)| (s.0, e.0));
+        let (direct_map, note) = (base, info.at.0);
+        let layout = Layout { tables, five_levels, direct_map, image, phys_base, note };
+        // Without these two the page tables do as well, only slower.
+        let space = layout.space(mem);
         let btf = read_btf(&space, &symbols)?;
         let cpus = Cpus::read(&space, &symbols, &btf)?;
         let release = info.release().to_owned();
         let (bpf, sched) = (OnceLock::new(), OnceLock::new());
-        Ok(Kernel { space, release, symbols, btf, cpus, bpf, sched })
+        Ok(Kernel { space, layout, release, symbols, btf, cpus, bpf, sched })
     }
 
     /// The kernel's release, as `uname -r` prints it.
     #[must_use]
     pub fn release(&self) -> &str {
         &self.release
+    }
+
+    /// Where it is, for those who look at a copy of this memory later.
+    #[must_use]
+    pub fn layout(&self) -> Layout {
+        self.layout
     }
 
     /// The symbols of the kernel image.
@@ -176,6 +186,11 @@ impl std::fmt::Debug for Kernel {
     }
 }
 
+/// Where an address of the image lies in physical memory.
+fn in_image(at: Kva, phys_base: u64) -> Gpa {
+    Gpa(at.0.wrapping_sub(START_KERNEL_MAP).wrapping_add(phys_base))
+}
+
 fn has_five_levels(info: &Vmcoreinfo) -> bool {
     info.number("pgtable_l5_enabled").unwrap_or(0) == 1
 }
@@ -204,7 +219,7 @@ fn find(mem: &Arc<dyn GuestMem>) -> Result<(AddressSpace, Vmcoreinfo), Introspec
 /// and the release it names. Decoys and leftovers of an earlier kernel fail here.
 fn prove(mem: &Arc<dyn GuestMem>, info: &Vmcoreinfo) -> Result<AddressSpace, String> {
     let phys_base = info.number("phys_base").unwrap_or(0) as u64;
-    let image = |at: Kva| Gpa(at.0.wrapping_sub(START_KERNEL_MAP).wrapping_add(phys_base));
+    let image = |at: Kva| in_image(at, phys_base);
     let symbol = |name| info.symbol(name).ok_or_else(|| format!("it does not name {name}"));
     let tables = PageTables::new(image(symbol("swapper_pg_dir")?), has_five_levels(info));
     let space = AddressSpace::new(mem.clone(), tables);

@@ -26,6 +26,7 @@ mod symbols;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod view;
 mod vmcoreinfo;
 mod walk;
 
@@ -41,4 +42,5 @@ pub use sched::{
     ScxState, TaskAt, Variable, Where,
 };
 pub use symbols::{Symbol, Symbols};
+pub use view::{Layout, View};
 pub use walk::{MAX_ELEMENTS, Walk};

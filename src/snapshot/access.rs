@@ -436,9 +436,9 @@ impl Field {
         let (entry, side) = match (&self.base, &self.ty) {
             (Base::Entry(entry, side), _) => (entry, *side),
             (Base::Kernel(place), Type::Btf { at, .. }) => {
-                return place.bytes(at.offset, at.size, &self.path).map(Cow::Borrowed);
+                return place.bytes(at.offset, at.size, &self.path);
             }
-            (Base::Kernel(place), _) => return place.whole().map(Cow::Borrowed),
+            (Base::Kernel(place), _) => return place.whole(),
         };
         let whole = entry.bytes(side)?;
         let Type::Btf { btf, at } = &self.ty else { return Ok(whole) };

@@ -6,20 +6,23 @@
 //! running   finish()    ──▶ Snapshot; a map is decoded when somebody looks at it
 //! ```
 //!
-//! The part of the model that knows introspection; `symbols.rs` keeps one of its tables.
+//! The part of the model that knows introspection; `symbols.rs` keeps one of its tables, `ram.rs`
+//! all of memory.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::btf::Btf;
 use crate::introspect::{
-    self, Budget, CpuAt, Dsq, DsqKind, IntrospectError, Kernel, MapContents, MapData, MapInfo,
-    MapList, ProgInfo, ProgList, RawMap, RawSched, SchedRequest, ScxSched, TaskAt, Where,
+    self, Budget, CpuAt, Dsq, DsqKind, IntrospectError, Kernel, Layout, MapContents, MapData,
+    MapInfo, MapList, ProgInfo, ProgList, RawMap, RawSched, SchedRequest, ScxSched, TaskAt, Where,
 };
 use crate::mem::GuestMem;
 
 use super::contents::{CapturedMap, Contents, MapAttrs};
 use super::error::SnapshotError;
+use super::kernel::unreadable;
+use super::ram;
 use super::{
     CpuState, DsqState, Extents, KernelState, Meta, Places, ProgState, SchedState, ScxState,
     Snapshot, Symbols, TaskState, Variable,
@@ -56,6 +59,9 @@ pub struct CaptureRequest {
     pub sched: bool,
     /// Names of variables of the kernel to copy as well.
     pub kernel: Vec<String>,
+    /// Bytes of memory to keep at most, when all of it that was ever touched is to be kept. They
+    /// do not count among `bytes`, nor does the time for copying them among `time`.
+    pub ram: Option<u64>,
     /// Bytes that are copied at most.
     pub bytes: u64,
     /// How long the copying may take.
@@ -67,7 +73,7 @@ impl Default for CaptureRequest {
     /// ordinary size never reaches.
     fn default() -> Self {
         let (bytes, time) = (256 << 20, Duration::from_secs(1));
-        CaptureRequest { maps: None, sched: true, kernel: Vec::new(), bytes, time }
+        CaptureRequest { maps: None, sched: true, kernel: Vec::new(), ram: None, bytes, time }
     }
 }
 
@@ -81,6 +87,8 @@ impl CaptureRequest {
 pub struct Capturer {
     mem: Arc<dyn GuestMem>,
     kernel: Kernel,
+    /// Memory to copy all of the guest's into.
+    room: Mutex<Vec<u8>>,
 }
 
 impl Capturer {
@@ -91,7 +99,7 @@ impl Capturer {
     /// that can be read.
     pub fn open(mem: Arc<dyn GuestMem>) -> Result<Capturer, CaptureError> {
         let kernel = Kernel::open(mem.clone())?;
-        Ok(Capturer { mem, kernel })
+        Ok(Capturer { mem, kernel, room: Mutex::default() })
     }
 
     /// The kernel's release, as `uname -r` prints it.
@@ -124,7 +132,16 @@ impl Capturer {
         self.kernel.rehearse(&wanted, budget);
         let mut missing = missing(&maps, request);
         missing.extend(self.unknown(request));
+        if let Some(most) = request.ram
+            && let Err(error) = ram::make_room(&*self.mem, most, &mut self.room())
+        {
+            missing.push(unreadable("the guest's memory", error));
+        }
         Ok(missing)
+    }
+
+    fn room(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.room.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Requested variables that the kernel does not have.
@@ -160,8 +177,10 @@ impl Capturer {
             raw[index] = Some(self.kernel.copy_map(&maps[index], &mut budget));
         }
         let maps = maps.into_iter().zip(raw).collect();
+        let room = || std::mem::take(&mut *self.room());
+        let ram = request.ram.map(|most| ram::copy(&*self.mem, most, room()));
         let kernel = Some((sched, OfKernel::new(&self.kernel), request.sched));
-        Ok(RawCapture { maps, torn, kernel, progs, took: start.elapsed() })
+        Ok(RawCapture { maps, torn, kernel, progs, ram, took: start.elapsed() })
     }
 }
 
@@ -206,6 +225,7 @@ struct OfKernel {
     btf: Arc<Btf>,
     symbols: Arc<introspect::Symbols>,
     per_cpu: Vec<Option<u64>>,
+    layout: Layout,
 }
 
 impl OfKernel {
@@ -215,6 +235,7 @@ impl OfKernel {
             btf: kernel.btf().clone(),
             symbols: kernel.symbols().clone(),
             per_cpu: cpus.map(|cpu| kernel.per_cpu_offset(cpu)).collect(),
+            layout: kernel.layout(),
         }
     }
 }
@@ -226,6 +247,8 @@ pub struct RawCapture {
     /// What was copied of the kernel, what of it stays, and whether its state was asked for.
     kernel: Option<(RawSched, OfKernel, bool)>,
     progs: Option<Result<ProgList, IntrospectError>>,
+    /// All of memory, if that was asked for.
+    ram: Option<Result<ram::Copied, String>>,
     took: Duration,
 }
 
@@ -241,13 +264,15 @@ impl RawCapture {
     pub fn bytes(&self) -> u64 {
         let maps: u64 =
             self.maps.iter().flat_map(|(_, raw)| raw).map(|raw| raw.bytes() as u64).sum();
-        maps + self.kernel.as_ref().map_or(0, |(raw, ..)| raw.memory.len() as u64)
+        maps + ram_bytes(self.ram.as_ref())
+            + self.kernel.as_ref().map_or(0, |(raw, ..)| raw.memory.len() as u64)
     }
 
     /// The snapshot. Maps are decoded when they are first looked into.
     #[must_use]
     pub fn finish(self, mut meta: Meta) -> Arc<Snapshot> {
-        meta.bytes = self.bytes();
+        let copied = self.bytes() - ram_bytes(self.ram.as_ref());
+        meta.bytes = copied;
         let maps = self.maps.into_iter().map(|(info, raw)| {
             let attrs = attrs(info);
             let name = attrs.shown_name().to_owned();
@@ -263,13 +288,26 @@ impl RawCapture {
         match self.kernel {
             Some((mut raw, of, asked)) => {
                 torn.extend(raw.tasks_torn.take());
+                let layout = of.layout;
                 let mut state = kernel_state(raw, of, asked);
+                match self.ram.map(|ram| ram.and_then(|copied| copied.finish(layout))) {
+                    Some(Ok(ram)) => {
+                        meta.bytes += ram.kept();
+                        state.ram = Some(Arc::new(ram));
+                    }
+                    Some(Err(why)) => state.ram_incomplete = Some(why),
+                    None => {}
+                }
                 (state.progs, state.progs_incomplete) = progs(self.progs);
                 Snapshot::with_kernel(meta, maps.collect(), torn, state)
             }
             None => Snapshot::new(meta, maps.collect(), torn),
         }
     }
+}
+
+fn ram_bytes(ram: Option<&Result<ram::Copied, String>>) -> u64 {
+    ram.and_then(|ram| ram.as_ref().ok()).map_or(0, ram::Copied::len)
 }
 
 /// Programs, and why some may be missing.
@@ -308,6 +346,8 @@ fn kernel_state(raw: RawSched, of: OfKernel, asked: bool) -> KernelState {
         symbols: Some(Arc::new(Symbols::of_kernel(&of.symbols))),
         per_cpu: of.per_cpu,
         memory: Extents::new(bytes, pieces),
+        ram: None,
+        ram_incomplete: None,
         left_out,
         cpus: raw.cpus.into_iter().map(cpu_state).collect(),
         tasks,
@@ -544,6 +584,7 @@ mod tests {
             torn: Some("map_idr_lock is held".into()),
             kernel: None,
             progs: None,
+            ram: None,
             took: Duration::ZERO,
         };
         assert_eq!(raw.bytes(), 0);

@@ -23,6 +23,7 @@ mod kernel;
 mod key;
 mod map;
 mod path;
+mod ram;
 mod reason;
 mod store;
 mod symbols;
@@ -50,6 +51,7 @@ pub use kernel::{
 };
 pub use key::KeyArg;
 pub use map::Map;
+pub use ram::{MAX_RAM, Ram};
 pub use reason::MissingStatsReason;
 pub use store::StoreError;
 pub use symbols::Symbols;

@@ -287,10 +287,25 @@ pub(crate) fn sample() -> Arc<Snapshot> {
 
 /// A capture of the made-up machine of `introspect/sched/testing.rs`.
 pub(crate) fn made_up(scx: bool) -> Arc<Snapshot> {
-    use super::{CaptureRequest, Capturer};
-    let machine = crate::introspect::made_up_sched::Machine::new(scx);
-    let capturer = Capturer::open(machine.guest.mem()).expect("the made-up kernel can be read");
+    use super::CaptureRequest;
     let kernel = ["jiffies_64", "scx_root"].map(str::to_owned).to_vec();
-    let request = CaptureRequest { kernel, ..CaptureRequest::default() };
-    capturer.capture(&request).expect("it can be captured").finish(meta("end"))
+    made_up_as(scx, &CaptureRequest { kernel, ..CaptureRequest::default() })
+}
+
+/// The same with all of its memory.
+pub(crate) fn made_up_ram() -> Arc<Snapshot> {
+    use super::{CaptureRequest, MAX_RAM};
+    made_up_as(true, &CaptureRequest { ram: Some(MAX_RAM), ..CaptureRequest::default() })
+}
+
+/// A capture of the made-up machine as it was asked for.
+pub(crate) fn made_up_as(scx: bool, request: &super::CaptureRequest) -> Arc<Snapshot> {
+    let raw = made_up_capturer(scx).capture(request).expect("it can be captured");
+    raw.finish(meta("end"))
+}
+
+/// What captures the made-up machine.
+pub(crate) fn made_up_capturer(scx: bool) -> super::Capturer {
+    let machine = crate::introspect::made_up_sched::Machine::new(scx);
+    super::Capturer::open(machine.guest.mem()).expect("the made-up kernel can be read")
 }

@@ -2,6 +2,7 @@
 
 mod compiled;
 mod diff;
+mod ram;
 mod store;
 
 use super::testing::{Object, Rows, bytes, comm, meta, object, sample, types};

@@ -221,7 +221,7 @@ fn kernel(pkg: &mut Package<'_>) {
     .func(
         "kernel(self: Snapshot, symbol: string) -> SnapshotField",
         "A variable of the kernel that the freeze was asked for: `t.freeze(\"tag\", #{ kernel: \
-         [\"jiffies_64\"] })`. The kernel tells the types of per-CPU ones only, which \
+         [\"jiffies_64\"] })`, or any with `#{ ram: true }`. The kernel tells the types of per-CPU ones only, which \
          `cpu(n).kernel(..)` reads; others are bytes.",
         |s: Snap, symbol: &str| native(s.kernel(symbol, None)),
     )

@@ -781,8 +781,14 @@ fn what_the_kernel_does_not_have_is_told_with_what_it_has() {
         ),
         (
             "snap.kernel(\"jifies_64\")",
-            "kernel variable jifies_64 could not be read: it was not copied (did you mean \
-             \"jiffies_64\"?); name it, as in t.freeze(\"tag\", #{ kernel: [\"jifies_64\"] })",
+            "kernel variable jifies_64 could not be read: the kernel has no such symbol; did you \
+             mean \"jiffies_64\"?",
+        ),
+        (
+            "snap.kernel(\"ext_sched_class\")",
+            "kernel variable ext_sched_class could not be read: it was not copied; name it, as in \
+             t.freeze(\"tag\", #{ kernel: [\"ext_sched_class\"] }), or keep all of memory with #{ \
+             ram: true }",
         ),
         (
             "snap.kernel(\"jiffies_64\") + 1",
@@ -805,7 +811,7 @@ fn what_the_kernel_does_not_have_is_told_with_what_it_has() {
     let addressed = of_machine("snap.task(1).get(\"signal\").as_ptr(\"struct signal_struct\")");
     let text = addressed.unwrap_err();
     assert!(text.starts_with("the struct signal_struct at 0xffff8880"), "{text}");
-    assert!(text.ends_with("and what its option `kernel` names"), "{text}");
+    assert!(text.contains("and what its option `kernel` names; `ram: true` keeps"), "{text}");
     let old = |script: &str| run(script, made_up(false)).map_err(|e| told(*e)).unwrap_err();
     assert_eq!(
         old("snap.sched()"),

@@ -139,7 +139,7 @@ impl Cpu {
         };
         let what = format!("{} on CPU {cpu}", vars::what(symbol));
         match at {
-            Some(at) => vars::field(&self.snapshot, what, at, variable, symbol, ty),
+            Some(at) => vars::field(&self.snapshot, what, at, &variable, symbol, ty),
             None => Err(unreadable(what, "it was not copied")),
         }
     }

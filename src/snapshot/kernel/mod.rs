@@ -20,6 +20,7 @@ mod sched;
 mod task;
 mod vars;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
@@ -29,6 +30,7 @@ use crate::btf::{Btf, TypeId};
 
 use super::Snapshot;
 use super::error::{SnapshotError, SnapshotResult};
+use super::ram::Ram;
 use super::symbols::Symbols;
 
 pub use cpu::Cpu;
@@ -104,6 +106,12 @@ pub struct KernelState {
     pub per_cpu: Vec<Option<u64>>,
     /// The bytes.
     pub memory: Extents,
+    /// All of memory, if the freeze was asked for it.
+    #[serde(skip)]
+    pub ram: Option<Arc<Ram>>,
+    /// Why that is missing although the freeze was asked for it.
+    #[serde(default)]
+    pub ram_incomplete: Option<String>,
     /// Why CPUs, tasks and sched_ext were not copied at all.
     pub left_out: Option<String>,
     /// Ascending by number.
@@ -136,6 +144,28 @@ impl KernelState {
         self.btf.as_ref().ok_or_else(|| unreadable("the kernel's state", "its types are missing"))
     }
 
+    /// The bytes at an address: what was copied as a piece, else what all of memory has there.
+    pub(crate) fn at(&self, at: u64, len: u64) -> Result<Cow<'_, [u8]>, NotThere> {
+        if let Some(bytes) = self.memory.get(at, len) {
+            return Ok(Cow::Borrowed(bytes));
+        }
+        let ram = self.ram.as_ref().ok_or(NotThere::NotCopied)?;
+        ram.at(at, len).map(Cow::Owned).map_err(NotThere::Unreadable)
+    }
+
+    /// Ends the sentence that something was not copied: what would have.
+    pub(crate) fn if_not_copied(&self) -> String {
+        match &self.ram_incomplete {
+            Some(why) => format!("of all memory nothing was kept: {why}"),
+            None => {
+                "a freeze copies CPUs, tasks, dispatch queues, schedulers, and what its option \
+                     `kernel` names; `ram: true` keeps all of memory, as in t.freeze(\"tag\", #{ \
+                     ram: true })"
+                    .to_owned()
+            }
+        }
+    }
+
     /// The kernel's symbols.
     pub(crate) fn names(&self) -> SnapshotResult<&Symbols> {
         self.symbols.as_deref().ok_or_else(|| {
@@ -151,6 +181,8 @@ impl KernelState {
             symbols: None,
             per_cpu: self.per_cpu.clone(),
             memory: Extents { bytes: Vec::new(), pieces: self.memory.pieces.clone() },
+            ram: None,
+            ram_incomplete: self.ram_incomplete.clone(),
             left_out: self.left_out.clone(),
             cpus: self.cpus.clone(),
             tasks: self.tasks.clone(),
@@ -178,6 +210,15 @@ impl KernelState {
         self.tasks.sort_by_key(|task| task.at);
         self
     }
+}
+
+/// Why bytes of the kernel's are not there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum NotThere {
+    /// They were not copied.
+    NotCopied,
+    /// All of memory was, but they cannot be read in it.
+    Unreadable(String),
 }
 
 /// The state, and what is found out of it once.

@@ -1,11 +1,12 @@
 //! Places in what was copied of the kernel.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::super::Snapshot;
 use super::super::access::Field;
 use super::super::error::{SnapshotError, SnapshotResult};
-use super::unreadable;
+use super::{NotThere, unreadable};
 
 /// Pointers that one path may follow.
 const MAX_POINTERS: u8 = 16;
@@ -53,21 +54,25 @@ impl Place {
     }
 
     /// All bytes here, of something without a type.
-    pub(crate) fn whole(&self) -> SnapshotResult<&[u8]> {
+    pub(crate) fn whole(&self) -> SnapshotResult<Cow<'_, [u8]>> {
         self.bytes(0, self.len, "it")
     }
 
     /// `len` bytes at an offset; `path` says what they are.
-    pub(crate) fn bytes(&self, offset: u64, len: u64, path: &str) -> SnapshotResult<&[u8]> {
+    pub(crate) fn bytes(&self, offset: u64, len: u64, path: &str) -> SnapshotResult<Cow<'_, [u8]>> {
         let at = self.at.wrapping_add(offset);
-        self.snapshot.kernel_state()?.memory.get(at, len).ok_or_else(|| {
+        let state = self.snapshot.kernel_state()?;
+        state.at(at, len).map_err(|why| {
             let path = if path.is_empty() { "it" } else { path };
+            let place = format!("{path} ({len} bytes at {at:#x})");
             unreadable(
                 &*self.what,
-                format!(
-                    "{path} ({len} bytes at {at:#x}) was not copied: a freeze copies CPUs, tasks, \
-                     dispatch queues, schedulers, and what its option `kernel` names"
-                ),
+                match why {
+                    NotThere::NotCopied => {
+                        format!("{place} was not copied: {}", state.if_not_copied())
+                    }
+                    NotThere::Unreadable(why) => format!("{place} is not there: {why}"),
+                },
             )
         })
     }

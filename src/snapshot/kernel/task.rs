@@ -192,7 +192,7 @@ impl Task {
         let mask = whole.offset_of("cpus_mask")?;
         let bytes = cpus.div_ceil(64) * 8;
         let at = self.at.wrapping_add(mask);
-        let Some(bits) = state.memory.get(at, bytes) else {
+        let Ok(bits) = state.at(at, bytes) else {
             return Err(unreadable(
                 whole.origin().map,
                 format!("cpus_mask at {at:#x} was not copied"),

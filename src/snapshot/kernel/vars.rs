@@ -1,14 +1,16 @@
 //! Variables of the kernel.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::btf::{Btf, Kind, TypeId};
+use crate::btf::{Btf, Kind, TypeId, Want};
 
 use super::super::Snapshot;
 use super::super::access::Field;
 use super::super::error::{SnapshotError, SnapshotResult};
 use super::super::error_text::quoted;
-use super::{Place, Places, Variable, unreadable};
+use super::super::symbols::Symbols;
+use super::{KernelState, NotThere, Place, Places, Variable, unreadable};
 use crate::words::nearest;
 
 /// What messages call it.
@@ -16,18 +18,86 @@ pub(super) fn what(symbol: &str) -> String {
     format!("kernel variable {symbol}")
 }
 
-/// The variable, if the freeze was asked for it.
-pub(super) fn captured<'s>(snapshot: &'s Snapshot, symbol: &str) -> SnapshotResult<&'s Variable> {
-    let variables = &snapshot.kernel_state()?.variables;
-    variables.get(symbol).ok_or_else(|| {
-        let meant = nearest(symbol, variables.keys().map(String::as_str));
-        let meant = meant.map_or(String::new(), |name| format!(" (did you mean {}?)", quoted(name)));
-        let asked = quoted(symbol);
-        unreadable(
-            what(symbol),
-            format!("it was not copied{meant}; name it, as in t.freeze(\"tag\", #{{ kernel: [{asked}] }})"),
-        )
-    })
+/// Bytes of a variable whose type is not known, at most.
+const MAX_VARIABLE: u64 = 64 << 10;
+
+/// The variable: as the freeze was asked for it, else where the kernel's symbols have it, when
+/// something was copied from there.
+pub(super) fn captured<'s>(
+    snapshot: &'s Snapshot,
+    symbol: &str,
+) -> SnapshotResult<Cow<'s, Variable>> {
+    let state = snapshot.kernel_state()?;
+    if let Some(variable) = state.variables.get(symbol) {
+        return Ok(Cow::Borrowed(variable));
+    }
+    let found = state.symbols.as_deref().and_then(|symbols| by_symbol(state, symbols, symbol));
+    let there = |at: &u64| state.at(*at, 1) != Err(NotThere::NotCopied);
+    if let Some(variable) = found {
+        let any = match &variable.places {
+            Places::Once(at) => there(at),
+            Places::PerCpu(places) => places.iter().any(|(_, at)| there(at)),
+            Places::Nowhere(_) => true,
+        };
+        return match any {
+            true => Ok(Cow::Owned(variable)),
+            false => Err(not_copied(state, symbol, "")),
+        };
+    }
+    let asked = state.variables.keys().map(String::as_str);
+    let mut meant = nearest(symbol, asked);
+    if let Some(symbols) = &state.symbols {
+        meant = meant.or_else(|| symbols.alike(symbol).first().copied());
+        let meant = meant.map_or(String::new(), |near| format!("; did you mean {}?", quoted(near)));
+        return Err(unreadable(what(symbol), format!("the kernel has no such symbol{meant}")));
+    }
+    let meant = meant.map_or(String::new(), |name| format!(" (did you mean {}?)", quoted(name)));
+    Err(not_copied(state, symbol, &meant))
+}
+
+fn not_copied(state: &KernelState, symbol: &str, meant: &str) -> SnapshotError {
+    let asked = quoted(symbol);
+    let why = match &state.ram_incomplete {
+        Some(_) => state.if_not_copied(),
+        None => format!(
+            "name it, as in t.freeze(\"tag\", #{{ kernel: [{asked}] }}), or keep all of memory \
+             with #{{ ram: true }}"
+        ),
+    };
+    unreadable(what(symbol), format!("it was not copied{meant}; {why}"))
+}
+
+/// Where the kernel's symbols have a variable; `None` when they do not.
+fn by_symbol(state: &KernelState, symbols: &Symbols, name: &str) -> Option<Variable> {
+    let once = |name| symbols.addresses(name).first().copied();
+    let btf = state.btf.as_deref()?;
+    let ty = btf.find(name, Want::Var).and_then(|var| btf.target(var));
+    let at = match symbols.addresses(name) {
+        [] => return None,
+        [at] => *at,
+        several => {
+            let all: Vec<String> = several.iter().map(|at| format!("{at:#x}")).collect();
+            let why = format!(
+                "{} symbols are called so (at {}), and which is meant cannot be told",
+                several.len(),
+                all.join(", ")
+            );
+            return Some(Variable { places: Places::Nowhere(why), len: 0, ty });
+        }
+    };
+    let size = ty.and_then(|ty| btf.size_of(ty)).filter(|size| *size > 0);
+    let len = size.or_else(|| symbols.room_at(at)).unwrap_or(8).clamp(1, MAX_VARIABLE);
+    let per_cpu = once("__per_cpu_start").zip(once("__per_cpu_end"));
+    let places = match per_cpu.is_some_and(|(start, end)| (start..end).contains(&at)) {
+        true => {
+            let offsets = (0..).zip(&state.per_cpu);
+            let place =
+                |(cpu, offset): (u32, &Option<u64>)| Some((cpu, at.wrapping_add((*offset)?)));
+            Places::PerCpu(offsets.filter_map(place).collect())
+        }
+        false => Places::Once(at),
+    };
+    Some(Variable { places, len, ty })
 }
 
 /// A variable's place as a field: of the type that the author gives, else of its own.
@@ -102,8 +172,8 @@ pub(crate) fn at_address(
 }
 
 impl Snapshot {
-    /// A variable of the kernel that the freeze was asked for, read as the type that C calls `ty`,
-    /// or as its own. The kernel's BTF has the types of per-CPU variables only; those are read
+    /// A variable of the kernel that was copied, because the freeze was asked for it or for all of
+    /// memory, read as the type that C calls `ty`, or as its own. The kernel's BTF has the types of per-CPU variables only; those are read
     /// with [`Cpu::kernel`](super::Cpu::kernel).
     ///
     /// # Errors
@@ -113,7 +183,7 @@ impl Snapshot {
     pub fn kernel(self: &Arc<Self>, symbol: &str, ty: Option<&str>) -> SnapshotResult<Field> {
         let variable = captured(self, symbol)?;
         match &variable.places {
-            Places::Once(at) => field(self, what(symbol), *at, variable, symbol, ty),
+            Places::Once(at) => field(self, what(symbol), *at, &variable, symbol, ty),
             Places::Nowhere(why) => Err(unreadable(what(symbol), why)),
             Places::PerCpu(_) => Err(SnapshotError::TypeMismatch {
                 expected: "a variable that there is once".to_owned(),

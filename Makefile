@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test setup build fmt clippy licences unit vm repeat bench clean
+.PHONY: help demo test setup build fmt clippy licences unit vm repeat fuzz bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -39,6 +39,10 @@ vm: ## tests that boot real kernels
 repeat: setup ## the smoke scripts ten times over kernels, boot paths and topologies (long)
 	$(CARGO) build --release --bins
 	tools/repeat
+
+fuzz: ## search for inputs that break the parsers, TIME seconds (60) for each target
+	@tools/setup g++
+	tools/fuzz
 
 bench: setup ## whole runs measured against a bare QEMU in the same run
 	$(CARGO) bench --bench runs

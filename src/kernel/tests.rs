@@ -697,3 +697,27 @@ fn what_an_interrupted_fetch_has_left_is_swept() {
     let left = fs::read_dir(archive.bench.path("cache/apt/download")).expect("there").count();
     assert_eq!(left, 0);
 }
+
+/// What `fuzz/` starts from: an unpacked kernel, a packed one of each kind, and their types.
+#[test]
+#[ignore = "writes files: cargo test --lib -- --ignored seeds_of_fuzzing"]
+fn seeds_of_fuzzing() {
+    let dir = |kind: &str| {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(kind);
+        fs::create_dir_all(&dir).unwrap();
+        dir
+    };
+    let whole = elf(&Made::default());
+    fs::write(dir("kernel").join("vmlinux"), &whole).unwrap();
+    let kinds = [
+        ("gzip", Compression::Gzip),
+        ("zstd", Compression::Zstd),
+        ("xz", Compression::Xz),
+        ("lz4", Compression::Lz4),
+    ];
+    for (name, kind) in kinds {
+        let image = bzimage("7.2.13+made", &pack(&whole, kind));
+        fs::write(dir("kernel").join(format!("vmlinuz-{name}")), image).unwrap();
+    }
+    fs::write(dir("btf").join("small"), btf(&["task_struct", "sched_ext_ops"])).unwrap();
+}

@@ -211,6 +211,14 @@ impl Kernel {
         budget: &mut Budget,
     ) -> Option<Found> {
         let layouts = &state.layouts.kinds;
+        let one = u64::from(map.key_size).saturating_add(map.value_size.into());
+        if one > budget.left() {
+            // Before anything is allocated for it: a damaged map may claim any size.
+            let left = budget.left();
+            return Some(Err(format!(
+                "one entry takes {one} bytes, and {left} are left of the capture's budget"
+            )));
+        }
         Some(match map.kind.number {
             kind::QUEUE | kind::STACK => {
                 layouts.queue.as_ref().map_err(text).and_then(|l| self.queue(l, map, budget))

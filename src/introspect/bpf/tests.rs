@@ -757,6 +757,30 @@ fn programs_in_an_array_are_given_by_their_ids() {
 }
 
 #[test]
+fn entries_of_an_absurd_size_are_refused_before_room_is_made_for_them() {
+    let mut guest = Guest::new();
+    let leaf = guest.node(9, [1, 2, 0, 0], Some(5), [Kva(0); 2]);
+    let wild = [
+        guest.trie("trie", leaf),
+        guest.queue("queue", 5, 3, &[vec![1; 3]]),
+        guest.storage("storage", &[(Some(7), 70)]).0,
+        guest.struct_ops("ops", Kva(0), "busy"),
+    ];
+    for map in wild {
+        guest.write_u32(map.offset(at::MAP_KIND + 8), 0xffff_f000);
+    }
+    let kernel = open(guest);
+    for map in wild {
+        match read(&kernel, map).data {
+            MapData::Unreadable { reason } => {
+                assert!(reason.starts_with("one entry takes 42949"), "{reason}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn small_budgets_leave_a_part_of_any_kind() {
     let kernel = open(busy_guest());
     let list = kernel.maps().unwrap();

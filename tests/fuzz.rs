@@ -53,6 +53,7 @@ fn drive(name: &'static str, count: u64, nth: usize) {
         let result = std::panic::catch_unwind(|| fuzz::run(name, &bytes));
         slowest = slowest.max((from.elapsed(), number));
         if let Err(panic) = result {
+            BEGAN.iter().for_each(|began| began.store(0, Relaxed));
             eprintln!("again: CRYOSCOPE_FUZZ_INPUT={name}:{number} cargo test --test fuzz");
             std::panic::resume_unwind(panic);
         }

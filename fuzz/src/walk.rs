@@ -121,8 +121,30 @@ pub(crate) fn kernel(snapshot: &Arc<Snapshot>) {
     for prog in snapshot.progs().into_iter().flatten().take(4 * SOME) {
         let _ = (prog.headline(), prog.maps(), prog.runs());
     }
+    memory(snapshot);
     for (symbol, ty) in [("jiffies_64", "u64"), ("scx_root", "struct scx_sched *")] {
         let _ = snapshot.kernel(symbol, Some(ty)).map(|found| field(&found, 3));
+    }
+}
+
+/// Asks for symbols, and for memory where all of it was kept.
+fn memory(snapshot: &Arc<Snapshot>) {
+    let mut places = vec![0, 0x20_0000, u64::MAX - 4, 0xffff_8880_0000_0000, 0xffff_ffff_8100_0000];
+    if let Ok(symbols) = snapshot.symbols() {
+        for name in ["jiffies_64", "init_task", "map_idr", "", "no_such_symbol"] {
+            places.extend(symbols.addresses(name).iter().take(3));
+            let _ = symbols.alike(name);
+        }
+        for at in &places {
+            let _ = (symbols.at(*at), symbols.room_at(*at));
+        }
+    }
+    let Ok(ram) = snapshot.ram() else { return };
+    let _ = (ram.size(), ram.kept(), format!("{ram:?}"));
+    for at in places {
+        for len in [0, 1, 8, 5000, u64::MAX] {
+            let _ = (ram.at(at, len), ram.physical(at, len), ram.translate(at));
+        }
     }
 }
 

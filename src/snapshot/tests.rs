@@ -3,7 +3,6 @@
 mod compiled;
 mod diff;
 mod ram;
-mod seeds;
 mod store;
 
 use super::testing::{Object, Rows, bytes, comm, meta, object, sample, types};

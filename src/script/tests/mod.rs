@@ -8,6 +8,7 @@ pub(crate) mod lab;
 mod modules;
 mod reference;
 mod repl;
+mod seeds;
 mod shipped;
 
 use std::fs;

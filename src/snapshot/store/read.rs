@@ -16,6 +16,9 @@ use super::format::{
 use crate::btf::Btf;
 use crate::words::plain;
 
+/// Entries of which a file has neither key nor value: those of a per-CPU array that no CPU has.
+const MAX_EMPTY: usize = 1 << 20;
+
 impl Snapshot {
     /// Opens a file that [`Snapshot::save`] wrote. Contents are read when they are first asked
     /// for; what turns out to be damaged then makes its map incomplete.
@@ -182,6 +185,11 @@ impl Stored {
             false => Err(format!("{} does not have its {} entries", map.attrs.name, map.rows)),
         };
         let (key, value) = map.sizes;
+        // Every entry that there is has some bytes, so that the file's own length bounds them.
+        let bounded = map.keys.is_some() && key > 0 || map.values.is_some() && value > 0;
+        if !bounded && map.rows > MAX_EMPTY {
+            return Err(format!("{} claims {} entries of no bytes", map.attrs.name, map.rows));
+        }
         let bits = map.rows.div_ceil(8);
         let cpu = |blob: &Option<Blob>| blob.as_ref().map(|b| take(b, value, bits)).transpose();
         Ok(Columns {

@@ -1,4 +1,5 @@
-//! Writes what `fuzz/` starts from: made-up guests, and snapshots of them.
+//! Writes what `fuzz/` starts from: made-up guests, and snapshots of them. Here, since this module
+//! may use both.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -40,10 +41,10 @@ fn image(mem: &dyn GuestMem) -> Vec<u8> {
     zstd::bulk::compress(&raw, 19).unwrap()
 }
 
-fn freeze(mem: Arc<dyn GuestMem>) -> Arc<Snapshot> {
+fn freeze(mem: Arc<dyn GuestMem>, ram: Option<u64>) -> Arc<Snapshot> {
     let capturer = Capturer::open(mem).unwrap();
     let kernel = ["jiffies_64", "scx_root"].map(str::to_owned).to_vec();
-    let request = CaptureRequest { kernel, ..CaptureRequest::default() };
+    let request = CaptureRequest { kernel, ram, ..CaptureRequest::default() };
     capturer.capture(&request).unwrap().finish(meta("end"))
 }
 
@@ -54,8 +55,10 @@ fn seeds_of_fuzzing() {
         fs::write(seeds("ram").join(name), image(&*mem)).unwrap();
         let types = Kernel::open(mem.clone()).unwrap().btf().raw().to_vec();
         fs::write(seeds("btf").join(name), types).unwrap();
-        freeze(mem).save(&seeds("capsule").join(format!("{name}.cryo"))).unwrap();
+        freeze(mem, None).save(&seeds("capsule").join(format!("{name}.cryo"))).unwrap();
     }
+    let all = freeze(Machine::new(true).guest.mem(), Some(1 << 30));
+    all.save(&seeds("capsule").join("memory.cryo")).unwrap();
     sample().save(&seeds("capsule").join("sample.cryo")).unwrap();
     let late = Snapshot::placeholder(meta("late"), "the machine had ended");
     late.save(&seeds("capsule").join("placeholder.cryo")).unwrap();

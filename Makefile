@@ -3,10 +3,10 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test setup build fmt clippy licences unit vm repeat fuzz bench clean
+.PHONY: help demo test setup build fmt clippy licences unit vm repeat kernel-examples fuzz bench clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
 
 demo: setup ## set everything up, boot a real kernel, judge an example scheduler
 	@tools/say "building cryoscope"
@@ -39,6 +39,9 @@ vm: ## tests that boot real kernels
 repeat: setup ## the smoke scripts ten times over kernels, boot paths and topologies (long)
 	$(CARGO) build --release --bins
 	tools/repeat
+
+kernel-examples: setup ## build the kernel's own example schedulers, compare what they print with snapshots
+	tools/kernel-examples
 
 fuzz: ## search for inputs that break the parsers, TIME seconds (60) for each target
 	@tools/setup g++

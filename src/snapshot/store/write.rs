@@ -83,7 +83,7 @@ struct Blobs {
 impl Blobs {
     fn add(&mut self, bytes: &[u8]) -> io::Result<Blob> {
         if bytes.len() as u64 > MAX_BLOB {
-            return Err(io::Error::other(format!("a map has more than {} MiB", MAX_BLOB >> 20)));
+            return Err(too_large());
         }
         let packed = zstd::bulk::compress(bytes, LEVEL)?;
         let blob = Blob {
@@ -158,12 +158,16 @@ impl Blobs {
         size: usize,
     ) -> io::Result<Option<Blob>> {
         let rows = contents.rows();
+        if (0..rows).all(|row| contents.cpu_value(row, cpu).is_none()) {
+            return Ok(None);
+        }
+        // Room is made for values that are not there as well, whose size a guest may make up.
+        let whole = rows.checked_mul(size).filter(|len| *len as u64 <= MAX_BLOB);
+        whole.ok_or_else(too_large)?;
         let mut out = vec![0; rows.div_ceil(8)];
-        let mut any = false;
         for row in 0..rows {
             let value = contents.cpu_value(row, cpu);
             if let Some(value) = value {
-                any = true;
                 out[row / 8] |= 1 << (row % 8);
                 if value.len() != size {
                     return Err(uneven());
@@ -173,7 +177,7 @@ impl Blobs {
                 out.resize(out.len() + size, 0);
             }
         }
-        if any { self.add(&out).map(Some) } else { Ok(None) }
+        self.add(&out).map(Some)
     }
 }
 
@@ -194,6 +198,10 @@ fn even(rows: Option<&[&[u8]]>, size: usize) -> io::Result<Vec<u8>> {
         Some(rows) if rows.iter().all(|row| row.len() == size) => Ok(rows.concat()),
         _ => Err(uneven()),
     }
+}
+
+fn too_large() -> io::Error {
+    io::Error::other(format!("a map has more than {} MiB", MAX_BLOB >> 20))
 }
 
 fn uneven() -> io::Error {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::snapshot::testing::{made_up, meta, sample};
+use crate::snapshot::testing::{Object, Rows, made_up, meta, sample};
 use crate::snapshot::{Snapshot, StoreError};
 
 /// The snapshot that a file of it gives.
@@ -348,4 +348,24 @@ fn damaged_files_never_panic() {
         }
     }
     assert!(opened > 50, "only {opened} could be opened");
+}
+
+/// A guest may claim any size for values that no CPU has.
+#[test]
+fn values_that_are_not_there_take_no_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.cryo");
+    let percpu = |value_size: u32, cpus: Vec<Vec<Option<Vec<u8>>>>| {
+        let mut object = Object { btf: None, maps: Vec::new() };
+        let rows = Rows { cpus: Some(cpus), ..Rows::default() };
+        object.map("sums", "percpu_array", (0, 0), rows);
+        object.maps[0].attrs.value_size = value_size;
+        Snapshot::new(meta("end"), object.maps, Vec::new())
+    };
+    let none = percpu(u32::MAX, vec![vec![None, None]; 2]);
+    assert_eq!(everything(&stored(&none)), everything(&none));
+    let mut rows = vec![vec![None]; 1 << 20];
+    rows[7] = vec![Some(vec![1; 8 << 10])];
+    let error = percpu(8 << 10, rows).save(&path).unwrap_err().to_string();
+    assert!(error.ends_with("a map has more than 1024 MiB"), "{error}");
 }

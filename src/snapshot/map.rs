@@ -17,6 +17,9 @@ use super::value;
 /// Keys that [`SnapshotError::NoMatch`] shows.
 const SAMPLE_KEYS: usize = 3;
 
+/// More bytes than a key has: those of hashes fit the stack of a BPF program, 512 bytes.
+const MAX_KEY: usize = 1 << 16;
+
 /// A map as it was when the machine was frozen. A cheap handle.
 ///
 /// Entries of the hash kinds come in the order of their keys, so that two runs agree.
@@ -314,6 +317,12 @@ impl Map {
     fn encoded(&self, key: &KeyArg) -> SnapshotResult<Wanted> {
         let attrs = self.attrs();
         let size = attrs.key_size as usize;
+        if size > MAX_KEY {
+            return Err(SnapshotError::MapRenderIncomplete {
+                map: self.name().to_owned(),
+                error: format!("it claims keys of {size} bytes, and maps have at most {MAX_KEY}"),
+            });
+        }
         match (&attrs.btf, key) {
             (Some(btf), key) if attrs.key_type != 0 => key::encode(btf, attrs.key_type, size, key),
             (_, KeyArg::Bytes(bytes)) => key::raw(size, bytes),

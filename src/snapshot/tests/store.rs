@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::snapshot::testing::{Object, Rows, made_up, meta, sample};
-use crate::snapshot::{Snapshot, StoreError};
+use crate::snapshot::{KeyArg, Snapshot, StoreError};
 
 /// The snapshot that a file of it gives.
 fn stored(snapshot: &Snapshot) -> Arc<Snapshot> {
@@ -368,4 +368,21 @@ fn values_that_are_not_there_take_no_room() {
     rows[7] = vec![Some(vec![1; 8 << 10])];
     let error = percpu(8 << 10, rows).save(&path).unwrap_err().to_string();
     assert!(error.ends_with("a map has more than 1024 MiB"), "{error}");
+}
+
+#[test]
+fn keys_of_an_absurd_size_are_not_looked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.cryo");
+    sample().save(&path).unwrap();
+    let whole = fs::read(&path).unwrap();
+    let lie = with_header(&whole, |h| {
+        let maps = h["maps"].as_array_mut().unwrap();
+        let map = maps.iter_mut().find(|m| m["attrs"]["name"] == "task_ctx").unwrap();
+        map["attrs"]["key_size"] = 0x8000_0000u32.into();
+    });
+    fs::write(&path, lie).unwrap();
+    let map = Snapshot::open(&path).unwrap().map("task_ctx").unwrap();
+    let error = map.get(&KeyArg::Number(7)).unwrap_err().to_string();
+    assert!(error.contains("it claims keys of 2147483648 bytes"), "{error}");
 }

@@ -47,8 +47,9 @@ fuzz: ## search for inputs that break the parsers, TIME seconds (60) for each ta
 	@tools/setup g++
 	tools/fuzz
 
-bench: setup ## whole runs measured against a bare QEMU in the same run
-	$(CARGO) bench --bench runs
+bench: ## whole runs against a bare QEMU, and maps against bpftool, in the same run
+	@tools/setup bpftool
+	$(CARGO) bench --bench runs --bench maps
 
 clean:
 	$(CARGO) clean

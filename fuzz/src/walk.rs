@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cryoscope::snapshot::{Entry, Field, FieldKind, KeyArg, Map, Reduce, Snapshot};
+use cryoscope::snapshot::{Entry, Field, FieldKind, KeyArg, Map, Reduce, Snapshot, to_json};
 
 use super::scratch;
 
@@ -35,6 +35,7 @@ pub(crate) fn maps(snapshot: &Arc<Snapshot>) {
 fn map(map: &Map) {
     let _ = (map.name(), map.len(), map.torn(), map.incomplete(), map.headline());
     let _ = map.dump();
+    as_json(map);
     let entries = map.known_entries();
     let len = entries.len();
     // The last ones are those that a map cut short ends with.
@@ -53,6 +54,19 @@ fn map(map: &Map) {
         let _ = map.cpu(index).map(|map| map.dump()).map_err(|e| e.to_string());
     }
     let _ = map.get(&KeyArg::Str("x".to_owned())).map_err(|e| e.to_string());
+}
+
+/// All entries at once are read by their places, each alone by its path: the same must come out.
+fn as_json(map: &Map) {
+    let entries = map.known_entries();
+    if entries.len() > 100 || map.cpus().is_ok() {
+        return;
+    }
+    let all = serde_json::to_value(map.entries_as_json()).expect("it is JSON");
+    for (entry, row) in entries.zip(all.as_array().expect("a list")) {
+        let value = entry.value().map_or(serde_json::Value::Null, |value| to_json(&value));
+        assert_eq!(row["value"], value, "{} of {}", entry.key_text(), map.name());
+    }
 }
 
 fn entry(entry: &Entry) {

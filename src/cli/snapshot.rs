@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Subcommand;
-use serde_json::{Map as Object, Value, json};
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::{Failure, print};
 use crate::scenario::text::clean;
-use crate::snapshot::{Entry, Field, FieldKind, Map, Scalar, Snapshot, SnapshotError};
+use crate::snapshot::{Map, Snapshot, SnapshotError};
 
 /// Look into saved snapshots.
 #[derive(clap::Args, Debug)]
@@ -104,82 +105,51 @@ fn tree(snapshot: &Arc<Snapshot>) -> Result<String, Failure> {
     Ok(out)
 }
 
-fn export(snapshot: &Arc<Snapshot>) -> Result<Value, Failure> {
+fn export(snapshot: &Arc<Snapshot>) -> Result<impl Serialize + use<>, Failure> {
     let maps = snapshot.maps().map_err(lacks)?;
-    Ok(json!({
-        "tag": snapshot.tag(),
-        "elapsed_ms": snapshot.elapsed_ms(),
-        "pause": snapshot.pause(),
-        "phase": snapshot.phase(),
-        "torn": snapshot.torn(),
-        "maps": maps.iter().map(export_map).collect::<Vec<_>>(),
-    }))
-}
-
-fn export_map(map: &Map) -> Value {
-    let attrs = map.attrs();
-    let cpus = map.cpus().ok();
-    let entries: Vec<Value> = map
-        .known_entries()
-        .map(|entry| {
-            let value = match cpus {
-                None => value_of(&entry),
-                Some(cpus) => (0..cpus)
-                    .map(|cpu| {
-                        let narrowed = i64::try_from(cpu).ok().and_then(|n| entry.cpu(n).ok());
-                        narrowed.as_ref().map_or(Value::Null, value_of)
-                    })
-                    .collect(),
-            };
-            match map.is_indexed() {
-                true => json!({ "value": value }),
-                false => json!({ "key": field(&entry.key(), 0), "value": value }),
-            }
-        })
-        .collect();
-    json!({
-        "name": map.name(),
-        "id": attrs.id,
-        "kind": attrs.kind,
-        "max_entries": attrs.max_entries,
-        "per_cpu": cpus.is_some(),
-        "torn": map.torn(),
-        "incomplete": map.incomplete(),
-        "entries": entries,
+    Ok(Export {
+        elapsed_ms: snapshot.elapsed_ms(),
+        maps: maps.iter().map(export_map).collect(),
+        pause: json!(snapshot.pause()),
+        phase: snapshot.phase().map(str::to_owned),
+        tag: snapshot.tag().to_owned(),
+        torn: snapshot.torn().to_vec(),
     })
 }
 
-fn value_of(entry: &Entry) -> Value {
-    entry.value().map_or(Value::Null, |value| field(&value, 0))
+/// Members in the order of their names, as everywhere in what is exported.
+#[derive(Serialize)]
+struct Export<M> {
+    elapsed_ms: u64,
+    maps: Vec<M>,
+    pause: Value,
+    phase: Option<String>,
+    tag: String,
+    torn: Vec<String>,
 }
 
-/// Levels of members and elements.
-const MAX_LEVELS: usize = 32;
+#[derive(Serialize)]
+struct ExportedMap<E> {
+    entries: E,
+    id: u32,
+    incomplete: Option<String>,
+    kind: String,
+    max_entries: u32,
+    name: String,
+    per_cpu: bool,
+    torn: Vec<String>,
+}
 
-fn field(f: &Field, level: usize) -> Value {
-    if level < MAX_LEVELS {
-        match f.kind() {
-            FieldKind::Struct | FieldKind::Union => {
-                let names = f.members().unwrap_or_default().into_iter();
-                let member =
-                    |name: String| Some((name.clone(), field(&f.get(&name).ok()?, level + 1)));
-                return Value::Object(names.filter_map(member).collect::<Object<_, _>>());
-            }
-            FieldKind::Array => {
-                let elements = f.as_array().unwrap_or_default();
-                return elements.iter().map(|element| field(element, level + 1)).collect();
-            }
-            _ => {}
-        }
-    }
-    match f.leaf() {
-        Ok(Some(Scalar::Int(n))) => n.into(),
-        Ok(Some(Scalar::U64(n))) => n.into(),
-        Ok(Some(Scalar::Float(x))) => x.into(),
-        Ok(Some(Scalar::Bool(b))) => b.into(),
-        Ok(Some(Scalar::Str(s))) => s.into(),
-        Ok(Some(Scalar::Enum(e))) => e.name().map_or_else(|| json!(e.value() as i64), Into::into),
-        // Bytes without a type, and what has no value.
-        _ => f.inline(1 << 16).into(),
+fn export_map(map: &Map) -> impl Serialize + use<> {
+    let attrs = map.attrs();
+    ExportedMap {
+        entries: map.entries_as_json(),
+        id: attrs.id,
+        incomplete: map.incomplete().map(str::to_owned),
+        kind: attrs.kind.clone(),
+        max_entries: attrs.max_entries,
+        name: map.name().to_owned(),
+        per_cpu: map.cpus().is_ok(),
+        torn: map.torn(),
     }
 }

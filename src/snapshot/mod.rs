@@ -19,6 +19,7 @@ mod dump;
 mod entry;
 mod error;
 mod error_text;
+mod json;
 mod kernel;
 mod key;
 mod map;
@@ -45,6 +46,7 @@ pub use contents::{CapturedMap, Contents, Decode, MapAttrs};
 pub use diff::{Change, Diff, Value};
 pub use entry::{Entry, Reduce};
 pub use error::{ExcludedMap, SnapshotError, SnapshotResult};
+pub use json::to_json;
 pub use kernel::{
     Cpu, CpuState, Dsq, DsqState, Extents, KernelState, Places, Prog, ProgState, Sched, SchedState,
     ScxState, Task, TaskState, Variable,

@@ -2,6 +2,7 @@
 
 mod compiled;
 mod diff;
+mod json;
 mod ram;
 mod store;
 

@@ -66,13 +66,18 @@ fn compiled() -> (Arc<Btf>, Vec<u8>) {
     (Btf::parse(&section(".BTF")).expect("valid BTF"), section(".data.all"))
 }
 
-#[test]
-fn values_are_what_the_compiler_meant() {
+/// A snapshot with an array `all` that has it as its only entry.
+pub(super) fn snapshot() -> Arc<Snapshot> {
     let (btf, bytes) = compiled();
     let ty = btf.find("all", Want::Struct).expect("the struct");
     let mut o = Object { btf: Some(btf), maps: Vec::new() };
     o.map("all", "array", (0, ty), Rows { values: vec![bytes], ..Rows::default() });
-    let entry = Snapshot::new(meta("c"), o.maps, Vec::new()).map("all").unwrap().at(0).unwrap();
+    Snapshot::new(meta("c"), o.maps, Vec::new())
+}
+
+#[test]
+fn values_are_what_the_compiler_meant() {
+    let entry = snapshot().map("all").unwrap().at(0).unwrap();
     let shown = |path: &str| entry.get(path).unwrap().inline(200);
     for (path, want) in [
         ("tiny", "-5"),

@@ -1,0 +1,292 @@
+//! Entries as JSON, many of them: where the members of a value lie is found out once for a map.
+//!
+//! What has no simple place (a pointer, a float, bytes without a type) goes the way of any other
+//! reader, through [`Field`].
+
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
+
+use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
+use serde_json::{Map as Object, Value, json};
+
+use super::path::{MEMBERS, for_each_member};
+use super::value;
+use super::{Entry, Field, FieldKind, Map, Scalar};
+use crate::btf::{self, Btf, Shape};
+
+/// Levels of members and elements.
+const MAX_LEVELS: usize = 32;
+/// Members of a value, all levels together, of which the places are noted.
+const MAX_PLACES: usize = 4096;
+
+impl Map {
+    /// The entries that are known, for a serializer: `{"key": .., "value": ..}`, those of arrays
+    /// without keys; of a per-CPU map, values are lists. What is not there is `null`.
+    #[must_use]
+    pub fn entries_as_json(&self) -> impl Serialize + use<> {
+        Entries { map: self.clone(), key: OnceCell::new(), value: OnceCell::new() }
+    }
+}
+
+/// The value of a field, members and elements included.
+#[must_use]
+pub fn to_json(field: &Field) -> Value {
+    any(field, 0)
+}
+
+fn any(f: &Field, level: usize) -> Value {
+    if level < MAX_LEVELS {
+        match f.kind() {
+            FieldKind::Struct | FieldKind::Union => {
+                let names = f.members().unwrap_or_default().into_iter();
+                let member =
+                    |name: String| Some((name.clone(), any(&f.get(&name).ok()?, level + 1)));
+                return Value::Object(names.filter_map(member).collect::<Object<_, _>>());
+            }
+            FieldKind::Array => {
+                let elements = f.as_array().unwrap_or_default();
+                return elements.iter().map(|element| any(element, level + 1)).collect();
+            }
+            _ => {}
+        }
+    }
+    match f.leaf() {
+        Ok(Some(Scalar::Int(n))) => n.into(),
+        Ok(Some(Scalar::U64(n))) => n.into(),
+        Ok(Some(Scalar::Float(x))) => x.into(),
+        Ok(Some(Scalar::Bool(b))) => b.into(),
+        Ok(Some(Scalar::Str(s))) => s.into(),
+        Ok(Some(Scalar::Enum(e))) => e.name().map_or_else(|| json!(e.value() as i64), Into::into),
+        // Bytes without a type, and what has no value.
+        _ => f.inline(1 << 16).into(),
+    }
+}
+
+/// How a part of a value is read, given the part's bytes.
+enum Plan {
+    /// An integer of at most eight bytes.
+    Number {
+        bits: Option<btf::BitRange>,
+        signed: bool,
+    },
+    Bool {
+        bits: Option<btf::BitRange>,
+    },
+    /// Text, at a path, which is asked again if it is none.
+    Text {
+        path: String,
+    },
+    /// Members in the order of their names: first byte, length, what is there.
+    Members(Vec<(String, usize, usize, Plan)>),
+    /// Elements that lie so far apart.
+    Elements {
+        len: usize,
+        size: usize,
+        each: Box<Plan>,
+    },
+    /// Anything else, at a path.
+    Other {
+        path: String,
+    },
+}
+
+/// Finds out how values of a type are read.
+struct Planner<'a> {
+    btf: &'a Btf,
+    left: usize,
+}
+
+impl Planner<'_> {
+    fn plan(&mut self, at: btf::Field, path: &str, level: usize) -> Plan {
+        let other = || Plan::Other { path: path.to_owned() };
+        self.left = self.left.saturating_sub(1);
+        if self.left == 0 || level >= MAX_LEVELS {
+            return other();
+        }
+        let narrow = at.size <= 8 && at.size > 0;
+        match (FieldKind::of(self.btf, at.ty), self.btf.shape(at.ty).as_deref()) {
+            (FieldKind::Bool, _) if narrow => Plan::Bool { bits: at.bits },
+            (FieldKind::Int, Ok(Shape::Int { signed, .. })) if narrow => {
+                Plan::Number { bits: at.bits, signed: *signed }
+            }
+            (FieldKind::Text, _) => Plan::Text { path: path.to_owned() },
+            (FieldKind::Struct | FieldKind::Union, _) => {
+                self.members(at, path, level).unwrap_or_else(other)
+            }
+            (FieldKind::Array, Ok(Shape::Array { elem, len, elem_size })) => {
+                let (size, whole) = (*elem_size as usize, at.size as usize);
+                let element = self.btf.field(*elem, "").ok().filter(|e| e.size == *elem_size);
+                let len = whole.checked_div(size).unwrap_or_default().min(*len as usize);
+                match element.map(|element| self.plan(element, "", level + 1)) {
+                    // Elements are not asked for by paths of their own.
+                    Some(each) if each.is_by_place() && len <= MAX_PLACES => {
+                        Plan::Elements { len, size, each: Box::new(each) }
+                    }
+                    _ => other(),
+                }
+            }
+            _ => other(),
+        }
+    }
+
+    /// `None` where members cannot be told apart by their names.
+    fn members(&mut self, at: btf::Field, path: &str, level: usize) -> Option<Plan> {
+        let mut found: BTreeMap<String, btf::Field> = BTreeMap::new();
+        let mut plain = true;
+        for_each_member(self.btf, at.ty, MEMBERS, &mut |name, place| {
+            plain &= !name.is_empty() && !name.contains(['.', '[', ']']);
+            found.entry(name.to_owned()).or_insert(place);
+        });
+        let members = found.into_iter().map(|(name, place)| {
+            let within = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            let (start, len) = (place.offset as usize, place.size as usize);
+            let inside = place.offset.checked_add(place.size).is_some_and(|end| end <= at.size);
+            inside.then(|| (name, start, len, self.plan(place, &within, level + 1)))
+        });
+        let members = members.collect::<Option<Vec<_>>>()?;
+        (plain && at.bits.is_none()).then_some(Plan::Members(members))
+    }
+}
+
+impl Plan {
+    fn of(field: &Field) -> Plan {
+        match field.typed() {
+            Some((btf, at)) if at.offset == 0 => Planner { btf, left: MAX_PLACES }.plan(at, "", 0),
+            _ => Plan::Other { path: String::new() },
+        }
+    }
+
+    /// Whether nothing in it has to be asked for by its path.
+    fn is_by_place(&self) -> bool {
+        match self {
+            Plan::Number { .. } | Plan::Bool { .. } => true,
+            Plan::Members(all) => all.iter().all(|(.., plan)| plan.is_by_place()),
+            Plan::Elements { each, .. } => each.is_by_place(),
+            Plan::Text { .. } | Plan::Other { .. } => false,
+        }
+    }
+}
+
+/// A part of a value, given the bytes there.
+struct Part<'a> {
+    whole: &'a Field,
+    plan: &'a Plan,
+    bytes: &'a [u8],
+}
+
+impl Part<'_> {
+    fn at(&self, path: &str) -> Value {
+        match path {
+            "" => to_json(self.whole),
+            path => self.whole.get(path).map_or(Value::Null, |field| to_json(&field)),
+        }
+    }
+}
+
+impl Serialize for Part<'_> {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        let Part { whole, bytes, .. } = *self;
+        match self.plan {
+            Plan::Number { bits, signed } => match value::number(bytes, *bits, *signed) {
+                Some(n) if *signed => out.serialize_i64(n as i64),
+                Some(n) => out.serialize_u64(n as u64),
+                None => out.serialize_none(),
+            },
+            Plan::Bool { bits } => match value::number(bytes, *bits, false) {
+                Some(n) => out.serialize_bool(n != 0),
+                None => out.serialize_none(),
+            },
+            Plan::Text { path } => {
+                let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
+                match std::str::from_utf8(&bytes[..end]) {
+                    Ok(text) => out.serialize_str(text),
+                    Err(_) => self.at(path).serialize(out),
+                }
+            }
+            Plan::Members(members) => {
+                let mut object = out.serialize_map(Some(members.len()))?;
+                for (name, start, len, plan) in members {
+                    let bytes = bytes.get(*start..start + len).unwrap_or_default();
+                    object.serialize_entry(name, &Part { whole, plan, bytes })?;
+                }
+                object.end()
+            }
+            Plan::Elements { len, size, each } => {
+                let mut list = out.serialize_seq(Some(*len))?;
+                for i in 0..*len {
+                    let bytes = bytes.get(i * size..(i + 1) * size).unwrap_or_default();
+                    list.serialize_element(&Part { whole, plan: each, bytes })?;
+                }
+                list.end()
+            }
+            Plan::Other { path } => self.at(path).serialize(out),
+        }
+    }
+}
+
+/// All of a map's entries.
+struct Entries {
+    map: Map,
+    key: OnceCell<Plan>,
+    value: OnceCell<Plan>,
+}
+
+impl Serialize for Entries {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        let cpus = self.map.cpus().ok();
+        let entries = self.map.known_entries();
+        let mut list = out.serialize_seq(Some(entries.len()))?;
+        for entry in entries {
+            list.serialize_element(&Row { all: self, entry, cpus })?;
+        }
+        list.end()
+    }
+}
+
+struct Row<'a> {
+    all: &'a Entries,
+    entry: Entry,
+    cpus: Option<usize>,
+}
+
+impl Serialize for Row<'_> {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        let mut row = out.serialize_map(None)?;
+        if !self.all.map.is_indexed() {
+            row.serialize_entry("key", &Whole { field: self.entry.key(), plan: &self.all.key })?;
+        }
+        let value = |entry: &Entry| {
+            let plan = &self.all.value;
+            entry.value().ok().map(|field| Whole { field, plan })
+        };
+        match self.cpus {
+            None => row.serialize_entry("value", &value(&self.entry))?,
+            Some(cpus) => {
+                let on = |cpu| i64::try_from(cpu).ok().and_then(|cpu| self.entry.cpu(cpu).ok());
+                let values = (0..cpus).map(|cpu| on(cpu).as_ref().and_then(value));
+                row.serialize_entry("value", &values.collect::<Vec<_>>())?;
+            }
+        }
+        row.end()
+    }
+}
+
+/// A key or a value.
+struct Whole<'a> {
+    field: Field,
+    plan: &'a OnceCell<Plan>,
+}
+
+impl Serialize for Whole<'_> {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        let (whole, plan) = (&self.field, self.plan.get_or_init(|| Plan::of(&self.field)));
+        let needs = whole.typed().map(|(_, at)| at.size);
+        match whole.bytes() {
+            // Types may claim more bytes than there are.
+            Ok(bytes) if needs == Some(bytes.len() as u64) => {
+                Part { whole, plan, bytes: &bytes }.serialize(out)
+            }
+            _ => to_json(whole).serialize(out),
+        }
+    }
+}

@@ -1,10 +1,12 @@
 //! `cryoscope snapshot`: what is in a file that a script has saved.
 
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Subcommand;
 use serde::Serialize;
+use serde_json::ser::{Formatter, PrettyFormatter};
 use serde_json::{Value, json};
 
 use super::{Failure, print};
@@ -59,12 +61,73 @@ pub(super) fn run(args: &Args) -> Result<u8, Failure> {
             (diff.to_string(), u8::from(!same))
         }
         Command::Export { file } => {
-            let text = serde_json::to_string_pretty(&export(&open(file)?)?);
-            (text.map_err(|e| Failure::new(e.to_string()))? + "\n", 0)
+            let snapshot = open(file)?;
+            let out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
+            let done = write_json(&export(&snapshot)?, out);
+            // A reader that is gone is no error.
+            done.or_else(|e| if e.is_io() { Ok(()) } else { Err(Failure::new(e.to_string())) })?;
+            return Ok(0);
         }
     };
     print(&clean(&text));
     Ok(code)
+}
+
+/// Writes JSON as it comes, to be read by people as well: a snapshot can have a hundred megabytes.
+fn write_json(value: &impl Serialize, mut out: impl Write) -> serde_json::Result<()> {
+    let formatter = Clean(PrettyFormatter::new());
+    value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))?;
+    out.write_all(b"\n").and_then(|()| out.flush()).map_err(serde_json::Error::io)
+}
+
+/// Lines and indentation, and strings that a terminal does not obey.
+struct Clean(PrettyFormatter<'static>);
+
+impl Formatter for Clean {
+    fn write_string_fragment<W: ?Sized + Write>(
+        &mut self,
+        w: &mut W,
+        part: &str,
+    ) -> io::Result<()> {
+        let plain = part.bytes().all(|b| matches!(b, b' '..=b'~'));
+        if plain { w.write_all(part.as_bytes()) } else { w.write_all(clean(part).as_bytes()) }
+    }
+
+    fn begin_array<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
+        self.0.begin_array(w)
+    }
+
+    fn end_array<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
+        self.0.end_array(w)
+    }
+
+    fn begin_array_value<W: ?Sized + Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
+        self.0.begin_array_value(w, first)
+    }
+
+    fn end_array_value<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
+        self.0.end_array_value(w)
+    }
+
+    fn begin_object<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
+        self.0.begin_object(w)
+    }
+
+    fn end_object<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
+        self.0.end_object(w)
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
+        self.0.begin_object_key(w, first)
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
+        self.0.begin_object_value(w)
+    }
+
+    fn end_object_value<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
+        self.0.end_object_value(w)
+    }
 }
 
 fn open(path: &Path) -> Result<Arc<Snapshot>, Failure> {
@@ -151,5 +214,20 @@ fn export_map(map: &Map) -> impl Serialize + use<> {
         name: map.name().to_owned(),
         per_cpu: map.cpus().is_ok(),
         torn: map.torn(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_indented_and_obeyed_by_no_terminal() {
+        let mut out = Vec::new();
+        let value = json!({ "list": [1, { "name": "a\u{202e}b\u{1b}\"é" }], "none": null });
+        write_json(&value, &mut out).unwrap();
+        let want = "{\n  \"list\": [\n    1,\n    {\n      \"name\": \"a·b\\u001b\\\"é\"\n    }\n  \
+                    ],\n  \"none\": null\n}\n";
+        assert_eq!(String::from_utf8(out).unwrap(), want);
     }
 }

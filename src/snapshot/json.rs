@@ -11,7 +11,7 @@ use serde_json::{Map as Object, Value, json};
 
 use super::path::{MEMBERS, for_each_member};
 use super::value;
-use super::{Entry, Field, FieldKind, Map, Scalar};
+use super::{Entry, Field, FieldKind, Map, Scalar, Side};
 use crate::btf::{self, Btf, Shape};
 
 /// Levels of members and elements.
@@ -148,14 +148,25 @@ impl Planner<'_> {
     }
 }
 
-impl Plan {
-    fn of(field: &Field) -> Plan {
-        match field.typed() {
-            Some((btf, at)) if at.offset == 0 => Planner { btf, left: MAX_PLACES }.plan(at, "", 0),
-            _ => Plan::Other { path: String::new() },
-        }
-    }
+/// How a side of a map's entries is read.
+struct Known {
+    plan: Plan,
+    /// Bytes that the type takes, if there is a type.
+    size: Option<u64>,
+}
 
+impl Known {
+    fn of(field: &Field) -> Known {
+        let typed = field.typed().filter(|(_, at)| at.offset == 0);
+        let plan = match typed {
+            Some((btf, at)) => Planner { btf, left: MAX_PLACES }.plan(at, "", 0),
+            None => Plan::Other { path: String::new() },
+        };
+        Known { plan, size: typed.map(|(_, at)| at.size) }
+    }
+}
+
+impl Plan {
     /// Whether nothing in it has to be asked for by its path.
     fn is_by_place(&self) -> bool {
         match self {
@@ -167,25 +178,27 @@ impl Plan {
     }
 }
 
-/// A part of a value, given the bytes there.
+/// A part of a key or a value, given the bytes there.
 struct Part<'a> {
-    whole: &'a Field,
+    entry: &'a Entry,
+    side: Side,
     plan: &'a Plan,
     bytes: &'a [u8],
 }
 
 impl Part<'_> {
     fn at(&self, path: &str) -> Value {
+        let whole = Field::whole(self.entry.clone(), self.side);
         match path {
-            "" => to_json(self.whole),
-            path => self.whole.get(path).map_or(Value::Null, |field| to_json(&field)),
+            "" => to_json(&whole),
+            path => whole.get(path).map_or(Value::Null, |field| to_json(&field)),
         }
     }
 }
 
 impl Serialize for Part<'_> {
     fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
-        let Part { whole, bytes, .. } = *self;
+        let Part { entry, side, bytes, .. } = *self;
         match self.plan {
             Plan::Number { bits, signed } => match value::number(bytes, *bits, *signed) {
                 Some(n) if *signed => out.serialize_i64(n as i64),
@@ -207,7 +220,7 @@ impl Serialize for Part<'_> {
                 let mut object = out.serialize_map(Some(members.len()))?;
                 for (name, start, len, plan) in members {
                     let bytes = bytes.get(*start..start + len).unwrap_or_default();
-                    object.serialize_entry(name, &Part { whole, plan, bytes })?;
+                    object.serialize_entry(name, &Part { entry, side, plan, bytes })?;
                 }
                 object.end()
             }
@@ -215,7 +228,7 @@ impl Serialize for Part<'_> {
                 let mut list = out.serialize_seq(Some(*len))?;
                 for i in 0..*len {
                     let bytes = bytes.get(i * size..(i + 1) * size).unwrap_or_default();
-                    list.serialize_element(&Part { whole, plan: each, bytes })?;
+                    list.serialize_element(&Part { entry, side, plan: each, bytes })?;
                 }
                 list.end()
             }
@@ -227,8 +240,8 @@ impl Serialize for Part<'_> {
 /// All of a map's entries.
 struct Entries {
     map: Map,
-    key: OnceCell<Plan>,
-    value: OnceCell<Plan>,
+    key: OnceCell<Known>,
+    value: OnceCell<Known>,
 }
 
 impl Serialize for Entries {
@@ -252,18 +265,18 @@ struct Row<'a> {
 impl Serialize for Row<'_> {
     fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
         let mut row = out.serialize_map(None)?;
+        let (entry, key, value) = (&self.entry, &self.all.key, &self.all.value);
         if !self.all.map.is_indexed() {
-            row.serialize_entry("key", &Whole { field: self.entry.key(), plan: &self.all.key })?;
+            row.serialize_entry("key", &Whole { entry, side: Side::Key, known: key })?;
         }
-        let value = |entry: &Entry| {
-            let plan = &self.all.value;
-            entry.value().ok().map(|field| Whole { field, plan })
-        };
+        let side = Side::Value;
         match self.cpus {
-            None => row.serialize_entry("value", &value(&self.entry))?,
+            None => row.serialize_entry("value", &Whole { entry, side, known: value })?,
             Some(cpus) => {
-                let on = |cpu| i64::try_from(cpu).ok().and_then(|cpu| self.entry.cpu(cpu).ok());
-                let values = (0..cpus).map(|cpu| on(cpu).as_ref().and_then(value));
+                let on = |cpu| i64::try_from(cpu).ok().and_then(|cpu| entry.cpu(cpu).ok());
+                let entries: Vec<Option<Entry>> = (0..cpus).map(on).collect();
+                let whole = |entry| Whole { entry, side, known: value };
+                let values = entries.iter().map(|entry| entry.as_ref().map(whole));
                 row.serialize_entry("value", &values.collect::<Vec<_>>())?;
             }
         }
@@ -273,20 +286,22 @@ impl Serialize for Row<'_> {
 
 /// A key or a value.
 struct Whole<'a> {
-    field: Field,
-    plan: &'a OnceCell<Plan>,
+    entry: &'a Entry,
+    side: Side,
+    known: &'a OnceCell<Known>,
 }
 
 impl Serialize for Whole<'_> {
     fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
-        let (whole, plan) = (&self.field, self.plan.get_or_init(|| Plan::of(&self.field)));
-        let needs = whole.typed().map(|(_, at)| at.size);
-        match whole.bytes() {
+        let Whole { entry, side, .. } = *self;
+        let known = self.known.get_or_init(|| Known::of(&Field::whole(entry.clone(), side)));
+        match (entry.bytes(side), side) {
             // Types may claim more bytes than there are.
-            Ok(bytes) if needs == Some(bytes.len() as u64) => {
-                Part { whole, plan, bytes: &bytes }.serialize(out)
+            (Ok(bytes), _) if known.size == Some(bytes.len() as u64) => {
+                Part { entry, side, plan: &known.plan, bytes: &bytes }.serialize(out)
             }
-            _ => to_json(whole).serialize(out),
+            (_, Side::Key) => to_json(&entry.key()).serialize(out),
+            (_, Side::Value) => entry.value().ok().map(|value| to_json(&value)).serialize(out),
         }
     }
 }

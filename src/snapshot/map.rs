@@ -265,6 +265,14 @@ impl Map {
                 return Vec::new();
             }
             let kind = KeyOrder::of(self.attrs());
+            if let Some(signed) = kind.signed() {
+                // Numbers are taken out once, not at each comparison.
+                let key = |row: u32| contents.key(row as usize).unwrap_or_default();
+                let number = |row: u32| (value::number(key(row), None, signed), row);
+                let mut numbers: Vec<_> = (0..rows).map(number).collect();
+                numbers.sort_unstable();
+                return numbers.into_iter().map(|(_, row)| row).collect();
+            }
             let mut order: Vec<u32> = (0..rows).collect();
             order.sort_by(|&a, &b| {
                 let (a, b) = (contents.key(a as usize), contents.key(b as usize));
@@ -383,6 +391,15 @@ impl KeyOrder {
             (Some(Ok(Shape::Int { .. } | Shape::Enum(_) | Shape::Ptr { .. })), 1..=8)
             | (None, 1 | 2 | 4 | 8) => KeyOrder::Unsigned,
             _ => KeyOrder::Bytes,
+        }
+    }
+
+    /// Whether keys are numbers with a sign, if they are numbers.
+    fn signed(self) -> Option<bool> {
+        match self {
+            KeyOrder::Signed => Some(true),
+            KeyOrder::Unsigned => Some(false),
+            KeyOrder::Bytes => None,
         }
     }
 

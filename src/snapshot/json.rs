@@ -200,6 +200,19 @@ impl Serialize for Part<'_> {
     fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
         let Part { entry, side, bytes, .. } = *self;
         match self.plan {
+            // The usual ones without the detour through 128 bits.
+            Plan::Number { bits: None, signed } if let [a, b, c, d] = *bytes => {
+                let n = u32::from_le_bytes([a, b, c, d]);
+                if *signed {
+                    out.serialize_i64((n as i32).into())
+                } else {
+                    out.serialize_u64(n.into())
+                }
+            }
+            Plan::Number { bits: None, signed } if let Ok(all) = bytes.try_into() => {
+                let n = u64::from_le_bytes(all);
+                if *signed { out.serialize_i64(n as i64) } else { out.serialize_u64(n) }
+            }
             Plan::Number { bits, signed } => match value::number(bytes, *bits, *signed) {
                 Some(n) if *signed => out.serialize_i64(n as i64),
                 Some(n) => out.serialize_u64(n as u64),

@@ -4,9 +4,9 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-/// Bytes that may be held at any one time, of everything in the process. What a file may claim
-/// that a map has is most of it (`store.rs` takes a GiB in one piece).
-pub const CAP: usize = 1280 << 20;
+/// Bytes that may be held at any one time, of everything in the process. A freeze may copy ten MiB
+/// here (`ram.rs`); what a small file may claim to unpack to is most of it.
+pub const CAP: usize = 512 << 20;
 
 static HELD: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);

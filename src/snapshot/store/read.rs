@@ -16,6 +16,9 @@ use super::format::{
 use crate::btf::Btf;
 use crate::words::plain;
 
+/// Bytes that zstd makes of one at most: 128 KiB are a block, which takes four.
+const MAX_RATIO: u64 = 1 << 15;
+
 /// Entries of which a file has neither key nor value: those of a per-CPU array that no CPU has.
 const MAX_EMPTY: usize = 1 << 20;
 
@@ -142,6 +145,10 @@ impl Stored {
         };
         if blob.unpacked > most {
             return Err(format!("it claims {} bytes in one piece", blob.unpacked));
+        }
+        if blob.unpacked > blob.len.saturating_mul(MAX_RATIO) {
+            // Before room is made for them.
+            return Err(format!("it claims {} bytes out of {}", blob.unpacked, blob.len));
         }
         let mut packed = vec![0; blob.len as usize];
         self.file.read_exact_at(&mut packed, start).map_err(|e| plain(&e))?;

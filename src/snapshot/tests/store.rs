@@ -262,7 +262,12 @@ fn headers_that_lie_are_found_out() {
         let maps = header["maps"].as_array().unwrap();
         maps.iter().position(|m| m["attrs"]["kind"] == "hash").unwrap()
     };
-    let cases: [Lie<'_>; 8] = [
+    let cases: [Lie<'_>; 9] = [
+        ("it claims 536870912 bytes out of ", &|h| {
+            let maps = h["maps"].as_array_mut().unwrap();
+            let map = maps.iter_mut().find(|m| m["attrs"]["name"] == "squares").unwrap();
+            (map["rows"], map["values"]["unpacked"]) = ((1 << 26).into(), (1 << 29).into());
+        }),
         ("claims 4000000000 entries of no bytes", &|h| {
             let map = hash(h);
             let map = h["maps"][map].as_object_mut().unwrap();
@@ -385,4 +390,14 @@ fn keys_of_an_absurd_size_are_not_looked_for() {
     let map = Snapshot::open(&path).unwrap().map("task_ctx").unwrap();
     let error = map.get(&KeyArg::Number(7)).unwrap_err().to_string();
     assert!(error.contains("it claims keys of 2147483648 bytes"), "{error}");
+}
+
+#[test]
+fn nothing_that_we_write_is_packed_beyond_belief() {
+    let mut object = Object { btf: None, maps: Vec::new() };
+    let rows = Rows { values: vec![vec![0; 64 << 20]], ..Rows::default() };
+    object.map("zeros", "array", (0, 0), rows);
+    let zeros = Snapshot::new(meta("end"), object.maps, Vec::new());
+    let read = stored(&zeros).map("zeros").unwrap().at(0).unwrap().value().unwrap();
+    assert_eq!(read.raw().unwrap().len(), 64 << 20);
 }

@@ -32,7 +32,9 @@ mod walk;
 
 #[cfg(test)]
 pub(crate) use bpf::tests::busy_guest as made_up_guest;
-pub use bpf::{Budget, MAX_MAPS, MapInfo, MapKind, MapList, ProgInfo, ProgList, RawMap, Runs};
+pub use bpf::{
+    Budget, Cast, MAX_MAPS, MapInfo, MapKind, MapList, ProgInfo, ProgList, RawMap, Runs,
+};
 pub use contents::{MapContents, MapData, PerCpuValues, Values};
 pub use error::{IntrospectError, ReadError, Unreachable, WalkError};
 pub use kernel::Kernel;

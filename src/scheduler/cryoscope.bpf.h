@@ -26,6 +26,7 @@
 #define __noinline __attribute__((noinline))
 #endif
 #define __hidden __attribute__((visibility("hidden")))
+#define __kptr __attribute__((btf_type_tag("kptr")))
 #define __kconfig __attribute__((section(".kconfig")))
 
 /*
@@ -57,6 +58,7 @@ __bpf_helper(long, task_storage_delete, void *map, struct task_struct *task);
 __bpf_helper(void *, ringbuf_reserve, void *ringbuf, u64 size, u64 flags);
 __bpf_helper(void, ringbuf_submit, void *record, u64 flags);
 __bpf_helper(void, ringbuf_discard, void *record, u64 flags);
+__bpf_helper(void *, kptr_xchg, void *to, void *pointer);
 __bpf_helper(long, ringbuf_output, void *ringbuf, void *data, u64 size, u64 flags);
 __bpf_helper(u64, ktime_get_ns, void);
 __bpf_helper(u32, get_smp_processor_id, void);

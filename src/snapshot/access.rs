@@ -4,6 +4,9 @@
 //! the captured bytes again. Types and offsets come from the guest: a type that says more than
 //! there are bytes is an error, never a read past the end.
 
+mod cpus;
+mod pointer;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
@@ -165,9 +168,8 @@ impl Field {
     ///
     /// # Errors
     /// [`SnapshotError::EmptyPathComponent`], [`SnapshotError::FieldNotFound`],
-    /// [`SnapshotError::NotAStruct`] (also at a pointer in a map, which is not followed yet) and
-    /// [`SnapshotError::IndexOutOfRange`] say where the walk stopped; of the kernel's own structs
-    /// [`SnapshotError::MapRenderIncomplete`] when a pointer leads to what was not copied;
+    /// [`SnapshotError::NotAStruct`] and [`SnapshotError::IndexOutOfRange`] say where the walk
+    /// stopped; [`SnapshotError::MapRenderIncomplete`] when a pointer leads to what was not copied;
     /// [`SnapshotError::NoRendered`] when there is no type to walk.
     pub fn get(&self, path: &str) -> SnapshotResult<Field> {
         if path.is_empty() {
@@ -208,47 +210,6 @@ impl Field {
             field.bytes()?;
         }
         Ok(field)
-    }
-
-    /// Whether there is a pointer at a path that [`Field::target`] follows.
-    fn leads_on(&self, path: &str) -> bool {
-        let (Base::Kernel(_), Type::Btf { btf, at }) = (&self.base, &self.ty) else { return false };
-        let found = path::walk(btf, at.ty, path);
-        found.is_ok_and(|found| FieldKind::of(btf, found.ty) == FieldKind::Pointer)
-    }
-
-    /// What this pointer of the kernel's points to, as far as it was copied.
-    fn target(&self) -> SnapshotResult<Field> {
-        let (Base::Kernel(place), Type::Btf { btf, at }) = (&self.base, &self.ty) else {
-            return Err(self.mismatch("a pointer", self.described()));
-        };
-        let shape = btf.shape(at.ty).ok();
-        let Some(Shape::Ptr { to }) = shape.as_deref() else {
-            return Err(self.mismatch("a pointer", self.described()));
-        };
-        let place = place.follow(self.as_u64()?, &self.path)?;
-        Ok(Field { path: self.path.clone(), ..Field::of_kernel(place, Some((btf.clone(), *to))) })
-    }
-
-    /// What the address here points to, as the kernel's type that C calls `ty`, when that was
-    /// copied.
-    ///
-    /// # Errors
-    /// [`SnapshotError::TypeMismatch`] when here is no address or there is no such type,
-    /// [`SnapshotError::MapRenderIncomplete`] when what is there was not copied.
-    pub fn as_ptr(&self, ty: &str) -> SnapshotResult<Field> {
-        let at = self.as_u64()?;
-        let field = super::kernel::at_address(self.snapshot(), at, ty, &self.path)?;
-        field.bytes()?;
-        Ok(field)
-    }
-
-    /// Where a member lies, counted from here, whether or not its bytes were copied.
-    pub(crate) fn offset_of(&self, path: &str) -> SnapshotResult<u64> {
-        let Type::Btf { btf, at } = &self.ty else { return Err(self.no_rendered()) };
-        let found = path::walk(btf, at.ty, path)
-            .map_err(|error| path::told(btf, at.ty, error, self.of(), &self.path))?;
-        Ok(at.offset.saturating_add(found.offset))
     }
 
     /// The field at a path below this one whose place within this one is known.

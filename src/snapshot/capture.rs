@@ -9,6 +9,7 @@
 //! The part of the model that knows introspection; `symbols.rs` keeps one of its tables, `ram.rs`
 //! all of memory.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use crate::introspect::{
 };
 use crate::mem::GuestMem;
 
-use super::contents::{CapturedMap, Contents, MapAttrs};
+use super::contents::{CapturedMap, Cast, Contents, MapAttrs};
 use super::error::SnapshotError;
 use super::kernel::unreadable;
 use super::ram;
@@ -89,7 +90,12 @@ pub struct Capturer {
     kernel: Kernel,
     /// Memory to copy all of the guest's into.
     room: Mutex<Vec<u8>>,
+    /// What programs prove of numbers in maps.
+    casts: Mutex<Casts>,
 }
+
+/// By id and address of the map.
+type Casts = HashMap<(u32, u64), Vec<Cast>>;
 
 impl Capturer {
     /// Finds the kernel in a machine's memory.
@@ -99,7 +105,7 @@ impl Capturer {
     /// that can be read.
     pub fn open(mem: Arc<dyn GuestMem>) -> Result<Capturer, CaptureError> {
         let kernel = Kernel::open(mem.clone())?;
-        Ok(Capturer { mem, kernel, room: Mutex::default() })
+        Ok(Capturer { mem, kernel, room: Mutex::default(), casts: Mutex::default() })
     }
 
     /// The kernel's release, as `uname -r` prints it.
@@ -127,6 +133,7 @@ impl Capturer {
             // Reads the types of their objects; what is wrong is told by the capture.
             let _ = self.kernel.progs(&mut budget);
         }
+        self.learn_casts(&maps, &mut budget);
         let practice = self.kernel.copy_sched(request.of_kernel(), &mut budget);
         self.kernel.recycle_sched(practice);
         self.kernel.rehearse(&wanted, budget);
@@ -138,6 +145,14 @@ impl Capturer {
             missing.push(unreadable("the guest's memory", error));
         }
         Ok(missing)
+    }
+
+    /// What the programs prove of numbers in maps takes long to find out, and does not change.
+    fn learn_casts(&self, maps: &[MapInfo], budget: &mut Budget) {
+        let found = self.kernel.casts(maps, budget).unwrap_or_default();
+        let found = found.into_iter().map(|casts| casts.into_iter().map(cast).collect());
+        let mut casts = self.casts.lock().unwrap_or_else(PoisonError::into_inner);
+        *casts = maps.iter().map(|map| (map.id, map.kva.0)).zip(found).collect();
     }
 
     fn room(&self) -> MutexGuard<'_, Vec<u8>> {
@@ -180,7 +195,9 @@ impl Capturer {
         let room = || std::mem::take(&mut *self.room());
         let ram = request.ram.map(|most| ram::copy(&*self.mem, most, room()));
         let kernel = Some((sched, OfKernel::new(&self.kernel), request.sched));
-        Ok(RawCapture { maps, torn, kernel, progs, ram, took: start.elapsed() })
+        let took = start.elapsed();
+        let casts = self.casts.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Ok(RawCapture { maps, torn, kernel, progs, ram, casts, took })
     }
 }
 
@@ -249,6 +266,7 @@ pub struct RawCapture {
     progs: Option<Result<ProgList, IntrospectError>>,
     /// All of memory, if that was asked for.
     ram: Option<Result<ram::Copied, String>>,
+    casts: Casts,
     took: Duration,
 }
 
@@ -274,7 +292,8 @@ impl RawCapture {
         let copied = self.bytes() - ram_bytes(self.ram.as_ref());
         meta.bytes = copied;
         let maps = self.maps.into_iter().map(|(info, raw)| {
-            let attrs = attrs(info);
+            let casts = self.casts.get(&(info.id, info.kva.0)).cloned().unwrap_or_default();
+            let attrs = MapAttrs { casts, ..attrs(info) };
             let name = attrs.shown_name().to_owned();
             CapturedMap::new(
                 attrs,
@@ -428,7 +447,13 @@ fn attrs(info: MapInfo) -> MapAttrs {
         btf_error: info.btf_error,
         key_type: info.key_type,
         value_type: info.value_type,
+        casts: Vec::new(),
     }
+}
+
+fn cast(cast: introspect::Cast) -> Cast {
+    let introspect::Cast { offset, ty, by } = cast;
+    Cast { offset, ty, by }
 }
 
 /// Decoded contents, as the model sees them.
@@ -585,6 +610,7 @@ mod tests {
             kernel: None,
             progs: None,
             ram: None,
+            casts: Casts::new(),
             took: Duration::ZERO,
         };
         assert_eq!(raw.bytes(), 0);

@@ -39,6 +39,21 @@ pub struct MapAttrs {
     pub key_type: TypeId,
     /// Type of a value in `btf`; 0 for none.
     pub value_type: TypeId,
+    /// Numbers in its values that are pointers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub casts: Vec<Cast>,
+}
+
+/// A number in a map's values that is a pointer: the programs' own instructions prove it, since
+/// whatever writes it writes the address of one type of object, or null.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Cast {
+    /// Where the number lies in a value.
+    pub offset: u64,
+    /// What it points to: a type of the kernel's, as C calls it.
+    pub ty: String,
+    /// The programs that write it.
+    pub by: Vec<String>,
 }
 
 impl MapAttrs {

@@ -179,8 +179,9 @@ fn not_a_struct(
     match kind {
         "pointer" => write!(
             f,
-            "and following pointers is not available yet: {what} (asked for {asked}) lies in \
-             memory that was not captured; .as_u64() gives the address"
+            "and its type does not tell what it leads to, so it has no member {what} (asked for \
+             {asked}): give the type, as in .as_ptr(\"struct task_struct\"); .as_u64() gives the \
+             address"
         ),
         "array" | "text" => write!(
             f,
@@ -495,9 +496,9 @@ mod tests {
                     component: "pid".into(),
                     kind: "pointer".into(),
                 },
-                "\"ctx.task\" is a pointer, and following pointers is not available yet: \"pid\" \
-                 (asked for \"ctx.task.pid\") lies in memory that was not captured; .as_u64() \
-                 gives the address",
+                "\"ctx.task\" is a pointer, and its type does not tell what it leads to, so it has \
+                 no member \"pid\" (asked for \"ctx.task.pid\"): give the type, as in \
+                 .as_ptr(\"struct task_struct\"); .as_u64() gives the address",
             ),
             (
                 E::NotAStruct {

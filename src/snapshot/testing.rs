@@ -94,6 +94,7 @@ impl Object {
             btf_error: None,
             key_type,
             value_type,
+            casts: Vec::new(),
         };
         self.maps.push(CapturedMap::new(attrs, Box::new(move || Box::new(rows))));
         self

@@ -5,6 +5,7 @@
 use crate::btf::{Btf, TypeId};
 
 use super::super::error::IntrospectError;
+use super::casts::CodeLayout;
 use super::kinds::KindLayouts;
 use super::progs::RunLayout;
 
@@ -232,6 +233,7 @@ pub(crate) struct Layouts {
     pub(crate) prog: Result<ProgLayout, IntrospectError>,
     pub(crate) kinds: KindLayouts,
     pub(crate) runs: Result<RunLayout, IntrospectError>,
+    pub(crate) code: Result<CodeLayout, IntrospectError>,
     /// The lock that is held while a map gets or loses its id.
     pub(crate) idr_lock: Option<At>,
 }
@@ -246,6 +248,7 @@ impl Layouts {
             prog: ProgLayout::new(btf),
             kinds: KindLayouts::new(btf),
             runs: RunLayout::new(btf),
+            code: CodeLayout::new(btf),
             idr_lock: Finder::new(btf, "spinlock_t").ok().and_then(|f| {
                 let words = ["rlock.raw_lock.val", "lock.owner"];
                 words.iter().find_map(|word| f.number(word).ok())

@@ -6,6 +6,7 @@
 
 mod btfs;
 mod buffers;
+mod casts;
 mod copy;
 mod decode;
 mod htab;
@@ -19,6 +20,7 @@ pub(super) mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use casts::Cast;
 pub use copy::{Budget, RawMap};
 pub use progs::{ProgInfo, ProgList, Runs};
 
@@ -28,6 +30,7 @@ use crate::btf::{Btf, TypeId};
 use crate::mem::Kva;
 use btfs::BtfCache;
 use buffers::Buffers;
+use casts::CastCache;
 use layout::Layouts;
 use names::NameCache;
 
@@ -135,6 +138,7 @@ pub(crate) struct BpfState {
 struct Caches {
     btfs: BtfCache,
     names: NameCache,
+    casts: CastCache,
 }
 
 impl BpfState {
@@ -186,7 +190,7 @@ impl Kernel {
             }
         }
         caches.btfs.forget_all_but(|kva| maps.iter().any(|m| m.btf_kva == kva));
-        let Caches { btfs, names } = &mut *caches;
+        let Caches { btfs, names, .. } = &mut *caches;
         names.complete(self, state, btfs, &mut maps);
         Ok(MapList { maps, torn })
     }
@@ -219,9 +223,7 @@ impl Kernel {
         let number = |at: layout::At| at.read(&raw).unwrap_or(0);
         let small = |at: layout::At| number(at) as u32;
         let maybe = |at: Option<layout::At>| at.map_or(0, number);
-        let name = raw.get(layout.name.offset..layout.name.offset + layout.name.size);
-        let name = name.unwrap_or_default();
-        let name = &name[..name.iter().position(|b| *b == 0).unwrap_or(name.len())];
+        let name = text_at(&raw, layout.name);
         let btf_kva = Kva(number(layout.btf));
         let mut torn = Vec::new();
         if number(layout.id) != id {
@@ -248,7 +250,7 @@ impl Kernel {
             id: id as u32,
             kva,
             kind,
-            name: String::from_utf8_lossy(name).into_owned(),
+            name,
             full_name: None,
             section: None,
             key_size,
@@ -265,4 +267,11 @@ impl Kernel {
             torn,
         })
     }
+}
+
+/// The text at a place of a copied struct, up to its NUL.
+fn text_at(raw: &[u8], at: layout::At) -> String {
+    let text = raw.get(at.offset..at.offset.saturating_add(at.size)).unwrap_or_default();
+    let end = text.iter().position(|b| *b == 0).unwrap_or(text.len());
+    String::from_utf8_lossy(&text[..end]).into_owned()
 }

@@ -144,10 +144,7 @@ impl Kernel {
         };
         let aux = self.prog_aux(layout, at)?;
         let number = |member: At| member.read(&aux).unwrap_or(0);
-        let name = aux.get(more.name.offset..more.name.offset + more.name.size);
-        let name = name.unwrap_or_default();
-        let name = &name[..name.iter().position(|b| *b == 0).unwrap_or(name.len())];
-        let name = String::from_utf8_lossy(name).into_owned();
+        let name = super::text_at(&aux, more.name);
         let kind = read(more.kind)? as u32;
         let known = more.kinds.iter().find(|(n, _)| *n == kind);
         let mut incomplete = None;

@@ -89,9 +89,31 @@ fn reading(pkg: &mut Package<'_>) {
     )
     .func(
         "as_ptr(self: SnapshotField, type: string) -> SnapshotField",
-        "What the address points to, read as a type of the kernel's in C's words: `\"struct \
-         task_struct\"`. It has to be something that was copied, such as a task.",
+        "What the address points to, read as a type of the kernel's (or of the scheduler's own) in \
+         C's words: `\"struct task_struct\"`. It has to be something that was copied, such as a \
+         task; a freeze with `ram: true` copies all there is.",
         |f: Field, ty: &str| native(f.as_ptr(ty)),
+    )
+    .func(
+        "points_to(self: SnapshotField) -> string",
+        "The type behind a pointer, `\"struct task_struct\"`, or `()`. A path goes on through it: \
+         `e.get(\"task.comm\")`. Numbers of which the programs' own instructions prove that they \
+         are pointers count as such; `proven_by()` tells which programs those are.",
+        |f: Field| f.points_to().map_or(Dynamic::UNIT, Dynamic::from),
+    )
+    .func(
+        "proven_by(self: SnapshotField) -> array",
+        "The programs whose instructions prove that this number is a pointer: all that write it \
+         write the address of an object of one type. Empty for anything else.",
+        |f: Field| -> Array {
+            let by = f.cast().map(|cast| cast.by.clone()).unwrap_or_default();
+            by.into_iter().map(Dynamic::from).collect()
+        },
+    )
+    .func(
+        "as_cpus(self: SnapshotField) -> string",
+        "The CPUs in a CPU mask, `\"0-3,8\"`: a `struct cpumask`, a `struct bpf_cpumask`.",
+        |f: Field| native(f.as_cpus()),
     )
     .func(
         "raw(self: SnapshotField) -> blob",

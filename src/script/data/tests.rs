@@ -199,8 +199,7 @@ fn members_are_reached_by_dots_and_brackets() {
         ),
         (
             "e.next.ctx",
-            "\"next\" is a pointer, and following pointers is not available yet: \"ctx\" (asked \
-             for \"next.ctx\") lies in memory that was not captured; .as_u64() gives the address",
+            "the kernel's state could not be read: it was not copied with this snapshot",
         ),
         (
             "e.next.as_ptr(\"struct x\")",

@@ -186,20 +186,7 @@ impl Task {
     /// # Errors
     /// As [`Task::get`].
     pub fn cpus_allowed(&self) -> SnapshotResult<String> {
-        let state = self.snapshot.sched_state()?;
-        let cpus = state.cpus.last().map_or(0, |cpu| u64::from(cpu.cpu) + 1);
-        let whole = self.whole()?;
-        let mask = whole.offset_of("cpus_mask")?;
-        let bytes = cpus.div_ceil(64) * 8;
-        let at = self.at.wrapping_add(mask);
-        let Ok(bits) = state.at(at, bytes) else {
-            return Err(unreadable(
-                whole.origin().map,
-                format!("cpus_mask at {at:#x} was not copied"),
-            ));
-        };
-        let set = (0..cpus).filter(|cpu| bits[(cpu / 8) as usize] >> (cpu % 8) & 1 == 1);
-        Ok(cpu_set(set))
+        self.get("cpus_mask")?.as_cpus()
     }
 
     /// Its cgroup in the hierarchy of version 2, from the root: `/lab/hot`; `None` when it could
@@ -285,22 +272,6 @@ fn state_text(state: u64, exit: u64) -> &'static str {
     STATES[(64 - report.leading_zeros()) as usize]
 }
 
-/// Numbers as a CPU set.
-fn cpu_set(cpus: impl Iterator<Item = u64>) -> String {
-    let mut runs: Vec<(u64, u64)> = Vec::new();
-    for cpu in cpus {
-        match runs.last_mut() {
-            Some((_, last)) if *last + 1 == cpu => *last = cpu,
-            _ => runs.push((cpu, cpu)),
-        }
-    }
-    let run = |(first, last): &(u64, u64)| match first == last {
-        true => first.to_string(),
-        false => format!("{first}-{last}"),
-    };
-    runs.iter().map(run).collect::<Vec<_>>().join(",")
-}
-
 /// A number as a value.
 pub(super) fn scalar(number: u64) -> Scalar {
     Scalar::of_number(i128::from(number)).unwrap_or(Scalar::U64(number))
@@ -330,12 +301,5 @@ mod tests {
         for (state, exit, want) in cases {
             assert_eq!(state_text(state, exit), want, "{state:#x} {exit:#x}");
         }
-    }
-
-    #[test]
-    fn cpu_sets_are_short() {
-        assert_eq!(cpu_set([0, 1, 2, 8, 10, 11].into_iter()), "0-2,8,10-11");
-        assert_eq!(cpu_set(std::iter::empty()), "");
-        assert_eq!(cpu_set([3].into_iter()), "3");
     }
 }

@@ -291,10 +291,10 @@ fn the_compilers_words_are_shown_as_they_are() {
     let text = error.expect_err("it does not compile").to_string();
     let src = root().join(src);
     let src = src.display();
-    let starts =
-        format!("{src} does not compile:\n{src}:9:64: error: expected ';' after expression");
-    assert!(text.starts_with(&starts), "{text}");
+    // Compilers differ in which error they tell first, and in where they think it is.
+    assert!(text.starts_with(&format!("{src} does not compile:\n{src}:9:")), "{text}");
     for says in [
+        "error: expected ';' after expression\n",
         "use of undeclared identifier 'SCX_DSQ_GLOBL'; did you mean 'SCX_DSQ_GLOBAL'?\n",
         "2 errors generated.\nthe command was:\n  /",
     ] {

@@ -75,6 +75,20 @@ fn pointers_lead_to_tasks(snap: &Arc<Snapshot>) -> SnapshotResult<usize> {
     Ok(seen)
 }
 
+/// What the program has made itself, and what that leads to in turn.
+fn objects_of_its_own_are_read_by_its_types(snap: &Arc<Snapshot>, pid: i64) -> SnapshotResult<()> {
+    let held = snap.map("holder")?.at(1)?;
+    assert_eq!(held.get("mine")?.points_to().as_deref(), Some("struct mine"));
+    assert_eq!(held.get("mine.value")?.as_u64()?, 0x1122_3344_5566_7788);
+    assert_eq!(held.get("mine.task.pid")?.as_i64()?, pid);
+    let mine = held.get("mine")?.as_ptr("struct mine")?;
+    assert_eq!(mine.get("task.comm")?.as_str()?, snap.task(pid)?.comm()?);
+    let dump = held.get("mask.cpumask")?.dump();
+    let cpus = held.get("mask.cpumask")?.as_cpus()?;
+    assert!(dump.ends_with(&format!("CPUs {cpus}\n")), "{dump}");
+    Ok(())
+}
+
 fn values(spec: &str, boot: fn(&cryoscope::kernel::KernelImage) -> Boot) {
     let image = support::kernel(spec);
     let shapes = support::scheduler("tests/schedulers/shapes.bpf.c", &image);
@@ -102,6 +116,7 @@ fn values(spec: &str, boot: fn(&cryoscope::kernel::KernelImage) -> Boot) {
     let cpus = masks(&whole).unwrap_or_else(|e| panic!("{e}"));
     let held = whole.global("held_pid").and_then(|f| f.as_i64()).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(cpus, if held & 1 == 1 { "0-1" } else { "0" });
+    objects_of_its_own_are_read_by_its_types(&whole, held).unwrap_or_else(|e| panic!("{e}"));
     freezer.stop();
 }
 

@@ -121,6 +121,9 @@ fn write_inline(field: &Field, out: &mut Limited, depth: usize) {
         out.full = true;
         return;
     }
+    if let Some(cpus) = field.cpumask() {
+        return out.push(&cpus);
+    }
     match field.kind() {
         FieldKind::Struct | FieldKind::Union => {
             out.push("{");
@@ -219,6 +222,8 @@ fn leaf_text(field: &Field) -> String {
                     format!("{} ({:#x})", escaped_text(name), e.value())
                 }
                 Some(name) => format!("{} ({})", escaped_text(name), e.value()),
+                // Mostly flags, which are told apart in hexadecimal only.
+                None if e.value() > 0 => format!("{:#x}", e.value()),
                 None => e.value().to_string(),
             },
             Ok(scalar) => scalar.to_string(),

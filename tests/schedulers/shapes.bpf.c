@@ -46,9 +46,16 @@ struct {
 	__type(value, u64);
 } selves SEC(".maps");
 
+/* An object of the program's own, which leads back to one of the kernel's. */
+struct mine {
+	struct task_struct *task;
+	u64 value;
+};
+
 struct held {
 	struct task_struct __kptr *task;
 	struct bpf_cpumask __kptr *mask;
+	struct mine __kptr *mine;
 };
 
 struct {
@@ -101,6 +108,7 @@ static __always_inline void hold(struct task_struct *p)
 {
 	struct bpf_cpumask *mask;
 	struct task_struct *task;
+	struct mine *mine;
 	struct held *held;
 	u32 key = 1;
 
@@ -112,6 +120,14 @@ static __always_inline void hold(struct task_struct *p)
 		task = bpf_kptr_xchg(&held->task, task);
 	if (task)
 		bpf_task_release(task);
+	mine = bpf_obj_new_impl(__builtin_btf_type_id(*(struct mine *)0, 0), 0);
+	if (mine) {
+		mine->task = p;
+		mine->value = 0x1122334455667788ULL;
+		mine = bpf_kptr_xchg(&held->mine, mine);
+	}
+	if (mine)
+		bpf_obj_drop_impl(mine, 0);
 	mask = bpf_cpumask_create();
 	if (!mask)
 		return;

@@ -32,6 +32,16 @@ impl Field {
         };
         Ok(cpu_set((0..cpus.min(len * 8)).filter(set)))
     }
+
+    /// A `struct cpumask` for a reader, when this is one and its bits are there.
+    pub(crate) fn cpumask(&self) -> Option<String> {
+        let (btf, at) = self.typed()?;
+        let named = matches!(&*btf.shape(at.ty).ok()?, Shape::Struct(s) if s.name == "cpumask");
+        match named.then(|| self.as_cpus())?.ok()?.as_str() {
+            "" => Some("no CPUs".to_owned()),
+            cpus => Some(format!("CPUs {cpus}")),
+        }
+    }
 }
 
 /// Bytes of the mask that a type begins with.

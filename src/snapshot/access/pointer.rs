@@ -1,9 +1,10 @@
 //! Pointers: what a field leads to.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::{Base, Field, Type};
-use crate::btf::{Btf, Shape, TypeId};
+use crate::btf::{Btf, Kind, Shape, TypeId};
 use crate::snapshot::Cast;
 use crate::snapshot::error::SnapshotResult;
 use crate::snapshot::kernel::{Place, at_address};
@@ -11,6 +12,8 @@ use crate::snapshot::path;
 
 /// Bytes of a pointer, and of a number that is one.
 const POINTER: u64 = 8;
+/// Tags and qualifiers that one pointer has, at most.
+const MAX_TAGS: usize = 32;
 
 impl Field {
     /// Whether at a path there is something that [`Field::target`] follows.
@@ -36,6 +39,9 @@ impl Field {
                 Place::new(entry.map().snapshot(), what, 0, 0)
             }
         };
+        if let Some(no) = self.typed().and_then(|(btf, at)| elsewhere(btf, at.ty)) {
+            return Err(self.mismatch("a pointer into the kernel's memory", no.to_owned()));
+        }
         let place = from.follow(self.as_u64()?, &self.path)?;
         // Of a struct that was copied in part, members are asked for one by one.
         place.bytes(0, 1, &self.path)?;
@@ -51,19 +57,25 @@ impl Field {
             Shape::Ptr { to } => Some(*to),
             _ => None,
         };
-        if let (Base::Kernel(_), Some(to)) = (&self.base, own) {
-            return Some((btf.clone(), to));
-        }
-        let kernel = self.snapshot().kernel_state().ok().and_then(|state| state.types().ok());
-        let named = |ty: &str| Some((kernel?.clone(), kernel?.find_c(ty)?));
         match own {
-            // An object has its own idea of the kernel's types, often of a few members: the
-            // running kernel's counts.
-            Some(to) => {
-                named(&btf.type_name(btf.resolve(to).ok()?)).or_else(|| Some((btf.clone(), to)))
+            Some(to) => Some(self.meant(btf, to)),
+            None => {
+                let kernel = self.kernel_types()?;
+                Some((kernel.clone(), kernel.find_c(&self.cast()?.ty)?))
             }
-            None => named(&self.cast()?.ty),
         }
+    }
+
+    fn kernel_types(&self) -> Option<&Arc<Btf>> {
+        self.snapshot().kernel_state().ok()?.types().ok()
+    }
+
+    /// The type that a pointer to `to` means. An object has its own idea of the kernel's types,
+    /// often of a few members or of another kernel: the running kernel's counts. Its own types may
+    /// be called like one of the kernel's that has nothing to do with them.
+    fn meant(&self, btf: &Arc<Btf>, to: TypeId) -> (Arc<Btf>, TypeId) {
+        let known = self.kernel_types().and_then(|kernel| kernels(kernel, btf, to));
+        known.unwrap_or_else(|| (btf.clone(), to))
     }
 
     /// The type behind this pointer, as C calls it; none when this is no pointer.
@@ -87,7 +99,7 @@ impl Field {
     }
 
     /// What the address here points to, as the kernel's type that C calls `ty`, or the object's own
-    /// where the kernel has none of that name, when it was copied.
+    /// where the kernel has none of that name or means something else by it, when it was copied.
     ///
     /// # Errors
     /// [`SnapshotError::TypeMismatch`](crate::snapshot::SnapshotError::TypeMismatch) when here is
@@ -96,16 +108,79 @@ impl Field {
     /// when what is there was not copied.
     pub fn as_ptr(&self, ty: &str) -> SnapshotResult<Field> {
         let at = self.as_u64()?;
-        let field = match (at_address(self.snapshot(), at, ty, &self.path), &self.base, &self.ty) {
-            (Err(_), Base::Entry(entry, _), Type::Btf { btf, .. }) if btf.find_c(ty).is_some() => {
-                let snapshot = entry.map().snapshot();
-                let place = Place::new(snapshot, format!("the {ty} at {at:#x}"), at, 0);
-                let own = btf.find_c(ty).map(|id| (btf.clone(), id));
-                Field::of_kernel(place.follow(at, &self.path)?, own)
+        let own = self.typed().and_then(|(btf, _)| Some(self.meant(btf, btf.find_c(ty)?)));
+        let field = match own {
+            Some(own) => {
+                let what = format!("the {ty} at {at:#x}");
+                let place = Place::new(self.snapshot(), what, at, 0).follow(at, &self.path)?;
+                Field::of_kernel(place, Some(own))
             }
-            (found, ..) => found?,
+            None => at_address(self.snapshot(), at, ty, &self.path)?,
         };
         field.bytes()?;
         Ok(field)
     }
+}
+
+/// Type tags of a pointer and of what it points to, outermost first, with whether each is an
+/// attribute of C's own.
+fn tags(btf: &Btf, to: TypeId) -> impl Iterator<Item = (&str, bool)> {
+    let next = |at: &TypeId| {
+        let kind = btf.kind(*at).filter(|kind| kind.is_modifier());
+        kind.and_then(|_| btf.target(*at))
+    };
+    // A chain that goes on for longer is refused elsewhere.
+    std::iter::successors(Some(to), next)
+        .take(MAX_TAGS)
+        .filter(|at| btf.kind(*at) == Some(Kind::TypeTag))
+        .map(|at| (btf.name(at), btf.is_attribute(at)))
+}
+
+/// Where a pointer of type `ty` leads, when that is not to one place in the kernel's memory.
+fn elsewhere(btf: &Btf, ty: TypeId) -> Option<&'static str> {
+    let shape = btf.shape(ty).ok()?;
+    let Shape::Ptr { to } = &*shape else { return None };
+    tags(btf, *to).find_map(|(tag, _)| match tag {
+        "percpu" | "percpu_kptr" => Some(
+            "a per-CPU pointer, which leads to another place on each CPU; .as_u64() gives what is \
+             stored",
+        ),
+        "user" => Some("an address in a process's memory, which is not copied; .as_u64() gives it"),
+        _ => None,
+    })
+}
+
+/// The kernel's type that an object's type stands for; `None` for one of the object's own.
+fn kernels(kernel: &Arc<Btf>, btf: &Arc<Btf>, to: TypeId) -> Option<(Arc<Btf>, TypeId)> {
+    let of_kernel = |btf: &Arc<Btf>| Arc::ptr_eq(btf, kernel);
+    if of_kernel(btf) || btf.base().is_some_and(of_kernel) {
+        return None;
+    }
+    let id = btf.resolve(to).ok()?;
+    let spelled = btf.type_name(id);
+    // What follows three underscores tells variants of one type apart.
+    let (name, variant) = match spelled.split_once("___") {
+        Some((name, _)) if !name.ends_with(' ') => (name, true),
+        _ => (spelled.as_str(), false),
+    };
+    let theirs = kernel.find_c(name)?;
+    let tagged = |wanted: fn((&str, bool)) -> bool| tags(btf, to).any(wanted);
+    if tagged(|(tag, c)| tag == "arena" || (c && tag.starts_with("address_space("))) {
+        return None;
+    }
+    // For these the verifier asks the kernel for the name first, too.
+    let kptr = tagged(|(tag, _)| matches!(tag, "kptr" | "kptr_untrusted"));
+    let stands = variant || kptr || !has_members(btf, id) || alike(btf, id, kernel, theirs);
+    stands.then(|| (kernel.clone(), theirs))
+}
+
+fn has_members(btf: &Btf, ty: TypeId) -> bool {
+    matches!(btf.shape(ty).as_deref(), Ok(Shape::Struct(s)) if !s.members.is_empty())
+}
+
+/// Whether most members of a type are called like members of another.
+fn alike(btf: &Btf, ty: TypeId, other: &Btf, as_other: TypeId) -> bool {
+    let theirs: HashSet<String> = path::member_names(other, as_other).into_iter().collect();
+    let ours = path::member_names(btf, ty);
+    2 * ours.iter().filter(|name| theirs.contains(*name)).count() > ours.len()
 }

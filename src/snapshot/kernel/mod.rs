@@ -93,7 +93,7 @@ impl Extents {
 }
 
 /// What was copied of the kernel, and where in it things are. Addresses are the guest's.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct KernelState {
     /// The kernel's types.
     #[serde(skip)]

@@ -1,0 +1,145 @@
+//! Pointers in maps: by whose types they are followed, and which are not.
+
+use std::sync::Arc;
+
+use super::text;
+use crate::btf::Btf;
+use crate::btf::testing::Builder;
+use crate::snapshot::kernel::{CpuState, Extents, KernelState};
+use crate::snapshot::testing::{Object, Rows, bytes, meta};
+use crate::snapshot::{Entry, Snapshot};
+
+/// Where the kernel has a `struct task_struct`, and the scheduler an object of its own.
+const TASK: u64 = 0xffff_8880_0000_1000;
+const NODE: u64 = 0xffff_8880_0000_2000;
+
+/// The running kernel's types: `pid` lies at 8, and a `struct node` that is no scheduler's.
+fn kernel_types() -> Arc<Btf> {
+    let mut b = Builder::new();
+    let int = b.int("int", 4, true);
+    let u64_ = b.int("unsigned long", 8, false);
+    b.structure("task_struct", 16, &[("state", u64_, 0), ("pid", int, 64), ("tgid", int, 96)]);
+    b.structure("node", 8, &[("dev", int, 0), ("caches", int, 32)]);
+    b.parse()
+}
+
+/// A scheduler whose `struct task_struct` is another kernel's, with `pid` at 0.
+fn snapshot() -> Arc<Snapshot> {
+    let mut b = Builder::new();
+    let int = b.int("int", 4, true);
+    let u64_ = b.int("unsigned long", 8, false);
+    let bits = b.array(u64_, 2);
+    let cpumask = b.structure("cpumask", 16, &[("bits", bits, 0)]);
+    let cpumask_t = b.typedef("cpumask_t", cpumask);
+    let flags = b.enumeration("flags", 4, false, &[("ONE", 1), ("TWO", 2)]);
+    let task = b.structure(
+        "task_struct",
+        24,
+        &[("pid", int, 0), ("tgid", int, 32), ("state", u64_, 64), ("gone", u64_, 128)],
+    );
+    let variant = b.structure("task_struct___old", 8, &[("gone", u64_, 0)]);
+    let fwd = b.fwd("task_struct", false);
+    let kptr = b.type_tag("kptr", fwd);
+    // Two pointers come before the struct.
+    let node = b.next_id() + 2;
+    let to_node = b.ptr(node);
+    let to_task = b.ptr(task);
+    let own = b.structure(
+        "node",
+        24,
+        &[("value", u64_, 0), ("next", to_node, 64), ("task", to_task, 128)],
+    );
+    assert_eq!(own, node);
+    let mut pointers = vec![("plain", to_task), ("variant", b.ptr(variant)), ("kptr", b.ptr(kptr))];
+    pointers.push(("node", to_node));
+    let tagged =
+        [("tagged", "kptr"), ("arena", "arena"), ("user", "user"), ("each", "percpu_kptr")];
+    for (name, tag) in tagged {
+        let to = b.type_tag(tag, own);
+        pointers.push((name, b.ptr(to)));
+    }
+    let placed = pointers.iter().zip((0..).step_by(64));
+    let mut members: Vec<(&str, u32, u32)> = placed.map(|((n, ty), bit)| (*n, *ty, bit)).collect();
+    members.extend([("number", u64_, 512), ("mask", cpumask_t, 576), ("flags", flags, 704)]);
+    let value = b.structure("value", 96, &members);
+    let mut row = bytes![TASK, TASK, TASK];
+    row.extend([NODE; 6].iter().flat_map(|at| at.to_le_bytes()));
+    row.extend(bytes![0b1_0000_1111u64, 0u64, 3u32, 0u32]);
+    let mut o = Object { btf: Some(b.parse()), maps: Vec::new() };
+    o.map("m", "array", (int, value), Rows { values: vec![row], ..Rows::default() });
+    let mut held = bytes![7u64, 42i32, 40i32];
+    held.extend(bytes![99u64, NODE, TASK]);
+    let kernel = KernelState {
+        btf: Some(kernel_types()),
+        memory: Extents::new(held, vec![(TASK, 16, 0), (NODE, 24, 16)]),
+        cpus: vec![CpuState { cpu: 9, ..CpuState::default() }],
+        ..KernelState::default()
+    };
+    Snapshot::with_kernel(meta("p"), o.maps, Vec::new(), kernel)
+}
+
+fn entry() -> Entry {
+    snapshot().map("m").unwrap().at(0).unwrap()
+}
+
+#[test]
+fn the_running_kernels_types_count_for_its_objects() {
+    let entry = entry();
+    for path in ["plain", "variant", "kptr"] {
+        let pid = entry.get(&format!("{path}.pid")).unwrap_or_else(|e| panic!("{path}: {e}"));
+        assert_eq!(pid.as_i64(), Ok(42), "{path}");
+        assert_eq!(entry.get(&format!("{path}.tgid")).unwrap().as_i64(), Ok(40), "{path}");
+        assert_eq!(entry.get(path).unwrap().points_to().as_deref(), Some("struct task_struct"));
+    }
+    let error = text(entry.get("plain.gone"));
+    assert!(error.contains("no member \"gone\"") && error.ends_with("state, pid, tgid"), "{error}");
+}
+
+#[test]
+fn an_object_of_the_schedulers_own_is_read_by_its_types() {
+    let entry = entry();
+    for path in ["node", "arena"] {
+        assert_eq!(entry.get(&format!("{path}.value")).unwrap().as_u64(), Ok(99), "{path}");
+        // And out of it into the kernel's again, by the kernel's types.
+        assert_eq!(entry.get(&format!("{path}.task.pid")).unwrap().as_i64(), Ok(42), "{path}");
+        assert!(entry.get(&format!("{path}.dev")).is_err(), "{path}");
+    }
+    let node = entry.get("number").unwrap().as_ptr("struct node").unwrap();
+    assert_eq!(node.get("next.next.value").unwrap().as_u64(), Ok(99));
+    assert_eq!(
+        node.get("task").unwrap().as_ptr("struct task_struct").unwrap().members().unwrap(),
+        ["state", "pid", "tgid"]
+    );
+    // The verifier takes a kptr for the kernel's type whenever the kernel has one of that name.
+    assert_eq!(entry.get("tagged.dev").unwrap().as_i64(), Ok(99));
+}
+
+#[test]
+fn a_cycle_ends() {
+    let entry = entry();
+    let path = |hops: usize| format!("node{}.value", ".next".repeat(hops - 1));
+    assert_eq!(entry.get(&path(16)).unwrap().as_u64(), Ok(99));
+    let error = text(entry.get(&path(17)));
+    assert!(error.contains("at most 16 pointers in a path"), "{error}");
+}
+
+#[test]
+fn what_is_no_address_of_the_kernels_is_not_followed() {
+    let entry = entry();
+    let error = text(entry.get("user.value"));
+    assert!(error.contains("\"user\"") && error.contains("a process's memory"), "{error}");
+    let error = text(entry.get("each.value"));
+    assert!(error.contains("\"each\"") && error.contains("a per-CPU pointer"), "{error}");
+}
+
+#[test]
+fn masks_and_flags_are_shown_as_such() {
+    let dump = entry().dump();
+    let shows = |label: &str, text: &str| {
+        let line =
+            |line: &str| line.split_once("  ").map(|(l, t)| (l.to_owned(), t.trim().to_owned()));
+        dump.lines().any(|l| line(l.trim()) == Some((label.to_owned(), text.to_owned())))
+    };
+    assert!(shows("mask", "CPUs 0-3,8"), "{dump}");
+    assert!(shows("flags", "0x3"), "{dump}");
+}

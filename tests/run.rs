@@ -344,3 +344,32 @@ scenario("live", #{{ scheduler: "{fifo}", topology: "1n1l2c1t" }}, |t| {{
     assert_eq!(json["tag"], "end");
     assert!(json["maps"].as_array().unwrap().iter().any(|m| m["name"] == "task_ctx"));
 }
+
+/// The examples of our modules, as they are printed, in one scenario of a real machine.
+#[test]
+fn the_examples_of_our_modules_run_on_a_real_machine() {
+    let _alone = alone();
+    let place = Place::new();
+    let fifo = project("examples/schedulers/fifo.bpf.c").display().to_string();
+    let (mut imports, mut body, mut count) = (String::new(), String::new(), 0);
+    for module in cryoscope::script::reference().modules() {
+        let short = module.name.rsplit('/').next().unwrap();
+        imports.push_str(&format!("import \"{}\" as {short};\n", module.name));
+        for function in &module.functions {
+            for example in function.doc.split("```").skip(1).step_by(2) {
+                body.push_str(&format!("{{ // {short}::{}\n{example}}}\n", function.name));
+                count += 1;
+            }
+        }
+    }
+    assert!(count >= 40, "{count}");
+    place.file(
+        "a.rhai",
+        format!(
+            "{imports}scenario(\"examples\", #{{ scheduler: \"{fifo}\", topology: \"1n1l2c1t\", \
+             timeout: \"3m\" }}, |t| {{\n{body}}});"
+        ),
+    );
+    let said = place.run(&["run", "a.rhai"]);
+    assert_eq!(said.code, Some(0), "{said:?}\n{}", place.read("a.rhai"));
+}

@@ -22,8 +22,14 @@ use super::session::{Caller, Session};
 use super::source::Source;
 
 /// cryoscope's own modules: name and text.
-pub(crate) const STDLIB: &[(&str, &str)] =
-    &[("std/checks", include_str!("../../stdlib/checks.rhai"))];
+pub(crate) const STDLIB: &[(&str, &str)] = &[
+    ("std/bpf", include_str!("../../stdlib/bpf.rhai")),
+    ("std/cgroup", include_str!("../../stdlib/cgroup.rhai")),
+    ("std/checks", include_str!("../../stdlib/checks.rhai")),
+    ("std/cpus", include_str!("../../stdlib/cpus.rhai")),
+    ("std/load", include_str!("../../stdlib/load.rhai")),
+    ("std/sched", include_str!("../../stdlib/sched.rhai")),
+];
 
 /// Modules may import modules, but not deeper than this.
 const MAX_DEPTH: usize = 16;

@@ -310,3 +310,17 @@ pub(crate) fn made_up_capturer(scx: bool) -> super::Capturer {
     let machine = crate::introspect::made_up_sched::Machine::new(scx);
     super::Capturer::open(machine.guest.mem()).expect("the made-up kernel can be read")
 }
+
+/// Maps that a test wrote down, beside the kernel's state of the made-up machine in which tasks
+/// wait.
+pub(crate) fn beside_waiting_tasks(meta: Meta, maps: Vec<CapturedMap>) -> Arc<Snapshot> {
+    use super::{CaptureRequest, Capturer, State};
+    let machine = crate::introspect::made_up_sched::Machine::new(true).waiting();
+    let capturer = Capturer::open(machine.guest.mem()).expect("the made-up kernel can be read");
+    let raw = capturer.capture(&CaptureRequest::default()).expect("it can be captured");
+    let captured = Arc::into_inner(raw.finish(meta)).expect("nobody else has it");
+    let State::Captured { torn, kernel, .. } = captured.contents else {
+        panic!("it was captured");
+    };
+    Arc::new(Snapshot { meta: captured.meta, contents: State::Captured { maps, torn, kernel } })
+}

@@ -26,6 +26,7 @@ pub(crate) mod at {
     pub(crate) const CLASS: u64 = 112;
     pub(crate) const SCX: u64 = 128;
     pub(crate) const DSQ_NODE: u64 = SCX + 8;
+    pub(crate) const LAST_QUEUED: u64 = 184;
     pub(crate) const THREAD_HEAD: u64 = 16;
     pub(crate) const RQ: u64 = 104;
     pub(crate) const LOCAL: u64 = 40;
@@ -91,6 +92,7 @@ fn types(guest: &mut Guest, with_scx: bool) {
         ("dsq_vtime", u64_, bit(48)),
     ];
     let entity = t.structure("sched_ext_entity", 56, &entity);
+    let info = t.structure("sched_info", 8, &[("last_queued", u64_, 0)]);
     t.structure("signal_struct", 32, &[("thread_head", list, bit(at::THREAD_HEAD))]);
     let task_id = t.next_id() + 1;
     let task_ptr = t.ptr(task_id);
@@ -113,6 +115,7 @@ fn types(guest: &mut Guest, with_scx: bool) {
         ("cpus_mask", mask, bit(at::MASK)),
         ("sched_class", void, bit(at::CLASS)),
         ("group_leader", task_ptr, bit(120)),
+        ("sched_info", info, bit(at::LAST_QUEUED)),
     ];
     if with_scx {
         task.push(("scx", entity, bit(at::SCX)));
@@ -206,6 +209,17 @@ impl Machine {
             machine.scheduler();
         }
         machine
+    }
+
+    /// Makes the tasks in queues wait: since 600, 400 and 200 ns.
+    pub(crate) fn waiting(mut self) -> Machine {
+        for (i, tid) in (2u64..).zip([1, 41, 42]) {
+            let task = self.tasks[&tid];
+            self.guest.write_u32(task, 0);
+            self.guest.write_u32(task.offset(8), 1);
+            self.guest.write_u64(task.offset(at::LAST_QUEUED), 200 * i);
+        }
+        self
     }
 
     /// Writes a circular list of links at `nodes`.

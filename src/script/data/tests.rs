@@ -762,7 +762,7 @@ fn what_the_kernel_does_not_have_is_told_with_what_it_has() {
             "snap.task(1).nr_switchs",
             "the value has no member \"nr_switchs\"; it has __state, prio, policy, tasks, signal, scx, \
              exit_state, on_rq, on_cpu, pid, tgid, cpu, cgroups, static_prio, thread_node, \
-             sched_class and 3 more",
+             sched_class and 4 more",
         ),
         (
             "snap.task(1).get(\"scx.wieght\")",

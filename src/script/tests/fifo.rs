@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::btf::testing::Builder;
-use crate::snapshot::testing::{Object, Rows, bytes, comm};
+use crate::snapshot::testing::{Object, Rows, beside_waiting_tasks, bytes, comm};
 use crate::snapshot::{Meta, Pause, Snapshot};
 
 /// A freeze of a machine with these workers and CPUs.
@@ -16,6 +16,8 @@ pub(super) struct Instant<'a> {
     pub(super) cpus: u32,
     pub(super) spread: bool,
     pub(super) slice_ns: u64,
+    /// Whether there is the kernel's state, too: that of the made-up machine.
+    pub(super) kernel: bool,
 }
 
 /// The scheduler's memory at that instant.
@@ -23,7 +25,10 @@ pub(super) fn snapshot(at: &Instant<'_>) -> Arc<Snapshot> {
     let pause = Pause { total_us: 900, stop_us: 600, copy_us: 100, resume_us: 200 };
     let (tag, phase) = (at.tag.to_owned(), at.phase.clone());
     let meta = Meta { tag, elapsed_ms: at.elapsed_ms, pause, phase, bytes: 0 };
-    Snapshot::new(meta, maps(at), Vec::new())
+    match at.kernel {
+        true => beside_waiting_tasks(meta, maps(at)),
+        false => Snapshot::new(meta, maps(at), Vec::new()),
+    }
 }
 
 /// The kernel's own scheduler leaves no maps.
@@ -65,6 +70,7 @@ fn maps(at: &Instant<'_>) -> Vec<crate::snapshot::CapturedMap> {
             ("busy_ns", u64_, 192),
         ],
     );
+    let bucket = b.structure("run_bucket", 16, &[("count", u64_, 0), ("total_ns", u64_, 64)]);
     let names = ["nr_enqueued", "nr_dispatched", "nr_select_local", "nr_running", "nr_stopping"];
     let vars: Vec<(u32, u32, u32)> =
         (0u32..).zip(names).map(|(i, name)| (b.var(name, u64_), i * 8, 8)).collect();
@@ -89,6 +95,7 @@ fn maps(at: &Instant<'_>) -> Vec<crate::snapshot::CapturedMap> {
     let keys = Some(at.pids.iter().map(|pid| bytes![*pid]).collect());
     let tasks = Rows { keys, values: values.collect(), ..Rows::default() };
     object.map("task_ctx", "hash", (s32, task), tasks);
+    object.map("run_hist", "array", (u32_, bucket), histogram(n));
     let per_cpu = |value: Vec<u8>| vec![Some(value); at.cpus as usize];
     let cpu_stats = vec![per_cpu(bytes![n, n, n, n * 4_000_000])];
     object.map(
@@ -104,4 +111,14 @@ fn maps(at: &Instant<'_>) -> Vec<crate::snapshot::CapturedMap> {
     };
     object.map("reasons", "percpu_hash", (u32_, u64_), reasons);
     object.maps
+}
+
+/// Runs of 1 to 2 ms, and a few twice as long.
+fn histogram(n: u64) -> Rows {
+    let buckets = (0u64..16).map(|i| match i {
+        6 => bytes![n, n * 1_500_000],
+        7 => bytes![3u64, 9_000_000u64],
+        _ => bytes![0u64, 0u64],
+    });
+    Rows { values: buckets.collect(), ..Rows::default() }
 }

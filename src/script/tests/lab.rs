@@ -15,6 +15,8 @@ pub(crate) struct FakeLab {
     facts: LabFacts,
     /// Whether `fifo` runs; without it the machine has no scheduler of its own.
     fifo: bool,
+    /// Whether its freezes have the kernel's state, that of the made-up machine.
+    kernel: bool,
     slice_ns: u64,
     detached: AtomicBool,
     /// Everything that was asked, one line each.
@@ -44,6 +46,7 @@ impl FakeLab {
                 duration: Duration::from_secs(4),
             },
             fifo: false,
+            kernel: false,
             slice_ns: 5_000_000,
             detached: AtomicBool::new(false),
             asked: Mutex::default(),
@@ -73,6 +76,13 @@ impl FakeLab {
     pub(crate) fn with_fifo(mut self) -> Self {
         self.fifo = true;
         self.facts.scheduler = "fifo".into();
+        self
+    }
+
+    /// With the tasks, CPUs and queues of the made-up machine.
+    pub(crate) fn with_kernel(mut self) -> Self {
+        self.kernel = true;
+        self.facts.topology = Topology::parse("1n1l2c1t").unwrap();
         self
     }
 
@@ -119,6 +129,7 @@ impl LabOps for FakeLab {
                 cpus: self.facts.topology.cpus(),
                 spread: self.spread.load(Ordering::Relaxed),
                 slice_ns: self.slice_ns,
+                kernel: self.kernel,
             }),
         };
         all.push(snapshot.clone());

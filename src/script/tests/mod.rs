@@ -10,6 +10,7 @@ mod reference;
 mod repl;
 mod seeds;
 mod shipped;
+mod stdlib;
 
 use std::fs;
 use std::path::{Path, PathBuf};

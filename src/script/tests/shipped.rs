@@ -74,7 +74,8 @@ fn the_examples_of_our_modules_run_and_judge() {
                 );
                 let bench = Bench::new();
                 let decl = &bench.collect(&text).unwrap_or_else(|e| panic!("{e}"))[0];
-                let ran = Bench::with(FakeLab::of(decl).with_fifo()).run_as(&text, 0, "x");
+                let lab = FakeLab::of(decl).with_fifo().with_kernel();
+                let ran = Bench::with(lab).run_as(&text, 0, "x");
                 assert_eq!(ran.outcome, Outcome::Pass, "{name}: {ran:#?}");
             }
         }

@@ -7,6 +7,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use cryoscope::freeze::Freezer;
 use cryoscope::snapshot::{CaptureRequest, MAX_RAM, Meta, Scalar, Snapshot, SnapshotError, Task};
@@ -231,6 +232,35 @@ fn memory_is_read(guest: &Guest, freezer: &mut Freezer) -> Result<(), SnapshotEr
     for cpu in 0..2 {
         let rq = snap.cpu(cpu)?.kernel("runqueues", None)?;
         assert_eq!(rq.get("curr.pid")?.as_i64()?, snap.cpu(cpu)?.curr()?.tid()?);
+    }
+    memory_is_saved(&snap)
+}
+
+/// All of memory goes through a file, of which little is read for one variable.
+fn memory_is_saved(live: &Arc<Snapshot>) -> Result<(), SnapshotError> {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("a.cryo");
+    let start = Instant::now();
+    live.save_with_ram(&path).unwrap_or_else(|e| panic!("{e}"));
+    let saved = start.elapsed();
+    let size = std::fs::metadata(&path).expect("it was written").len();
+    let start = Instant::now();
+    let snap = Snapshot::open(&path).unwrap_or_else(|e| panic!("{e}"));
+    let opened = start.elapsed();
+    let comm = snap.kernel("init_task", Some("struct task_struct"))?.get("comm")?.as_str()?;
+    let read = start.elapsed();
+    let mib = size >> 20;
+    println!("saved in {saved:?} as {mib} MiB, opened in {opened:?}, {comm} read in {read:?}");
+    assert!(size < live.ram()?.kept(), "{size} bytes");
+    for symbol in ["init_task", "linux_banner", "scx_root", "init_uts_ns", "saved_command_line"] {
+        let bytes = |snap: &Arc<Snapshot>| snap.kernel(symbol, None)?.raw();
+        assert_eq!(bytes(&snap)?, bytes(live)?, "{symbol}");
+    }
+    assert_eq!(format!("{:?}", snap.ram()?), format!("{:?}", live.ram()?));
+    for (old, new) in live.tasks()?.iter().zip(snap.tasks()?) {
+        assert_eq!(old.whole()?.dump(), new.whole()?.dump());
+        let owner = |task: &Task| task.get("signal.oom_score_adj").and_then(|n| n.as_i64());
+        assert_eq!(owner(old), owner(&new));
     }
     Ok(())
 }

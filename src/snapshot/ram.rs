@@ -189,6 +189,22 @@ impl Ram {
     pub fn kept(&self) -> u64 {
         self.image.runs.iter().map(|run| run.len).sum()
     }
+
+    /// What is told of it beside its bytes.
+    pub(super) fn about(&self) -> About {
+        let regions = self.image.regions.iter().map(|r| (r.start.0, r.len)).collect();
+        About { regions, layout: self.layout }
+    }
+
+    /// Addresses and lengths of what is kept, ascending.
+    pub(super) fn runs(&self) -> &[Run] {
+        &self.image.runs
+    }
+
+    /// Fills `buf` from what is kept, which lies end to end.
+    pub(super) fn read_kept(&self, offset: u64, buf: &mut [u8]) -> Result<(), String> {
+        self.image.kept.read(offset, buf)
+    }
 }
 
 impl Snapshot {

@@ -6,6 +6,7 @@ mod json;
 mod pointers;
 mod ram;
 mod store;
+mod store_ram;
 
 use super::testing::{Object, Rows, bytes, comm, meta, object, sample, types};
 use super::*;

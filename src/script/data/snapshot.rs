@@ -122,9 +122,16 @@ fn store(pkg: &mut Package<'_>) {
     );
     pkg.func(
         "save(self: Snapshot, path: string, opts: map)",
-        "The same with options: `ram`, the whole memory too. Not available yet.",
-        |_: Snap, _: &str, _: Map| -> Native<()> {
-            Err(Fault::not_yet("the option \"ram\" of save(..)").into())
+        "The same with options: `ram: true` writes all of memory too, of a snapshot that was taken \
+         with `t.freeze(\"tag\", #{ ram: true })`.",
+        |s: Snap, path: &str, opts: Map| -> Native<()> {
+            let read = Options::new("save(..)", &opts, &["ram"], &[]);
+            let ram = read.and_then(|read| read.flag("ram")).map_err(thrown)?.unwrap_or(false);
+            let saved = match ram {
+                true => s.save_with_ram(Path::new(path)),
+                false => s.save(Path::new(path)),
+            };
+            saved.map_err(|e| Fault::argument(e.to_string()).into())
         },
     );
 }

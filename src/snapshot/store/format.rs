@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::super::contents::MapAttrs;
+use super::super::ram::About;
 use super::super::{KernelState, Meta};
 
 pub(super) const MAGIC: [u8; 8] = *b"cryo\x8f\r\n\x1a";
@@ -48,6 +49,9 @@ pub(super) struct StoredKernel {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) symbols: Option<Blob>,
     pub(super) bytes: Blob,
+    /// All of memory, which lies behind the blobs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) ram: Option<About>,
     pub(super) state: KernelState,
 }
 

@@ -8,12 +8,13 @@
 //! Numbers are little-endian, four bytes each. The header is JSON; it and every blob (a map's keys,
 //! its values, what one CPU has, a BTF) are zstd frames of their own, so that reading one variable
 //! unpacks little more than that variable. A blob's place, lengths and CRC-32 (of the packed
-//! bytes) are in the header.
+//! bytes) are in the header. All of memory, if it is in the file, comes last (`ram.rs`).
 //!
 //! Files are not trusted: every length is checked before anything is allocated, and what does not
 //! fit its checksum is an error.
 
 mod format;
+mod ram;
 mod read;
 mod write;
 
@@ -34,6 +35,14 @@ pub enum StoreError {
         path: PathBuf,
         /// What the system says.
         cause: io::Error,
+    },
+    /// All of memory is to be written, and the snapshot does not have it.
+    #[error("cannot save all of memory to {}: {why}", path.display())]
+    NoRam {
+        /// As given.
+        path: PathBuf,
+        /// Why there is none.
+        why: String,
     },
     /// The file cannot be read.
     #[error("cannot open {}: {}", path.display(), plain(cause))]

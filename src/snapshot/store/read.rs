@@ -38,8 +38,8 @@ impl Snapshot {
             return Err(stored.damaged(format!("its maps claim more than {} GiB", MAX_BLOBS >> 30)));
         }
         let btfs = stored.btfs(&header.btfs)?;
-        let kernel = header.kernel.map(|kernel| stored.kernel(kernel, &btfs)).transpose()?;
         let stored = Arc::new(stored);
+        let kernel = header.kernel.map(|kernel| stored.kernel(kernel, &btfs)).transpose()?;
         let mut maps = Vec::with_capacity(header.maps.len());
         for map in header.maps {
             let btf = match map.btf {
@@ -61,13 +61,13 @@ impl Snapshot {
 }
 
 /// A file that is open.
-struct Stored {
-    path: PathBuf,
-    file: File,
+pub(super) struct Stored {
+    pub(super) path: PathBuf,
+    pub(super) file: File,
     /// Bytes in all.
-    len: u64,
+    pub(super) len: u64,
     /// Where the blobs begin.
-    blobs: u64,
+    pub(super) blobs: u64,
     fixed: [u32; 4],
 }
 
@@ -127,7 +127,7 @@ impl Stored {
     }
 
     /// A blob's bytes, `from` being where its place is counted from.
-    fn unpack(&self, from: u64, blob: Blob, most: u64) -> Result<Vec<u8>, String> {
+    pub(super) fn unpack(&self, from: u64, blob: Blob, most: u64) -> Result<Vec<u8>, String> {
         let packed = self.packed(from, blob, most)?;
         // As it was written by anybody, it may unpack to more than it says: that is cut off.
         match zstd::bulk::decompress(&packed, blob.unpacked as usize) {
@@ -158,7 +158,11 @@ impl Stored {
         Ok(packed)
     }
 
-    fn kernel(&self, stored: StoredKernel, btfs: &[Arc<Btf>]) -> Result<KernelState, StoreError> {
+    fn kernel(
+        self: &Arc<Self>,
+        stored: StoredKernel,
+        btfs: &[Arc<Btf>],
+    ) -> Result<KernelState, StoreError> {
         let btf = btfs.get(stored.btf).cloned();
         let btf = btf.ok_or_else(|| self.damaged("the kernel has types that are not there"))?;
         let bytes = self.unpack(self.blobs, stored.bytes, MAX_BLOB).map_err(|e| self.damaged(e))?;
@@ -168,7 +172,11 @@ impl Stored {
             let load = move || zstd::bulk::decompress(&packed, len).unwrap_or_default();
             Ok::<_, StoreError>(Symbols::deferred(load))
         });
-        Ok(stored.state.with_bytes(btf, symbols.transpose()?, bytes))
+        let ram = stored.ram.map(|about| super::ram::open(self, about));
+        let ram = ram.transpose().map_err(|e| self.damaged(e))?;
+        let mut state = stored.state.with_bytes(btf, symbols.transpose()?, bytes);
+        state.ram = ram.map(Arc::new);
+        Ok(state)
     }
 
     /// A map's contents. What is damaged makes them incomplete.

@@ -1,29 +1,60 @@
 //! From a snapshot to a file.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 
 use super::super::contents::{CapturedMap, Contents, MapAttrs};
-use super::super::{KernelState, Snapshot, State};
+use super::super::{KernelState, Ram, Snapshot, SnapshotError, State};
 use super::StoreError;
 use super::format::{
     Blob, Header, LEVEL, MAGIC, MAX_BLOB, StoredBtf, StoredKernel, StoredMap, VERSION,
 };
 use crate::btf::Btf;
 
+/// What a file without memory says of it when the freeze had kept it.
+const LEFT_OUT: &str = "it was left out when the snapshot was saved; save it with \
+     snap.save(\"x.cryo\", #{ ram: true })";
+
 impl Snapshot {
-    /// Writes all that the snapshot holds to a file, in the place of one that is there.
+    /// Writes what was copied to a file, in the place of one that is there; all of memory, if it
+    /// was kept, is left out.
     ///
     /// # Errors
     /// [`StoreError::Write`].
     pub fn save(&self, path: &Path) -> Result<(), StoreError> {
-        let written = self.pack().and_then(|bytes| replace(path, &bytes));
+        self.write(path, None)
+    }
+
+    /// The same with all of memory.
+    ///
+    /// # Errors
+    /// [`StoreError::Write`], [`StoreError::NoRam`] when it was not kept.
+    pub fn save_with_ram(&self, path: &Path) -> Result<(), StoreError> {
+        let ram = self.ram().map_err(|e| {
+            let why = match e {
+                SnapshotError::MapRenderIncomplete { error, .. } => error,
+                other => other.to_string(),
+            };
+            StoreError::NoRam { path: path.to_owned(), why }
+        })?;
+        self.write(path, Some(ram))
+    }
+
+    fn write(&self, path: &Path, ram: Option<&Ram>) -> Result<(), StoreError> {
+        let written = self.pack(ram).and_then(|(header, blobs)| {
+            replace(path, |out| {
+                out.write_all(&header)?;
+                out.write_all(&blobs)?;
+                ram.map_or(Ok(()), |ram| super::ram::write(out, blobs.len() as u64, ram))
+            })
+        });
         written.map_err(|cause| StoreError::Write { path: path.to_owned(), cause })
     }
 
-    fn pack(&self) -> io::Result<Vec<u8>> {
+    /// The header and the blobs.
+    fn pack(&self, ram: Option<&Ram>) -> io::Result<(Vec<u8>, Vec<u8>)> {
         let mut blobs = Blobs::default();
         let (maps, torn): (&[CapturedMap], &[String]) = match &self.contents {
             State::Captured { maps, torn, .. } => (maps, torn),
@@ -31,7 +62,7 @@ impl Snapshot {
         };
         let maps: Vec<StoredMap> =
             maps.iter().map(|map| blobs.map(map)).collect::<io::Result<_>>()?;
-        let kernel = self.kernel_state().ok().map(|state| blobs.kernel(state)).transpose()?;
+        let kernel = self.kernel_state().ok().map(|state| blobs.kernel(state, ram)).transpose()?;
         let header = Header {
             writer: concat!("cryoscope ", env!("CARGO_PKG_VERSION")).to_owned(),
             meta: self.meta.clone(),
@@ -49,19 +80,22 @@ impl Snapshot {
             out.extend(number.to_le_bytes());
         }
         out.extend(packed);
-        out.extend(blobs.bytes);
-        Ok(out)
+        Ok((out, blobs.bytes))
     }
 }
 
 /// Writes `path` so that it is either the old file or the whole new one.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn replace(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> io::Result<()> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_name().ok_or(io::ErrorKind::IsADirectory)?.to_string_lossy();
     let partial = dir.join(format!(".{name}.partial-{}", std::process::id()));
     let write = || {
-        let mut file = File::create(&partial)?;
-        file.write_all(bytes)?;
+        let mut file = BufWriter::new(File::create(&partial)?);
+        fill(&mut file)?;
+        file.flush()?;
         fs::rename(&partial, path)
     };
     let written = write();
@@ -107,11 +141,20 @@ impl Blobs {
     }
 
     /// `None` for a state that was taken apart from its types.
-    fn kernel(&mut self, state: &KernelState) -> io::Result<Option<StoredKernel>> {
+    fn kernel(
+        &mut self,
+        state: &KernelState,
+        ram: Option<&Ram>,
+    ) -> io::Result<Option<StoredKernel>> {
         let Some(btf) = &state.btf else { return Ok(None) };
         let (btf, bytes) = (self.btf(btf)?, self.add(state.memory.bytes())?);
         let symbols = state.symbols.as_ref().map(|s| self.add(&s.pack())).transpose()?;
-        Ok(Some(StoredKernel { btf, symbols, bytes, state: state.clone_without_bytes() }))
+        let mut plain = state.clone_without_bytes();
+        if state.ram.is_some() && ram.is_none() {
+            plain.ram_incomplete = Some(LEFT_OUT.to_owned());
+        }
+        let ram = ram.map(Ram::about);
+        Ok(Some(StoredKernel { btf, symbols, bytes, ram, state: plain }))
     }
 
     fn map(&mut self, map: &CapturedMap) -> io::Result<StoredMap> {

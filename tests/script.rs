@@ -58,8 +58,11 @@ fn api_prints_the_language() {
     {
         assert!(text.contains(part), "{part} is missing");
     }
+    // Scripts call functions of the modules with two colons too.
+    let modules = ["bpf", "cgroup", "checks", "cpus", "load", "sched"];
+    let text = modules.iter().fold(text, |text, name| text.replace(&format!("{name}::"), "_."));
     for rust in ["::", "Dynamic", "ImmutableString", ": i64", "-> i64", "&mut", "Box<"] {
-        let line = text.lines().find(|l| l.contains(rust) && !l.contains("checks::"));
+        let line = text.lines().find(|l| l.contains(rust));
         assert_eq!(line, None, "a Rust name in the reference");
     }
     let out = cryoscope(&["api", "freez"]);

@@ -200,8 +200,14 @@ fn show(snapshot: &Arc<Snapshot>, name: Option<&str>) -> Result<String, Failure>
 
 fn tree(snapshot: &Arc<Snapshot>) -> Result<String, Failure> {
     let mut out = format!("{}\n", snapshot.headline());
-    for map in snapshot.maps().map_err(lacks)? {
-        out.push_str(&format!("  {}\n", map.headline()));
+    for sched in snapshot.scheds().unwrap_or_default() {
+        let path = clean(sched.path().unwrap_or("?"));
+        out.push_str(&format!("  scheduler {path}: {}\n", sched.summary()));
+    }
+    let live = snapshot.live_maps();
+    for (i, map) in snapshot.maps().map_err(lacks)?.iter().enumerate() {
+        let mark = if live.get(i) == Some(&true) { ", live" } else { "" };
+        out.push_str(&format!("  {}{mark}\n", map.headline()));
         if let Some(why) = map.incomplete() {
             out.push_str(&format!("    incomplete: {why}\n"));
         }

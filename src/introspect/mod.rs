@@ -33,7 +33,7 @@ mod walk;
 #[cfg(test)]
 pub(crate) use bpf::tests::busy_guest as made_up_guest;
 pub use bpf::{
-    Budget, Cast, MAX_MAPS, MapInfo, MapKind, MapList, ProgInfo, ProgList, RawMap, Runs,
+    Budget, Cast, MAX_MAPS, MapInfo, MapKind, MapList, Owned, ProgInfo, ProgList, RawMap, Runs,
 };
 pub use contents::{MapContents, MapData, PerCpuValues, Values};
 pub use error::{IntrospectError, ReadError, Unreachable, WalkError};
@@ -46,5 +46,7 @@ pub use sched::{
     ScxState, TaskAt, Variable, Where,
 };
 pub use symbols::{Symbol, Symbols};
+#[cfg(test)]
+pub(crate) use testing::at as made_up_at;
 pub use view::{Layout, View};
 pub use walk::{MAX_ELEMENTS, Walk};

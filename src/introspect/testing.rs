@@ -51,6 +51,9 @@ pub(crate) mod at {
     pub(crate) const TRIE_DATA_SIZE: u64 = MAP_SIZE + 8;
     pub(crate) const STORAGE_BUCKETS: u64 = MAP_SIZE;
     pub(crate) const STORAGE_LOG: u64 = MAP_SIZE + 8;
+    pub(crate) const OPS_LINKS: u64 = MAP_SIZE + 16;
+    pub(crate) const OPS_PRIV: u64 = MAP_SIZE + 64 + 64 + 136;
+    pub(crate) const AUX_ASSOC: u64 = 64;
 }
 
 pub(crate) struct Guest {
@@ -266,7 +269,7 @@ impl Guest {
         for (i, map) in maps.iter().enumerate() {
             self.write_u64(used.offset(8 * i as u64), map.0);
         }
-        let aux = self.alloc(64);
+        let aux = self.alloc(72);
         let id = self.progs.len() as u64 + 1;
         self.write_u32(aux, maps.len() as u32);
         self.write_u32(aux.offset(4), id as u32);
@@ -289,13 +292,32 @@ impl Guest {
     /// A struct_ops map of sched_ext whose ops call themselves `ops_name`.
     pub(crate) fn struct_ops(&mut self, name: &str, btf: Kva, ops_name: &str) -> Kva {
         let at = self.alloc(512);
-        self.fill_map(at, name, [26, 4, 200, 1, 0]);
+        self.fill_map(at, name, [26, 4, 208, 1, 0]);
         self.write_u64(at.offset(56), btf.0);
-        let user = self.alloc(200);
+        let user = self.alloc(208);
         self.write_u64(at.offset(at::MAP_SIZE + 8), user.0);
         self.ops.push(at);
         self.write(at.offset(at::MAP_SIZE + 64 + 64 + 8), ops_name.as_bytes());
         at
+    }
+
+    /// Takes a map out of the list of maps.
+    pub(crate) fn forget(&mut self, map: Kva) {
+        self.maps.retain(|_, at| *at != map.0);
+    }
+
+    /// Attaches a struct_ops map as the scheduler at `sched`, with `progs` as operations.
+    pub(crate) fn attach_ops(&mut self, map: Kva, sched: Kva, progs: &[Kva]) {
+        self.write_u64(map.offset(at::OPS_PRIV), sched.0);
+        // Every other operation is one that the scheduler does not have.
+        let links = self.alloc(16 * progs.len() as u64 + 8);
+        for (i, prog) in progs.iter().enumerate() {
+            let link = self.alloc(16);
+            self.write_u64(link.offset(8), prog.0);
+            self.write_u64(links.offset(16 * i as u64 + 8), link.0);
+        }
+        self.write_u64(map.offset(at::OPS_LINKS), links.0);
+        self.write_u32(map.offset(at::OPS_LINKS + 8), 2 * progs.len() as u32 + 1);
     }
 
     /// An ARRAY whose values lie eight bytes apart or more.
@@ -567,17 +589,26 @@ pub(crate) fn kernel_types(t: &mut Types) -> TypeId {
         ("name", name, 32 * byte),
         ("func_info", ptr, 48 * byte),
         ("func_info_cnt", u32_, 56 * byte),
+        ("st_ops_assoc", ptr, at::AUX_ASSOC as u32 * byte),
     ];
-    t.structure("bpf_prog_aux", 64, &aux);
+    t.structure("bpf_prog_aux", 72, &aux);
+    t.structure("bpf_link", 16, &[("prog", ptr, 64)]);
     let ops_name = t.array(char_, 128);
-    let ops = t.structure("sched_ext_ops", 136, &[("flags", u64_, 0), ("name", ops_name, 64)]);
+    let ops = [("flags", u64_, 0), ("name", ops_name, 64), ("priv", ptr, 136 * byte)];
+    let ops = t.structure("sched_ext_ops", 144, &ops);
     let value_of_ops =
-        t.structure("bpf_struct_ops_sched_ext_ops", 200, &[("data", ops, 64 * byte)]);
+        t.structure("bpf_struct_ops_sched_ext_ops", 208, &[("data", ops, 64 * byte)]);
     let common = [("refcnt", u32_, 0), ("state", u32_, 32)];
     let common = t.structure("bpf_struct_ops_common_value", 8, &common);
     let ops_value = [("common", common, 0), ("data", value, 64 * byte)];
     let ops_value = t.structure("bpf_struct_ops_value", 64, &ops_value);
-    let st_ops = [("map", map, 0), ("uvalue", ptr, after(8)), ("kvalue", ops_value, after(64))];
+    let st_ops = [
+        ("map", map, 0),
+        ("uvalue", ptr, after(8)),
+        ("links", ptr, after(16)),
+        ("funcs_cnt", u32_, after(24)),
+        ("kvalue", ops_value, after(64)),
+    ];
     t.structure("bpf_struct_ops_map", 400, &st_ops);
     other_kinds(t, map, spin);
     let kinds = [

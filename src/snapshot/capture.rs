@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 use crate::btf::Btf;
 use crate::introspect::{
     self, Budget, CpuAt, Dsq, DsqKind, IntrospectError, Kernel, Layout, MapContents, MapData,
-    MapInfo, MapList, ProgInfo, ProgList, RawMap, RawSched, SchedRequest, ScxSched, TaskAt, Where,
+    MapInfo, MapList, Owned, ProgInfo, ProgList, RawMap, RawSched, SchedRequest, ScxSched, TaskAt,
+    Where,
 };
 use crate::mem::GuestMem;
 
@@ -25,8 +26,8 @@ use super::error::SnapshotError;
 use super::kernel::unreadable;
 use super::ram;
 use super::{
-    CpuState, DsqState, Extents, KernelState, Meta, Places, ProgState, SchedState, ScxState,
-    Snapshot, Symbols, TaskState, Variable,
+    CpuState, DsqState, Extents, KernelState, Meta, OwnState, Places, ProgState, SchedState,
+    ScxState, Snapshot, Symbols, TaskState, Variable,
 };
 use crate::words::nearest_first;
 
@@ -187,6 +188,7 @@ impl Capturer {
         let sched = self.kernel.copy_sched(request.of_kernel(), &mut budget);
         let progs = request.sched.then(|| self.kernel.progs(&mut budget));
         let MapList { maps, torn } = self.kernel.maps()?;
+        let owned = self.owned(&sched, &maps, progs.as_ref());
         let mut raw: Vec<Option<RawMap>> = maps.iter().map(|_| None).collect();
         for index in order(&maps, request) {
             raw[index] = Some(self.kernel.copy_map(&maps[index], &mut budget));
@@ -197,7 +199,26 @@ impl Capturer {
         let kernel = Some((sched, OfKernel::new(&self.kernel), request.sched));
         let took = start.elapsed();
         let casts = self.casts.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Ok(RawCapture { maps, torn, kernel, progs, ram, casts, took })
+        Ok(RawCapture { maps, torn, kernel, progs, owned, ram, casts, took })
+    }
+
+    /// What belongs to each scheduler.
+    fn owned(
+        &self,
+        sched: &RawSched,
+        maps: &[MapInfo],
+        progs: Option<&Result<ProgList, IntrospectError>>,
+    ) -> Vec<Owned> {
+        let scheds = sched.scx.iter().flat_map(|scx| &scx.scheds).map(|sched| sched.at);
+        let scheds: Vec<u64> = scheds.collect();
+        match progs {
+            Some(Ok(progs)) => self.kernel.owned(&scheds, maps, progs),
+            Some(Err(e)) => {
+                let progs = ProgList { incomplete: Some(e.to_string()), ..ProgList::default() };
+                self.kernel.owned(&scheds, maps, &progs)
+            }
+            None => Vec::new(),
+        }
     }
 }
 
@@ -264,6 +285,8 @@ pub struct RawCapture {
     /// What was copied of the kernel, what of it stays, and whether its state was asked for.
     kernel: Option<(RawSched, OfKernel, bool)>,
     progs: Option<Result<ProgList, IntrospectError>>,
+    /// What belongs to each scheduler, in their order.
+    owned: Vec<Owned>,
     /// All of memory, if that was asked for.
     ram: Option<Result<ram::Copied, String>>,
     casts: Casts,
@@ -308,7 +331,7 @@ impl RawCapture {
             Some((mut raw, of, asked)) => {
                 torn.extend(raw.tasks_torn.take());
                 let layout = of.layout;
-                let mut state = kernel_state(raw, of, asked);
+                let mut state = kernel_state(raw, self.owned, of, asked);
                 match self.ram.map(|ram| ram.and_then(|copied| copied.finish(layout))) {
                     Some(Ok(ram)) => {
                         meta.bytes += ram.kept();
@@ -348,7 +371,7 @@ fn progs(list: Option<Result<ProgList, IntrospectError>>) -> (Vec<ProgState>, Op
 }
 
 /// What was copied of the kernel, as the model has it.
-fn kernel_state(raw: RawSched, of: OfKernel, asked: bool) -> KernelState {
+fn kernel_state(raw: RawSched, owned: Vec<Owned>, of: OfKernel, asked: bool) -> KernelState {
     let left_out = match asked {
         true => raw.unreadable,
         false => Some("the freeze was told to leave it out (`sched: false`)".to_owned()),
@@ -375,7 +398,9 @@ fn kernel_state(raw: RawSched, of: OfKernel, asked: bool) -> KernelState {
         classes: raw.classes,
         scx: raw.scx.map(|scx| ScxState {
             state: scx.state,
-            scheds: scx.scheds.into_iter().map(sched_state).collect(),
+            scheds: scx.scheds.into_iter().zip(owned).map(sched_state).collect(),
+            enabled_before: scx.enabled_before,
+            scheds_incomplete: scx.scheds_incomplete,
             incomplete: scx.incomplete,
         }),
         dsqs,
@@ -390,8 +415,11 @@ fn cpu_state(cpu: CpuAt) -> CpuState {
     CpuState { cpu, rq, cpustat, curr, idle, incomplete }
 }
 
-fn sched_state(sched: ScxSched) -> SchedState {
-    SchedState { at: sched.at, cgroup: sched.cgroup, pcpu: sched.pcpu }
+fn sched_state((sched, owned): (ScxSched, Owned)) -> SchedState {
+    let ScxSched { at, root, linked, cgroup, parent, exit, pcpu } = sched;
+    let Owned { ops_map, maps, progs, incomplete } = owned;
+    let owns = Some(OwnState { ops_map, maps, progs, incomplete });
+    SchedState { at, root, linked, cgroup, parent, exit, pcpu, owns }
 }
 
 fn variable(var: introspect::Variable) -> (String, Variable) {
@@ -609,6 +637,7 @@ mod tests {
             torn: Some("map_idr_lock is held".into()),
             kernel: None,
             progs: None,
+            owned: Vec::new(),
             ram: None,
             casts: Casts::new(),
             took: Duration::ZERO,

@@ -134,6 +134,14 @@ fn ambiguous(f: &mut fmt::Formatter<'_>, requested: &str, found_in: &[String]) -
             Listed(found_in)
         );
     }
+    if !found_in.is_empty() && found_in.iter().all(|place| place.starts_with('/')) {
+        return write!(
+            f,
+            "the live schedulers of more than one cgroup have a variable {asked}: {}; choose one, \
+             as in sched({first}).global({asked})",
+            Listed(found_in)
+        );
+    }
     write!(
         f,
         "more than one captured map has a variable {asked}: {}; live_global({asked}) takes the \

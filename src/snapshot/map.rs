@@ -85,6 +85,14 @@ impl Map {
         self.snapshot.section(self.index).is_some()
     }
 
+    /// Its name as [`Snapshot::map`] takes it where `among` has others of the same name.
+    pub(crate) fn spelled(&self, among: &[Map]) -> String {
+        match among.iter().filter(|map| map.name() == self.name()).count() > 1 {
+            true => format!("{}#{}", self.name(), self.attrs().id),
+            false => self.name().to_owned(),
+        }
+    }
+
     /// How many entries it holds.
     ///
     /// # Errors

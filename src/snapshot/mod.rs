@@ -48,8 +48,8 @@ pub use entry::{Entry, Reduce};
 pub use error::{ExcludedMap, SnapshotError, SnapshotResult};
 pub use json::to_json;
 pub use kernel::{
-    Cpu, CpuState, Dsq, DsqState, Extents, KernelState, Places, Prog, ProgState, Sched, SchedState,
-    ScxState, Task, TaskState, Variable,
+    Cpu, CpuState, Dsq, DsqState, Exit, Extents, KernelState, OwnState, Places, Prog, ProgState,
+    Sched, SchedState, ScxState, Task, TaskState, Variable,
 };
 pub use key::KeyArg;
 pub use map::Map;
@@ -244,26 +244,25 @@ impl Snapshot {
     }
 
     /// The global variable of that name, in the `.bss`, `.data` or `.rodata` of the schedulers and
-    /// other BPF objects that were captured. A path below it may follow: `stats.nr[2]`.
+    /// other BPF objects that were captured; of several that have it, the live scheduler's. A path
+    /// below it may follow: `stats.nr[2]`.
     ///
     /// # Errors
     /// [`SnapshotError::VarNotFound`]; [`SnapshotError::AmbiguousVar`] when several objects have
-    /// it; [`SnapshotError::PlaceholderSnapshot`]; those of [`Field::get`].
+    /// it, and none or several of them are live; [`SnapshotError::PlaceholderSnapshot`]; those of
+    /// [`Field::get`].
     pub fn global(self: &Arc<Self>, name: &str) -> SnapshotResult<Field> {
-        let mut found = self.sections_with(name)?;
-        match (found.pop(), found.is_empty()) {
-            (Some(section), true) => section.at(0)?.get(name),
-            (Some(last), false) => {
-                found.push(last);
-                let alike = |map: &Map| found.iter().filter(|m| m.name() == map.name()).count() > 1;
-                let spelled = |map: &Map| match alike(map) {
-                    true => format!("{}#{}", map.name(), map.attrs().id),
-                    false => map.name().to_owned(),
-                };
-                let found_in = found.iter().map(spelled).collect();
-                Err(SnapshotError::AmbiguousVar { requested: name.to_owned(), found_in })
-            }
-            (None, _) => Err(self.var_not_found(name)?),
+        let found = self.sections_with(name)?;
+        match &found[..] {
+            [] => Err(self.var_not_found(name)?),
+            [section] => section.at(0)?.get(name),
+            several => match self.only_live(several) {
+                Some(section) => section.at(0)?.get(name),
+                None => {
+                    let found_in = several.iter().map(|map| map.spelled(several)).collect();
+                    Err(SnapshotError::AmbiguousVar { requested: name.to_owned(), found_in })
+                }
+            },
         }
     }
 
@@ -292,13 +291,21 @@ impl Snapshot {
     }
 
     fn var_not_found(self: &Arc<Self>, name: &str) -> SnapshotResult<SnapshotError> {
+        let maps = self.maps()?;
+        self.var_not_found_in(name, &maps.iter().collect::<Vec<_>>())
+    }
+
+    /// The error that none of `maps` has a variable.
+    fn var_not_found_in(&self, name: &str, maps: &[&Map]) -> SnapshotResult<SnapshotError> {
         // A section without its types may have it.
-        let untyped = |map: &&Map| map.attrs().section.is_some() && map.attrs().btf_error.is_some();
-        if let Some(section) = self.maps()?.iter().find(untyped) {
+        let untyped =
+            |map: &&&Map| map.attrs().section.is_some() && map.attrs().btf_error.is_some();
+        if let Some(section) = maps.iter().find(untyped) {
             return Ok(section.no_rendered("value"));
         }
-        let mut names: Vec<String> = (0..self.all()?.len())
-            .filter_map(|index| self.section(index))
+        let mut names: Vec<String> = maps
+            .iter()
+            .filter_map(|map| self.section(map.index()))
             .flat_map(|shape| vars(&shape).iter().map(|v| v.name.clone()).collect::<Vec<_>>())
             .filter(|name| !name.is_empty())
             .collect();

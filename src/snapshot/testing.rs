@@ -324,3 +324,14 @@ pub(crate) fn beside_waiting_tasks(meta: Meta, maps: Vec<CapturedMap>) -> Arc<Sn
     };
     Arc::new(Snapshot { meta: captured.meta, contents: State::Captured { maps, torn, kernel } })
 }
+
+/// A capture of the made-up machine after `change`.
+pub(crate) fn changed(
+    change: impl FnOnce(&mut crate::introspect::made_up_sched::Machine),
+) -> Arc<Snapshot> {
+    let mut machine = crate::introspect::made_up_sched::Machine::new(true);
+    change(&mut machine);
+    let capturer = super::Capturer::open(machine.guest.mem()).expect("it can be read");
+    let raw = capturer.capture(&super::CaptureRequest::default()).expect("it can be captured");
+    raw.finish(meta("end"))
+}

@@ -3,6 +3,7 @@
 mod compiled;
 mod diff;
 mod json;
+mod live;
 mod pointers;
 mod ram;
 mod store;

@@ -212,22 +212,26 @@ impl<'a> Repl<'a> {
     fn maps(&self) -> Result<String, String> {
         let snapshot = self.newest()?;
         let maps = snapshot.maps().map_err(|e| e.to_string())?;
-        let head = ["MAP", "KIND", "ENTRIES", "OF", "KEY", "VALUE"].map(str::to_owned);
-        let row = |map: &crate::snapshot::Map| {
+        let head = ["MAP", "KIND", "LIVE", "ENTRIES", "OF", "KEY", "VALUE"].map(str::to_owned);
+        let live = snapshot.live_maps();
+        let row = |(i, map): (usize, &crate::snapshot::Map)| {
+            let live = if live.get(i) == Some(&true) { "live" } else { "" };
             let attrs = map.attrs();
             let entries = map.len().map_or_else(|_| "?".to_owned(), |len| len.to_string());
             let (of, key, value) = (attrs.max_entries, attrs.key_size, attrs.value_size);
             [
                 map.name().to_owned(),
                 attrs.kind.clone(),
+                live.to_owned(),
                 entries,
                 of.to_string(),
                 format!("{key} B"),
                 format!("{value} B"),
             ]
         };
-        let rows: Vec<[String; 6]> = std::iter::once(head).chain(maps.iter().map(row)).collect();
-        Ok(format!("{}\n{}", snapshot.tag(), table(&rows, 2)))
+        let rows = std::iter::once(head).chain(maps.iter().enumerate().map(row));
+        let rows: Vec<[String; 7]> = rows.collect();
+        Ok(format!("{}\n{}", snapshot.tag(), table(&rows, 3)))
     }
 
     fn vars(&self) -> String {

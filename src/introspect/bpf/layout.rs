@@ -7,6 +7,7 @@ use crate::btf::{Btf, TypeId};
 use super::super::error::IntrospectError;
 use super::casts::CodeLayout;
 use super::kinds::KindLayouts;
+use super::owners::LinkLayout;
 use super::progs::RunLayout;
 
 /// A member's place.
@@ -207,6 +208,8 @@ pub(crate) struct ProgLayout {
     pub(crate) used_map_cnt: At,
     pub(crate) used_maps: At,
     pub(crate) btf: At,
+    /// The STRUCT_OPS map that the program was tied to (since 7.0).
+    pub(crate) assoc: Option<At>,
 }
 
 impl ProgLayout {
@@ -220,6 +223,7 @@ impl ProgLayout {
             used_map_cnt: aux.number("used_map_cnt")?,
             used_maps: aux.number("used_maps")?,
             btf: aux.number("btf")?,
+            assoc: aux.number("st_ops_assoc").ok(),
         })
     }
 }
@@ -234,6 +238,7 @@ pub(crate) struct Layouts {
     pub(crate) kinds: KindLayouts,
     pub(crate) runs: Result<RunLayout, IntrospectError>,
     pub(crate) code: Result<CodeLayout, IntrospectError>,
+    pub(crate) links: Result<LinkLayout, IntrospectError>,
     /// The lock that is held while a map gets or loses its id.
     pub(crate) idr_lock: Option<At>,
 }
@@ -249,6 +254,7 @@ impl Layouts {
             kinds: KindLayouts::new(btf),
             runs: RunLayout::new(btf),
             code: CodeLayout::new(btf),
+            links: LinkLayout::new(btf),
             idr_lock: Finder::new(btf, "spinlock_t").ok().and_then(|f| {
                 let words = ["rlock.raw_lock.val", "lock.owner"];
                 words.iter().find_map(|word| f.number(word).ok())

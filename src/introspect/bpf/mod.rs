@@ -13,6 +13,7 @@ mod htab;
 mod kinds;
 mod layout;
 mod names;
+mod owners;
 mod percpu;
 mod progs;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use casts::Cast;
 pub use copy::{Budget, RawMap};
+pub use owners::Owned;
 pub use progs::{ProgInfo, ProgList, Runs};
 
 use super::error::IntrospectError;

@@ -24,8 +24,16 @@ pub struct ProgInfo {
     pub full_name: Option<String>,
     /// Its type in the guest kernel's own words, in lower case: `struct_ops`.
     pub kind: String,
+    /// Where its `struct bpf_prog` lies.
+    pub kva: Kva,
+    /// Where the `struct btf` of its object lies. Null if it has none.
+    pub btf_kva: Kva,
+    /// The STRUCT_OPS map that it was tied to; whether there is one at that address is not known.
+    pub assoc: Option<Kva>,
     /// Ids of the maps it uses, as it names them.
     pub maps: Vec<u32>,
+    /// Where those lie, in the same order.
+    pub map_kvas: Vec<Kva>,
     /// How often and how long it ran; `None` unless the kernel counts
     /// (`kernel.bpf_stats_enabled`).
     pub runs: Option<Runs>,
@@ -148,11 +156,14 @@ impl Kernel {
         let kind = read(more.kind)? as u32;
         let known = more.kinds.iter().find(|(n, _)| *n == kind);
         let mut incomplete = None;
-        let maps = self.used_maps(layout, &aux);
-        let ids = maps.and_then(|maps| maps.into_iter().map(|m| self.map_id(state, m)).collect());
-        let maps = ids.unwrap_or_else(|e| {
+        let used = self.used_maps(layout, &aux);
+        let ids = used.and_then(|used| {
+            let ids: Result<Vec<u32>, _> = used.iter().map(|m| self.map_id(state, *m)).collect();
+            Ok((ids?, used))
+        });
+        let (maps, map_kvas) = ids.unwrap_or_else(|e| {
             incomplete = Some(format!("the maps it uses: {e}"));
-            Vec::new()
+            (Vec::new(), Vec::new())
         });
         let stats = counts_runs.then(|| self.runs(more, read(more.stats)?)).transpose();
         let runs = stats.unwrap_or_else(|e| {
@@ -167,7 +178,11 @@ impl Kernel {
             full_name: full_name.or_else(|| (name.len() < names::KEPT).then(|| name.clone())),
             name,
             kind: known.map_or_else(|| format!("type {kind}"), |(_, name)| name.clone()),
+            kva: at,
+            btf_kva: Kva(number(layout.btf)),
+            assoc: layout.assoc.map(number).filter(|map| *map != 0).map(Kva),
             maps,
+            map_kvas,
             runs,
             incomplete,
         })

@@ -198,6 +198,9 @@ pub(super) struct ScxLayout {
     /// In the list of all schedulers, where there can be several (since 7.1).
     pub(super) all: Option<u64>,
     pub(super) cgrp_path: Option<u64>,
+    /// How deep it lies in the tree, and where the pointers to those above it begin: behind its end.
+    pub(super) ancestors: Option<(u64, u64)>,
+    pub(super) exit: Option<ExitLayout>,
     pub(super) pcpu: Option<u64>,
     pub(super) pcpu_size: u64,
     /// A per-CPU queue while the scheduler is passed over.
@@ -210,6 +213,27 @@ pub(super) struct ScxLayout {
     pub(super) hash: HashLayout,
     /// Names of `enum scx_enable_state`.
     pub(super) states: Vec<(i128, String)>,
+}
+
+/// `struct scx_exit_info` (kernel/sched/ext_internal.h).
+pub(super) struct ExitLayout {
+    /// In the scheduler: the pointer to it.
+    pub(super) info: u64,
+    pub(super) size: u64,
+    pub(super) reason: u64,
+    pub(super) msg: u64,
+}
+
+impl ExitLayout {
+    fn new(kernel: &Kernel, sched: &Struct<'_>) -> Option<Self> {
+        let info = Struct::new(kernel, "struct scx_exit_info").ok()?;
+        Some(ExitLayout {
+            info: sched.maybe("exit_info")?,
+            size: info.size,
+            reason: info.maybe("reason")?,
+            msg: info.maybe("msg")?,
+        })
+    }
 }
 
 /// `struct scx_dispatch_q` and `struct scx_dsq_list_node`.
@@ -249,6 +273,8 @@ impl ScxLayout {
             sched_size: sched.size,
             all: sched.maybe("all"),
             cgrp_path: sched.maybe("cgrp_path"),
+            ancestors: sched.maybe("level").zip(kernel.field(sched.id, "ancestors").ok()),
+            exit: ExitLayout::new(kernel, &sched),
             pcpu: sched.maybe("pcpu"),
             pcpu_size: pcpu.as_ref().map_or(0, |p| p.size),
             pcpu_bypass: pcpu.ok().and_then(|p| p.maybe("bypass_dsq")),

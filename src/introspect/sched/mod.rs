@@ -12,6 +12,7 @@
 
 mod layout;
 mod memory;
+mod scheds;
 mod scx;
 mod tasks;
 #[cfg(test)]

@@ -6,16 +6,12 @@ use super::layout::ScxLayout;
 use super::{Copy, MAX_TASKS};
 use crate::mem::Kva;
 
-/// Schedulers that are looked at.
-const MAX_SCHEDS: usize = 256;
 /// User queues of one scheduler.
 const MAX_DSQS: usize = 16 << 10;
 /// Queues of all schedulers and CPUs.
 const MAX_QUEUES: usize = 128 << 10;
 /// NUMA nodes that kernels can be built for.
 const MAX_NODES: u32 = 1024;
-/// Bytes of a cgroup's path.
-const MAX_PATH: usize = 4096;
 /// `SCX_DSQ_LNODE_ITER_CURSOR`: a place marker of an iterator, no task.
 const CURSOR: u32 = 1;
 
@@ -26,7 +22,11 @@ pub struct ScxState {
     pub state: Option<String>,
     /// The schedulers there are, the root first.
     pub scheds: Vec<ScxSched>,
-    /// Why something is missing.
+    /// How often a root scheduler has been enabled since the machine booted.
+    pub enabled_before: Option<u64>,
+    /// Why schedulers may be missing.
+    pub scheds_incomplete: Option<String>,
+    /// Why something else is missing.
     pub incomplete: Option<String>,
 }
 
@@ -37,8 +37,14 @@ pub struct ScxSched {
     pub at: u64,
     /// Whether it is the one that `scx_root` points to.
     pub root: bool,
+    /// Whether it is in the list of all; where there is none, whether it is the root.
+    pub linked: bool,
     /// The cgroup that it schedules, where there can be several schedulers.
     pub cgroup: Option<String>,
+    /// Where the `struct scx_sched` lies that it is a sub-scheduler of.
+    pub parent: Option<u64>,
+    /// Why it leaves, in the kernel's words, and what it said itself; both empty until then.
+    pub exit: Option<(String, String)>,
     /// Where each CPU's `struct scx_sched_pcpu` lies, with the CPU.
     pub pcpu: Vec<(u32, u64)>,
 }
@@ -86,86 +92,31 @@ impl Copy<'_> {
             Some(Ok(layout)) => layout,
             Some(Err(e)) => {
                 let incomplete = Some(e.to_string());
-                self.raw.scx = Some(ScxState { incomplete, ..ScxState::default() });
+                let scheds_incomplete = incomplete.clone();
+                self.raw.scx =
+                    Some(ScxState { scheds_incomplete, incomplete, ..ScxState::default() });
                 return;
             }
         };
-        let mut scx = ScxState { state: self.enable_state(layout), ..ScxState::default() };
+        let mut scx = ScxState {
+            state: self.enable_state(layout),
+            enabled_before: self.enabled_before(),
+            ..ScxState::default()
+        };
         for cpu in self.raw.cpus.clone() {
             for &(kind, within) in &self.layout.rq.dsqs {
                 self.dsq(layout, cpu.rq.wrapping_add(within), kind, Some(cpu.cpu), None);
             }
         }
-        for (i, at) in self.scheds(layout, &mut scx.incomplete).into_iter().enumerate() {
-            match self.sched(layout, at, i) {
-                Ok(sched) => scx.scheds.push(sched),
-                Err(why) => {
-                    scx.incomplete.get_or_insert(why);
-                    break;
-                }
-            }
-        }
+        self.schedulers(layout, &mut scx);
         if self.raw.dsqs.len() >= MAX_QUEUES {
             scx.incomplete.get_or_insert(format!("there are more than {MAX_QUEUES} queues"));
         }
         self.raw.scx = Some(scx);
     }
 
-    fn enable_state(&self, layout: &ScxLayout) -> Option<String> {
-        let symbols = ["scx_enable_state_var", "scx_ops_enable_state_var"];
-        let at = symbols.iter().find_map(|name| self.kernel.symbols().get(name))?;
-        let number = i128::from(self.kernel.read_u32(at).ok()?);
-        let known = layout.states.iter().find(|(value, _)| *value == number);
-        Some(known.map_or_else(|| format!("state {number}"), |(_, name)| name.clone()))
-    }
-
-    /// The root scheduler, then all others.
-    fn scheds(&self, layout: &ScxLayout, incomplete: &mut Option<String>) -> Vec<u64> {
-        let symbols = self.kernel.symbols();
-        let root = symbols.get("scx_root").and_then(|at| self.kernel.read_u64(at).ok());
-        let mut out: Vec<u64> = root.into_iter().filter(|at| *at != 0).collect();
-        if let Some((head, all)) = symbols.get("scx_sched_all").zip(layout.all) {
-            let walk = self.kernel.list(head, MAX_SCHEDS);
-            if let Some(e) = walk.error {
-                incomplete.get_or_insert(e.to_string());
-            }
-            let others = walk.items.iter().map(|node| node.0.wrapping_sub(all));
-            out.extend(others.filter(|at| Some(*at) != root));
-        }
-        out
-    }
-
-    /// One scheduler, its per-CPU data and its queues.
-    fn sched(&mut self, layout: &ScxLayout, at: u64, place: usize) -> Result<ScxSched, String> {
-        self.piece(at, layout.sched_size)?;
-        let word = |this: &Self, within: u64| this.raw.memory.u64(at.wrapping_add(within));
-        let path = layout.cgrp_path.and_then(|within| word(self, within)).filter(|p| *p != 0);
-        let cgroup = path.and_then(|at| self.kernel.read_cstr(Kva(at), MAX_PATH).ok());
-        let mut pcpu = Vec::new();
-        let base = layout.pcpu.and_then(|within| word(self, within)).filter(|p| *p != 0);
-        if let Some(base) = base.filter(|_| layout.pcpu_size > 0) {
-            for cpu in 0..self.kernel.nr_cpu_ids() {
-                let Some(offset) = self.kernel.per_cpu_offset(cpu) else { continue };
-                let at = base.wrapping_add(offset);
-                self.piece(at, layout.pcpu_size)?;
-                pcpu.push((cpu, at));
-                if let Some(within) = layout.pcpu_bypass {
-                    let at = at.wrapping_add(within);
-                    self.dsq(layout, at, DsqKind::Bypass, Some(cpu), Some(place));
-                }
-            }
-        }
-        if let Some(nodes) = layout.nodes.and_then(|within| word(self, within)) {
-            self.node_dsqs(layout, nodes, place);
-        }
-        for at in self.hashed(layout, at)? {
-            self.dsq(layout, at, DsqKind::User, None, Some(place));
-        }
-        Ok(ScxSched { at, root: place == 0, cgroup, pcpu })
-    }
-
     /// The global queues: an array of pointers, one per NUMA node.
-    fn node_dsqs(&mut self, layout: &ScxLayout, array: u64, place: usize) {
+    pub(super) fn node_dsqs(&mut self, layout: &ScxLayout, array: u64, place: usize) {
         let nr = self.kernel.symbols().get("nr_node_ids");
         let nr = nr.and_then(|at| self.kernel.read_u32(at).ok()).unwrap_or(1).min(MAX_NODES);
         for node in 0..nr {
@@ -182,7 +133,7 @@ impl Copy<'_> {
 
     /// Copies a queue and walks its list. Tasks with a deadline are in a tree as well, but the
     /// list has them in the same order.
-    fn dsq(
+    pub(super) fn dsq(
         &mut self,
         layout: &ScxLayout,
         at: u64,
@@ -231,7 +182,7 @@ impl Copy<'_> {
 
     /// The queues in a scheduler's `dsq_hash`: buckets of chains that end in an odd value, the
     /// lowest bit of a bucket being its lock; while it grows, a second table (lib/rhashtable.c).
-    fn hashed(&mut self, layout: &ScxLayout, sched: u64) -> Result<Vec<u64>, String> {
+    pub(super) fn hashed(&mut self, layout: &ScxLayout, sched: u64) -> Result<Vec<u64>, String> {
         let hash = &layout.hash;
         let (mut out, mut seen) = (Vec::new(), HashSet::new());
         let mut table = self.raw.memory.u64(sched.wrapping_add(hash.tbl)).unwrap_or_default();

@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 
 use crate::btf::TypeId;
+use crate::btf::testing::Builder;
 use crate::introspect::testing::Guest;
 use crate::mem::Kva;
 
@@ -34,8 +35,14 @@ pub(crate) mod at {
     pub(crate) const LIST: u64 = 8;
     pub(crate) const NR: u64 = 24;
     pub(crate) const HASH_NODE: u64 = 40;
-    pub(crate) const SCHED: u64 = 72;
+    pub(crate) const SCHED: u64 = 104;
     pub(crate) const ALL: u64 = 48;
+    pub(crate) const PATH: u64 = 64;
+    pub(crate) const EXIT_KIND: u64 = 72;
+    pub(crate) const EXIT_INFO: u64 = 80;
+    pub(crate) const LEVEL: u64 = 88;
+    pub(crate) const SUB_ATTACHED: u64 = 92;
+    pub(crate) const CGROUP_ID: u64 = 96;
 }
 
 /// The machine before it is sealed, and where things lie in it.
@@ -142,15 +149,34 @@ fn types(guest: &mut Guest, with_scx: bool) {
     let kn = [("__parent", void, 0), ("name", name, 64), ("id", u64_, 128)];
     t.structure("kernfs_node", 24, &kn);
     if with_scx {
-        scx_types(guest, [u32_, s32, s64, text, void, list, dsq, name]);
+        scx_types(guest, [u32_, s32, s64, u64_, text, void, list, dsq, name]);
     }
 }
 
-fn scx_types(guest: &mut Guest, ids: [TypeId; 8]) {
-    let [u32_, s32, s64, text, void, list, dsq, name] = ids;
+fn scx_types(guest: &mut Guest, ids: [TypeId; 9]) {
+    let [u32_, s32, s64, u64_, text, void, list, dsq, name] = ids;
     let t = &mut guest.types;
     let bit = |byte: u64| byte as u32 * 8;
-    let ops = t.structure("made_up_ops", 16, &[("name", text, 0)]);
+    // What lies behind the name belongs to the scheduler, up to the last member.
+    let ops = [("name", text, 0), ("sub_cgroup_id", u64_, bit(at::CGROUP_ID))];
+    let ops = t.structure("made_up_ops", at::SCHED as u32, &ops);
+    let atomic = t.structure("", 4, &[("counter", s32, 0)]);
+    let flag = t.boolean("_Bool");
+    let info = [
+        ("kind", u32_, 0),
+        ("exit_code", s64, bit(8)),
+        ("reason", name, bit(16)),
+        ("msg", name, bit(24)),
+    ];
+    let info = t.structure("scx_exit_info", 32, &info);
+    let info = t.ptr(info);
+    let kinds = [
+        ("SCX_EXIT_NONE", 0),
+        ("SCX_EXIT_DONE", 1),
+        ("SCX_EXIT_UNREG", 64),
+        ("SCX_EXIT_ERROR_STALL", 1026),
+    ];
+    t.enumeration("scx_exit_kind", 4, false, &kinds);
     let table = t.structure("rhashtable", 8, &[("tbl", void, 0)]);
     let buckets = t.array(void, 0);
     let members = [
@@ -172,7 +198,12 @@ fn scx_types(guest: &mut Guest, ids: [TypeId; 8]) {
         ("pcpu", void, bit(32)),
         ("bypass_depth", s32, bit(40)),
         ("all", list, bit(at::ALL)),
-        ("cgrp_path", name, bit(64)),
+        ("cgrp_path", name, bit(at::PATH)),
+        ("exit_kind", atomic, bit(at::EXIT_KIND)),
+        ("exit_info", info, bit(at::EXIT_INFO)),
+        ("level", s32, bit(at::LEVEL)),
+        ("sub_attached", flag, bit(at::SUB_ATTACHED)),
+        ("ancestors", buckets, bit(at::SCHED)),
     ];
     let sched = t.structure("scx_sched", at::SCHED as u32, &members);
     t.ptr(sched);
@@ -379,12 +410,101 @@ impl Machine {
         let root = self.sched.0.to_le_bytes();
         self.guest.variable("scx_root", &root);
         self.guest.variable("scx_enable_state_var", &[1, 0, 0, 0]);
+        self.guest.variable("scx_enable_seq", &1u64.to_le_bytes());
         let all = self.guest.variable("scx_sched_all", &[0; 16]);
         self.link(all, &[self.sched.offset(at::ALL)]);
+        let info = self.guest.alloc(32);
+        self.guest.write_u64(self.sched.offset(at::EXIT_INFO), info.0);
         // Which class a task is in is told by an address.
         let ext = self.guest.address("ext_sched_class");
         for at in self.tasks.values().copied().collect::<Vec<_>>() {
             self.guest.write_u64(at.offset(at::CLASS), ext);
         }
+    }
+}
+
+/// A loaded object with a section of variables (`nr`, and `tuned` in the read-only one), a program
+/// that uses the first, and a struct_ops map.
+pub(crate) struct Loaded {
+    pub(crate) bss: Kva,
+    pub(crate) rodata: Kva,
+    pub(crate) prog: Kva,
+    pub(crate) aux: Kva,
+    pub(crate) btf: Kva,
+    pub(crate) ops: Kva,
+}
+
+impl Machine {
+    /// Loads an object whose `nr` has that value.
+    pub(crate) fn load(&mut self, object: &str, nr: u64) -> Loaded {
+        let mut types = Builder::new();
+        let u64_ = types.int("unsigned long", 8, false);
+        let [nr_var, tuned] = ["nr", "tuned"].map(|name| types.var(name, u64_));
+        let bss = types.datasec(".bss", 8, &[(nr_var, 0, 8)]);
+        let rodata = types.datasec(".rodata", 8, &[(tuned, 0, 8)]);
+        let guest = &mut self.guest;
+        let btf = guest.btf(&types.encode());
+        let ops = guest.struct_ops(&format!("{object}_ops"), btf, object);
+        let sections = [("bss", bss, nr), ("rodata", rodata, 10 * nr)].map(|(name, ty, value)| {
+            let at = guest.array(&format!("{object}.{name}"), 8, &[value.to_le_bytes().to_vec()]);
+            guest.set_types(at, btf, 0, ty);
+            at
+        });
+        let (prog, aux) = guest.prog(btf, &sections[..1]);
+        Loaded { bss: sections[0], rodata: sections[1], prog, aux, btf, ops }
+    }
+
+    /// Attaches a loaded object as the scheduler at `sched`.
+    pub(crate) fn attach(&mut self, loaded: &Loaded, sched: Kva) {
+        self.guest.attach_ops(loaded.ops, sched, &[loaded.prog]);
+    }
+
+    /// Attaches a sub-scheduler of the root to a cgroup.
+    pub(crate) fn sub(&mut self, name: &str, path: &str, cgroup: u64) -> Kva {
+        let sub = self.guest.alloc(at::SCHED + 16);
+        self.guest.write(sub, name.as_bytes());
+        let (path, root) = (self.text(path), self.sched);
+        let table = self.guest.alloc(16);
+        let words = [
+            (16, table.0),
+            (at::PATH, path.0),
+            (at::CGROUP_ID, cgroup),
+            (at::SCHED, root.0),
+            (at::SCHED + 8, sub.0),
+        ];
+        for (within, word) in words {
+            self.guest.write_u64(sub.offset(within), word);
+        }
+        self.guest.write_u32(sub.offset(at::LEVEL), 1);
+        self.guest.write(sub.offset(at::SUB_ATTACHED), &[1]);
+        let all = Kva(self.guest.address("scx_sched_all"));
+        self.link(all, &[root, sub].map(|sched| sched.offset(at::ALL)));
+        sub
+    }
+
+    /// Sets the state of sched_ext.
+    pub(crate) fn set_state(&mut self, state: u8) {
+        let at = Kva(self.guest.address("scx_enable_state_var"));
+        self.guest.write(at, &[state]);
+    }
+
+    /// Has a scheduler leave: the kind, and what it says.
+    pub(crate) fn exit(&mut self, sched: Kva, kind: u32, texts: [&str; 2]) {
+        self.guest.write_u32(sched.offset(at::EXIT_KIND), kind);
+        let info = self.guest.alloc(32);
+        self.guest.write_u64(sched.offset(at::EXIT_INFO), info.0);
+        self.guest.write_u32(info, kind);
+        for (within, text) in [(16, texts[0]), (24, texts[1])] {
+            let text = self.text(text);
+            self.guest.write_u64(info.offset(within), text.0);
+        }
+    }
+
+    /// Nothing is attached any more.
+    pub(crate) fn detach(&mut self) {
+        let [root, all] = ["scx_root", "scx_sched_all"].map(|name| Kva(self.guest.address(name)));
+        self.guest.write_u64(root, 0);
+        self.link(all, &[]);
+        self.set_state(3);
     }
 }

@@ -23,6 +23,7 @@ pub(super) fn register(pkg: &mut Package<'_>) {
     store(pkg);
     diff(pkg);
     kernel(pkg);
+    live(pkg);
     later(pkg);
     incomparable::<Snap>(pkg, "Snapshot");
 }
@@ -97,8 +98,9 @@ fn contents(pkg: &mut Package<'_>) {
     .func(
         "global(self: Snapshot, name: string) -> SnapshotField",
         "The global variable of that name, in the scheduler's `.bss`, `.data` or `.rodata`; a \
-         path may follow, as in `\"stats.nr[2]\"`. Throws `VarNotFound` with the nearest name, \
-         `AmbiguousVar` when several objects have it.",
+         path may follow, as in `\"stats.nr[2]\"`. Of several objects that have it, the one that is \
+         live is asked; `AmbiguousVar` is thrown when none or several are. Throws `VarNotFound` \
+         with the nearest name.",
         |s: Snap, name: &str| native(s.global(name)),
     )
     .func(
@@ -240,38 +242,60 @@ fn kernel(pkg: &mut Package<'_>) {
     );
 }
 
+/// The attached schedulers.
+fn live(pkg: &mut Package<'_>) {
+    pkg.func(
+        "active(self: Snapshot) -> SnapshotSched",
+        "The root scheduler. Throws `NoActiveScheduler` with the reason when none is attached, or \
+         when it is just being enabled or disabled and so is not live.",
+        |s: Snap| native(s.active()),
+    )
+    .func(
+        "scheds(self: Snapshot) -> array",
+        "Every attached scheduler, each a `SnapshotSched`: the root, then those of the cgroups \
+         below it, each behind its parent. Those that come or go just then are there as well; \
+         `is_live` tells them.",
+        |s: Snap| -> Native<Array> {
+            Ok(native(s.scheds())?.into_iter().map(Dynamic::from).collect())
+        },
+    )
+    .func(
+        "sched(self: Snapshot, path: string) -> SnapshotSched",
+        "The scheduler that was attached to the cgroup of that path, `\"/\"` being the root's. \
+         Throws `NoMatch` with the cgroups that have one.",
+        |s: Snap, path: &str| native(s.sched_of(path)),
+    )
+    .func(
+        "live_global(self: Snapshot, name: string) -> SnapshotField",
+        "The global variable of that name in the live scheduler: the copy that counts where the \
+         same binary was loaded twice. Throws `NoActiveScheduler` when none is live, `AmbiguousVar` \
+         with cgroups when several live ones have it (`snap.sched(path).global(name)` chooses), \
+         `VarNotFound` with the live ones' variables.",
+        |s: Snap, name: &str| native(s.live_global(name)),
+    )
+    .func(
+        "live_globals(self: Snapshot, names: array) -> map",
+        "Several of them at once, by name. Throws as `live_global` does.",
+        |s: Snap, names: Array| -> Native<Map> {
+            let text = |name: Dynamic| {
+                let kind = name.type_name();
+                name.into_string().map_err(|_| {
+                    let text = format!("live_globals(..) takes names as strings, found {kind}");
+                    Box::<rhai::EvalAltResult>::from(Fault::argument(text))
+                })
+            };
+            let names: Vec<String> = names.into_iter().map(text).collect::<Result<_, _>>()?;
+            let fields = native(s.live_globals(&names))?.into_iter();
+            Ok(fields.map(|(name, field)| (name.into(), Dynamic::from(field))).collect())
+        },
+    );
+}
+
 /// What a later version answers: refused by name, so that nobody looks for a typo.
 fn later(pkg: &mut Package<'_>) {
-    let refuse = |what: &'static str| -> Native<Dynamic> {
-        Err(Fault::not_yet(&format!("snapshot.{what}(..)")).into())
-    };
     pkg.getter(
         "stats(self: Snapshot) -> map",
         "What the scheduler's statistics said. Not available yet.",
         |_: Snap| -> Native<Dynamic> { Err(Fault::not_yet("snapshot.stats").into()) },
     );
-    for (signature, doc) in [
-        ("active(self: Snapshot) -> any", "The root scheduler."),
-        ("scheds(self: Snapshot) -> array", "The tree of attached schedulers."),
-    ] {
-        let name = refused(signature);
-        pkg.func(signature, &not_yet(doc), move |_: Snap| refuse(name));
-    }
-    for (signature, doc) in [
-        ("live_global(self: Snapshot, name: any) -> any", "A global of the live scheduler."),
-        ("live_globals(self: Snapshot, names: any) -> any", "Globals of the live scheduler."),
-        ("sched(self: Snapshot, path: any) -> any", "The scheduler of a cgroup."),
-    ] {
-        let name = refused(signature);
-        pkg.func(signature, &not_yet(doc), move |_: Snap, _: Dynamic| refuse(name));
-    }
-}
-
-fn not_yet(doc: &str) -> String {
-    format!("{doc} Not available yet.")
-}
-
-/// The name in a signature.
-fn refused(signature: &'static str) -> &'static str {
-    signature.split('(').next().unwrap_or(signature)
 }

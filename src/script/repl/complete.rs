@@ -36,8 +36,20 @@ impl Candidate {
 }
 
 /// Calls that only read a snapshot.
-const READING: [&str; 11] =
-    ["as_array", "at", "cpu", "get", "global", "globals", "key", "keys", "map", "maps", "members"];
+const READING: [&str; 12] = [
+    "as_array",
+    "at",
+    "cpu",
+    "get",
+    "global",
+    "globals",
+    "key",
+    "keys",
+    "live_global",
+    "map",
+    "maps",
+    "members",
+];
 /// Functions of Rhai's own that stand alone.
 const STANDARD: [&str; 6] = ["debug", "parse_float", "parse_int", "print", "range", "type_of"];
 /// Elements of an array that is looked into.
@@ -205,6 +217,10 @@ impl Interactive {
             ("Snapshot", "global" | "globals") => {
                 let snapshot = value.and_then(snapshot_of).or_else(|| self.newest.clone());
                 Some(snapshot.map_or_else(Vec::new, |s| globals(&s, typed)))
+            }
+            ("Snapshot", "live_global") => {
+                let snapshot = value.and_then(snapshot_of).or_else(|| self.newest.clone());
+                Some(snapshot.map_or_else(Vec::new, |s| live_globals(&s, typed)))
             }
             ("SnapshotEntry", "get" | "cpu_sum" | "cpu_max" | "cpu_min")
             | ("SnapshotField", "get") => {
@@ -470,7 +486,18 @@ fn field_of(value: &Dynamic) -> Option<Field> {
 
 /// Global variables, and paths below them.
 fn globals(snapshot: &Arc<Snapshot>, typed: &str) -> Vec<Candidate> {
-    let sections = snapshot.maps().unwrap_or_default().into_iter().filter(Map::is_section);
+    variables(snapshot.maps().unwrap_or_default(), typed)
+}
+
+/// The same of live schedulers.
+fn live_globals(snapshot: &Arc<Snapshot>, typed: &str) -> Vec<Candidate> {
+    let maps = snapshot.maps().unwrap_or_default();
+    let live = maps.into_iter().zip(snapshot.live_maps()).filter(|(_, live)| *live);
+    variables(live.map(|(map, _)| map).collect(), typed)
+}
+
+fn variables(maps: Vec<Map>, typed: &str) -> Vec<Candidate> {
+    let sections = maps.into_iter().filter(Map::is_section);
     let values = sections.filter_map(|section| section.at(0).ok()?.value().ok());
     values.flat_map(|value| below(&value, typed, "\")")).collect()
 }

@@ -30,7 +30,9 @@ pub(super) fn find(snapshot: &Arc<Snapshot>, name: &str) -> SnapshotResult<Dsq> 
     if let Some(place) = state.dsqs.iter().position(is) {
         return Ok(all[place].clone());
     }
-    if let Some(why) = snapshot.scx_state()?.incomplete.as_ref() {
+    let scx = snapshot.scx_state()?;
+    // The queues of a scheduler that is missing are missing with it.
+    if let Some(why) = scx.incomplete.as_ref().or(scx.scheds_incomplete.as_ref()) {
         return Err(unreadable(format!("dispatch queue {name}"), why));
     }
     let names = state.dsqs.iter().map(|dsq| dsq.name.clone()).collect();

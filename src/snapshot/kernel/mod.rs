@@ -14,6 +14,8 @@
 
 mod cpu;
 mod dsq;
+mod live;
+mod owner;
 mod place;
 mod prog;
 mod sched;
@@ -30,11 +32,13 @@ use crate::btf::{Btf, TypeId};
 
 use super::Snapshot;
 use super::error::{SnapshotError, SnapshotResult};
+use super::error_text::escaped_text;
 use super::ram::Ram;
 use super::symbols::Symbols;
 
 pub use cpu::Cpu;
 pub use dsq::Dsq;
+pub use owner::Exit;
 pub(crate) use place::Place;
 pub use prog::{Prog, ProgState};
 pub use sched::Sched;
@@ -267,7 +271,13 @@ pub struct ScxState {
     pub state: Option<String>,
     /// The schedulers, the root first.
     pub scheds: Vec<SchedState>,
-    /// Why something is missing.
+    /// How often a root scheduler has been enabled since the machine booted.
+    #[serde(default)]
+    pub enabled_before: Option<u64>,
+    /// Why schedulers may be missing.
+    #[serde(default)]
+    pub scheds_incomplete: Option<String>,
+    /// Why something else is missing.
     pub incomplete: Option<String>,
 }
 
@@ -276,10 +286,38 @@ pub struct ScxState {
 pub struct SchedState {
     /// Its `struct scx_sched`.
     pub at: u64,
+    /// Whether `scx_root` points to it.
+    #[serde(default)]
+    pub root: bool,
+    /// Whether it is in the kernel's list of schedulers.
+    #[serde(default)]
+    pub linked: bool,
     /// The cgroup it is for, where there can be several.
     pub cgroup: Option<String>,
+    /// The `struct scx_sched` above it.
+    #[serde(default)]
+    pub parent: Option<u64>,
+    /// Why it leaves, in the kernel's words and in its own; both empty until then.
+    #[serde(default)]
+    pub exit: Option<(String, String)>,
     /// CPU and its `struct scx_sched_pcpu`.
     pub pcpu: Vec<(u32, u64)>,
+    /// What belongs to it.
+    #[serde(default)]
+    pub owns: Option<OwnState>,
+}
+
+/// What belongs to a scheduler.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnState {
+    /// The id of its STRUCT_OPS map.
+    pub ops_map: Option<u32>,
+    /// Ids and addresses of its other maps.
+    pub maps: Vec<(u32, u64)>,
+    /// Ids of its programs.
+    pub progs: Vec<u32>,
+    /// Why some may be missing.
+    pub incomplete: Option<String>,
 }
 
 /// A dispatch queue.
@@ -444,8 +482,8 @@ impl Snapshot {
     /// # Errors
     /// As [`Snapshot::dsqs`].
     pub fn sched(self: &Arc<Self>) -> SnapshotResult<Sched> {
-        self.scx_state()?;
-        Ok(Sched::new(self.clone(), 0))
+        let root = self.scx_state()?.root();
+        Ok(Sched::new(self.clone(), root.unwrap_or(usize::MAX)))
     }
 
     pub(crate) fn scx_state(&self) -> SnapshotResult<&ScxState> {
@@ -469,6 +507,11 @@ impl Snapshot {
         let mut out = vec![("tasks".to_owned(), state.tasks.len().to_string())];
         out.extend(state.tasks_incomplete.iter().map(|why| ("tasks".to_owned(), why.clone())));
         out.extend(self.sched().ok().map(|sched| ("sched".to_owned(), sched.headline())));
+        // The tree of schedulers, each below its parent.
+        for sched in self.scheds().unwrap_or_default().iter().take(SHOWN) {
+            let path = escaped_text(sched.path().unwrap_or("?"));
+            out.push((format!("scheduler {path}"), sched.summary()));
+        }
         let cpus = self.cpus().unwrap_or_default();
         out.extend(cpus.iter().take(SHOWN).map(|cpu| split(cpu.headline())));
         let dsqs = self.dsqs().unwrap_or_default();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::super::Snapshot;
 use super::super::access::Field;
 use super::super::error::{SnapshotError, SnapshotResult};
+use super::super::error_text::escaped_text;
 use super::super::value::Scalar;
 use super::{Place, SchedState, unreadable};
 
@@ -22,6 +23,11 @@ impl Sched {
         Sched { snapshot, place }
     }
 
+    /// Its place in what was copied.
+    pub(super) fn place(&self) -> usize {
+        self.place
+    }
+
     /// The snapshot it is in.
     #[must_use]
     pub fn snapshot(&self) -> &Arc<Snapshot> {
@@ -36,7 +42,8 @@ impl Sched {
     pub fn state(&self) -> SnapshotResult<&str> {
         let scx = self.snapshot.scx_state()?;
         scx.state.as_deref().ok_or_else(|| {
-            let why = scx.incomplete.as_deref().unwrap_or("the kernel's symbol for it is unknown");
+            let why =
+                scx.scheds_incomplete.as_deref().unwrap_or("the kernel's symbol for it is unknown");
             unreadable("the state of sched_ext", why)
         })
     }
@@ -44,20 +51,15 @@ impl Sched {
     /// Whether there is a scheduler at all; one that is just coming or going counts.
     #[must_use]
     pub fn is_attached(&self) -> bool {
-        self.sched().is_ok()
+        self.copied().is_ok()
     }
 
-    fn sched(&self) -> SnapshotResult<&SchedState> {
-        let scx = self.snapshot.scx_state()?;
-        scx.scheds.get(self.place).ok_or_else(|| match &scx.incomplete {
-            Some(why) => unreadable("the scheduler", why),
-            None => SnapshotError::NoActiveScheduler {
-                reason: format!(
-                    "none was attached when the machine was frozen (sched_ext was {})",
-                    scx.state.as_deref().unwrap_or("in an unknown state")
-                ),
-            },
-        })
+    /// What was copied of it.
+    pub(super) fn copied(&self) -> SnapshotResult<&SchedState> {
+        match self.snapshot.scx_state()?.scheds.get(self.place) {
+            Some(sched) => Ok(sched),
+            None => Err(self.snapshot.none_attached()?),
+        }
     }
 
     /// All of its `struct scx_sched`.
@@ -65,7 +67,7 @@ impl Sched {
     /// # Errors
     /// [`SnapshotError::NoActiveScheduler`] when none is attached.
     pub fn whole(&self) -> SnapshotResult<Field> {
-        let at = self.sched()?.at;
+        let at = self.copied()?.at;
         Place::of_type(&self.snapshot, "the scheduler".into(), at, "struct scx_sched")
     }
 
@@ -99,7 +101,7 @@ impl Sched {
     /// # Errors
     /// As [`Sched::get`]; [`SnapshotError::PerCpuSlot`] when there is no such CPU.
     pub fn counters(&self, cpu: Option<i64>) -> SnapshotResult<Vec<(String, Scalar)>> {
-        let pcpu = &self.sched()?.pcpu;
+        let pcpu = &self.copied()?.pcpu;
         if pcpu.is_empty() {
             return Err(unreadable("the scheduler", "this kernel keeps no event counters with it"));
         }
@@ -125,16 +127,41 @@ impl Sched {
         Ok(sums.into_iter().map(|(name, sum)| (name, Scalar::Int(clamped(sum)))).collect())
     }
 
-    /// One line: state and name.
+    /// One line: state and name, and the cgroup of one that is not the root.
     #[must_use]
     pub fn headline(&self) -> String {
         let state = self.state().unwrap_or("?");
-        match self.ops().and_then(|name| name.as_str()) {
-            Ok(name) => {
-                format!("sched_ext {state}: {}", super::super::error_text::escaped_text(&name))
+        match (self.name(), self.path()) {
+            (Some(name), Ok("/")) => format!("sched_ext {state}: {name}"),
+            (Some(name), Ok(path)) => {
+                format!("sched_ext {state}: {name}, the sub-scheduler of {}", escaped_text(path))
             }
-            Err(_) => format!("sched_ext {state}"),
+            _ => format!("sched_ext {state}"),
         }
+    }
+
+    /// The name of its operations, if it can be read, fit for a terminal.
+    fn name(&self) -> Option<String> {
+        Some(escaped_text(&self.ops().ok()?.as_str().ok()?))
+    }
+
+    /// What there is of it, in a few words: name, whether it is live, what belongs to it.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let state = match self.not_live() {
+            Ok(None) => "live".to_owned(),
+            Ok(Some(why)) => format!("not live: {}", escaped_text(&why)),
+            Err(e) => format!("<{e}>"),
+        };
+        let owns = match self.owns() {
+            Ok(owns) => {
+                let (maps, progs) = (owns.maps.len(), owns.progs.len());
+                let more = owns.incomplete.as_ref().map_or("", |_| ", or more");
+                format!("{maps} maps, {progs} programs{more}")
+            }
+            Err(e) => format!("<{e}>"),
+        };
+        format!("{}, {state}; {owns}", self.name().unwrap_or_else(|| "?".to_owned()))
     }
 }
 

@@ -17,7 +17,7 @@ use crate::script::explain::type_name;
 use crate::script::modules::STDLIB;
 use crate::script::source::{Tokens, open_quote};
 use crate::script::surface::{FunctionDoc, Kind};
-use crate::snapshot::{Entry, Field, Map, Snapshot};
+use crate::snapshot::{Entry, Field, Map, Sched, Snapshot};
 
 /// Something that could stand next.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,7 +36,8 @@ impl Candidate {
 }
 
 /// Calls that only read a snapshot.
-const READING: [&str; 12] = [
+const READING: [&str; 14] = [
+    "active",
     "as_array",
     "at",
     "cpu",
@@ -49,6 +50,7 @@ const READING: [&str; 12] = [
     "map",
     "maps",
     "members",
+    "sched",
 ];
 /// Functions of Rhai's own that stand alone.
 const STANDARD: [&str; 6] = ["debug", "parse_float", "parse_int", "print", "range", "type_of"];
@@ -218,6 +220,16 @@ impl Interactive {
                 let snapshot = value.and_then(snapshot_of).or_else(|| self.newest.clone());
                 Some(snapshot.map_or_else(Vec::new, |s| globals(&s, typed)))
             }
+            ("Snapshot", "sched") => {
+                let snapshot = value.and_then(snapshot_of).or_else(|| self.newest.clone());
+                let all = snapshot.map(|s| s.scheds().unwrap_or_default()).unwrap_or_default();
+                Some(closed(all.iter().filter_map(|s| Some(s.path().ok()?.to_owned())).collect()))
+            }
+            ("SnapshotSched", "global") => {
+                let sched = value.and_then(|value| Some(value.read_lock::<Sched>()?.clone()));
+                let maps = sched.and_then(|sched| sched.maps().ok());
+                Some(maps.map_or_else(Vec::new, |maps| variables(maps, typed)))
+            }
             ("Snapshot", "live_global") => {
                 let snapshot = value.and_then(snapshot_of).or_else(|| self.newest.clone());
                 Some(snapshot.map_or_else(Vec::new, |s| live_globals(&s, typed)))
@@ -235,7 +247,9 @@ impl Interactive {
             }
             ("Snapshot", "save") => None,
             // Other texts of ours are no files.
-            ("Vm" | "Snapshot" | "SnapshotMap" | "Cgroup" | "Scheduler", _) => Some(Vec::new()),
+            ("Vm" | "Snapshot" | "SnapshotMap" | "SnapshotSched" | "Cgroup" | "Scheduler", _) => {
+                Some(Vec::new())
+            }
             _ => None,
         }
     }
@@ -312,6 +326,7 @@ impl Interactive {
         let plain = value.is_map() || value.is_array();
         let captured = value.is::<Arc<Snapshot>>()
             || value.is::<Map>()
+            || value.is::<Sched>()
             || value.is::<Entry>()
             || value.is::<Field>();
         let text = match step {
@@ -489,11 +504,14 @@ fn globals(snapshot: &Arc<Snapshot>, typed: &str) -> Vec<Candidate> {
     variables(snapshot.maps().unwrap_or_default(), typed)
 }
 
-/// The same of live schedulers.
+/// The same of live schedulers; all of them where it is not known which are live.
 fn live_globals(snapshot: &Arc<Snapshot>, typed: &str) -> Vec<Candidate> {
-    let maps = snapshot.maps().unwrap_or_default();
-    let live = maps.into_iter().zip(snapshot.live_maps()).filter(|(_, live)| *live);
-    variables(live.map(|(map, _)| map).collect(), typed)
+    let live = snapshot.live_maps();
+    if live.is_empty() {
+        return globals(snapshot, typed);
+    }
+    let maps = snapshot.maps().unwrap_or_default().into_iter().zip(live);
+    variables(maps.filter(|(_, live)| *live).map(|(map, _)| map).collect(), typed)
 }
 
 fn variables(maps: Vec<Map>, typed: &str) -> Vec<Candidate> {

@@ -239,7 +239,7 @@ fn what_could_come_next_is_offered() {
     let mut repl = Repl::frozen();
     repl.eval("let e = snap.map(\"task_ctx\").at(0); let m = #{ one: 1, two: #{ deep: 2 } };");
     repl.eval("fn mine(a) {} fn none() {}");
-    let cases: [(&str, &[&str]); 30] = [
+    let cases: [(&str, &[&str]); 32] = [
         ("sn", &["snap"]),
         ("1 + sna", &["1 + snap"]),
         ("min", &["min(", "mine("]),
@@ -248,6 +248,8 @@ fn what_could_come_next_is_offered() {
         ("pri", &["print(", "private"]),
         ("snap.glo", &["snap.global(", "snap.globals("]),
         ("snap.global(\"nr_e", &["snap.global(\"nr_enqueued\")"]),
+        ("snap.live_glo", &["snap.live_global(", "snap.live_globals("]),
+        ("snap.live_global(\"nr_e", &["snap.live_global(\"nr_enqueued\")"]),
         ("snap.global(\"sli", &["snap.global(\"slice_ns\")"]),
         ("snap.map(\"ta", &["snap.map(\"task_ctx\")"]),
         ("snap.map(\"fifo.", &["snap.map(\"fifo.bss\")", "snap.map(\"fifo.rodata\")"]),
@@ -292,7 +294,7 @@ fn what_could_come_next_is_offered() {
         let offered = repl.offered(text);
         assert!(offered.iter().any(|o| o == has) || text == has, "{text}: {offered:?}");
     }
-    for nothing in ["nope.", "1.", "// sna", "`sna", "vm.exec([\"ls\"]).cod", "snap.active"] {
+    for nothing in ["nope.", "1.", "// sna", "`sna", "vm.exec([\"ls\"]).cod", "snap.stats"] {
         assert_eq!(repl.offered(nothing), [""; 0], "{nothing}");
     }
     // Nothing was asked of the machine for it.

@@ -430,7 +430,6 @@ pub(crate) struct Loaded {
     pub(crate) rodata: Kva,
     pub(crate) prog: Kva,
     pub(crate) aux: Kva,
-    pub(crate) btf: Kva,
     pub(crate) ops: Kva,
 }
 
@@ -451,7 +450,7 @@ impl Machine {
             at
         });
         let (prog, aux) = guest.prog(btf, &sections[..1]);
-        Loaded { bss: sections[0], rodata: sections[1], prog, aux, btf, ops }
+        Loaded { bss: sections[0], rodata: sections[1], prog, aux, ops }
     }
 
     /// Attaches a loaded object as the scheduler at `sched`.

@@ -27,7 +27,9 @@ fn names(maps: &[Map]) -> Vec<String> {
 
 #[test]
 fn of_two_copies_the_live_one_is_read() {
-    let snap = changed(|m| drop(attached(m)));
+    let snap = changed(|m| {
+        attached(m);
+    });
     assert_eq!(number(snap.global("nr")), Ok(1));
     assert_eq!(number(snap.live_global("nr")), Ok(1));
     assert_eq!(number(snap.live_global("tuned")), Ok(10), "no program uses it");
@@ -229,7 +231,9 @@ fn recorded_at(snap: &Arc<Snapshot>, kva: impl Fn(&Map) -> u64) -> Arc<Snapshot>
 
 #[test]
 fn maps_that_are_not_the_live_ones_are_not_searched() {
-    let live = changed(|m| drop(attached(m)));
+    let live = changed(|m| {
+        attached(m);
+    });
     let excluded = |kva: fn(&Map) -> u64| match recorded_at(&live, kva)
         .live_global("nr")
         .map(drop)

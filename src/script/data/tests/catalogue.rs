@@ -110,10 +110,10 @@ fn about_names() -> Vec<Case> {
             kind: "VarNotFound",
             fields: json!({
                 "requested": "slice",
-                "available": ["slice_ns", "nr_dispatched", "nr_enqueued", "probe.____fmt", "totals"],
+                "available": ["slice_ns", "nr_dispatched", "probe.____fmt", "nr_enqueued", "totals"],
             }),
             message: "no global variable is called \"slice\"; did you mean global(\"slice_ns\")? \
-                      (there are slice_ns, nr_dispatched, nr_enqueued, probe.____fmt, totals)",
+                      (there are slice_ns, nr_dispatched, probe.____fmt, nr_enqueued, totals)",
         },
         Case {
             from: Detached,
@@ -168,8 +168,11 @@ fn about_values() -> Vec<Case> {
             script: "snap.global(\"totals\").as_u64()",
             rust: |s| s.global("totals")?.as_u64().map(drop),
             kind: "TypeMismatch",
-            fields: json!({ "expected": "", "actual": "", "requested": "totals" }),
-            message: "",
+            fields: json!({
+                "expected": "a single value", "actual": "a struct (struct cpu_stats)",
+                "requested": "totals",
+            }),
+            message: "\"totals\": expected a single value, found a struct (struct cpu_stats)",
         },
         Case {
             from: Sample,
@@ -223,9 +226,12 @@ fn about_values() -> Vec<Case> {
             rust: |s| s.map("untyped")?.get(&KeyArg::Bytes(vec![9; 4])).map(drop),
             kind: "NoMatch",
             fields: json!({
-                "map": "untyped", "op": "", "len": 1, "available_keys": ["0x01000000"],
+                "map": "untyped", "op": "get(0x09090909)", "len": 1,
+                "available_keys": ["0x01000000"],
             }),
-            message: "",
+            message: "get(0x09090909) found nothing in \"untyped\", which has one entry; keys \
+                      there: 0x01000000 (bytes, because the map's key has no BTF type: give raw \
+                      bytes, or declare the map with __type(key, ..))",
         },
         Case {
             from: Sample,
@@ -280,8 +286,15 @@ fn about_captures() -> Vec<Case> {
             script: "snap.live_global(\"nr\")",
             rust: |s| nothing(s.live_global("nr")),
             kind: "ActiveFilterExcludedMaps",
-            fields: json!({}),
-            message: "",
+            fields: json!({
+                "requested": "nr", "active_obj": "made",
+                "excluded_maps": [{ "name": "made.bss", "map_kva": 0xffff_c900_0000_b000_u64 }],
+                "whitelist_kvas": [0xffff_c900_0000_3000_u64],
+            }),
+            message: "\"nr\" was not looked for: none of the captured maps of \"made\" (made.bss at \
+                      0xffffc9000000b000) belongs to the scheduler that is live (maps at \
+                      0xffffc90000003000); their addresses are stale: they were captured before \
+                      the last attach or replace; freeze again, or name the map with map(..)",
         },
         Case {
             from: Sample,

@@ -5,7 +5,7 @@
 mod place;
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -321,13 +321,71 @@ fn kstate(spec: &str, boot: fn(&cryoscope::kernel::KernelImage) -> Boot) {
         .collect();
     assert!(waiting.len() > 5 && waiting.iter().any(|n| *n > 0), "in fifo's queue: {waiting:?}");
     measure(&mut freezer, &image.release, tasks.len());
+    let held = the_live_one_has_its_own(&guest, &mut freezer).unwrap_or_else(|e| panic!("{e}"));
     guest.call(Op::Detach);
     let after = freeze(&mut freezer, &CaptureRequest::default());
+    none_is_live(&after).unwrap_or_else(|e| panic!("{e}"));
     let sched = after.sched().unwrap_or_else(|e| panic!("{e}"));
     assert_eq!((sched.state(), sched.is_attached()), (Ok("disabled"), false));
     let e = sched.ops().unwrap_err();
     assert!(matches!(e, SnapshotError::NoActiveScheduler { .. }), "{e}");
+    guest.call(support::attach(&fifo));
+    the_live_copy_counts(&mut freezer, &held).unwrap_or_else(|e| panic!("{e}"));
     freezer.stop();
+}
+
+/// The live scheduler, its maps and programs are those that came with it, by the syscall. The
+/// agent holds the maps from now on.
+fn the_live_one_has_its_own(
+    guest: &Guest,
+    freezer: &mut Freezer,
+) -> Result<BTreeSet<u32>, SnapshotError> {
+    let Answer::Maps(held) = guest.call(Op::HoldMaps) else { panic!("no maps") };
+    let Answer::Progs(progs) = guest.call(Op::ListProgs) else { panic!("no programs") };
+    // BPF_PROG_TYPE_STRUCT_OPS.
+    let progs: BTreeSet<u32> = progs.iter().filter(|p| p.kind == 27).map(|p| p.id).collect();
+    let held: BTreeSet<u32> = held.iter().map(|map| map.id).collect();
+    let snap = freeze(freezer, &CaptureRequest::default());
+    let active = snap.active()?;
+    assert_eq!((active.path()?, active.is_live()?, active.parent()?.is_none()), ("/", true, true));
+    assert!(active.exit()?.is_none() && active.children()?.is_empty());
+    assert_eq!(snap.scheds()?.len(), 1);
+    assert_eq!(active.maps()?.iter().map(|m| m.attrs().id).collect::<BTreeSet<_>>(), held);
+    assert_eq!(active.progs()?.iter().map(|p| p.state().id).collect::<BTreeSet<_>>(), progs);
+    let live = snap.live_global("nr_enqueued")?.as_u64()?;
+    assert_eq!(live, snap.global("nr_enqueued")?.as_u64()?);
+    assert!(live > 0);
+    let e = snap.live_global("nr_enqeued").unwrap_err();
+    assert!(matches!(e, SnapshotError::VarNotFound { .. }), "{e}");
+    Ok(held)
+}
+
+/// The maps are still there, since the agent holds them, but nobody's who schedules.
+fn none_is_live(snap: &Arc<Snapshot>) -> Result<(), SnapshotError> {
+    assert!(snap.global("nr_enqueued")?.as_u64()? > 0, "there is one copy");
+    assert!(snap.scheds()?.is_empty());
+    for e in [snap.active().map(drop), snap.live_global("nr_enqueued").map(drop)] {
+        let e = e.unwrap_err();
+        assert!(matches!(e, SnapshotError::NoActiveScheduler { .. }), "{e}");
+        assert!(e.to_string().contains("sched_ext was disabled"), "{e}");
+    }
+    Ok(())
+}
+
+/// Of two copies of the same object the attached one counts.
+fn the_live_copy_counts(freezer: &mut Freezer, held: &BTreeSet<u32>) -> Result<(), SnapshotError> {
+    let snap = freeze(freezer, &CaptureRequest::default());
+    let both = snap.globals("nr_enqueued")?;
+    assert_eq!(both.len(), 2);
+    let all: Vec<u64> = both.iter().map(|f| f.as_u64()).collect::<Result<_, _>>()?;
+    assert_ne!(all[0], all[1], "the old copy stands still, the new one began at 0");
+    let live = snap.live_global("nr_enqueued")?.as_u64()?;
+    assert_eq!(live, snap.global("nr_enqueued")?.as_u64()?);
+    assert_eq!(live, snap.active()?.global("nr_enqueued")?.as_u64()?);
+    assert!(all.contains(&live) && live == all[0].min(all[1]), "{live} of {all:?}");
+    let now: BTreeSet<u32> = snap.active()?.maps()?.iter().map(|m| m.attrs().id).collect();
+    assert!(now.is_disjoint(held) && now.len() == held.len(), "{now:?} and {held:?}");
+    Ok(())
 }
 
 #[test]

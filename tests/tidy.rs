@@ -277,29 +277,38 @@ fn the_sources_keep_the_house_rules() {
     assert!(wrong.is_empty(), "\n{}\n", wrong.join("\n"));
 }
 
-/// Files that a `#[cfg(test)] mod name;` brings in.
+/// Files that a `#[cfg(test)] mod name;` brings in, and those that they bring in.
 fn test_only_files(files: &[PathBuf]) -> BTreeSet<PathBuf> {
     let mut out = BTreeSet::new();
-    for path in files {
-        let Ok(parsed) = syn::parse_file(&fs::read_to_string(path).expect("readable")) else {
-            continue;
-        };
-        for item in parsed.items {
-            let syn::Item::Mod(item) = item else { continue };
-            if item.content.is_some() || !is_test(&item.attrs) {
-                continue;
-            }
-            let stem = path.file_stem().and_then(|s| s.to_str()).expect("a stem");
-            let parent = path.parent().expect("a parent");
-            let dir = match stem {
-                "mod" | "lib" | "main" => parent.to_owned(),
-                _ => parent.join(stem),
-            };
-            out.insert(dir.join(format!("{}.rs", item.ident)));
-            out.insert(dir.join(item.ident.to_string()).join("mod.rs"));
+    loop {
+        let known = out.len();
+        for path in files {
+            out.extend(brought_in(path, out.contains(path)));
+        }
+        if out.len() == known {
+            return out;
         }
     }
-    out
+}
+
+/// The files of the modules that a file has for tests: all of them in one that is a test itself.
+fn brought_in(path: &Path, test: bool) -> Vec<PathBuf> {
+    let Ok(parsed) = syn::parse_file(&fs::read_to_string(path).expect("readable")) else {
+        return Vec::new();
+    };
+    let stem = path.file_stem().and_then(|s| s.to_str()).expect("a stem");
+    let parent = path.parent().expect("a parent");
+    let dir = match stem {
+        "mod" | "lib" | "main" => parent.to_owned(),
+        _ => parent.join(stem),
+    };
+    let mods = parsed.items.into_iter().filter_map(|item| match item {
+        syn::Item::Mod(item) if item.content.is_none() && (test || is_test(&item.attrs)) => {
+            Some(item.ident.to_string())
+        }
+        _ => None,
+    });
+    mods.flat_map(|name| [dir.join(format!("{name}.rs")), dir.join(name).join("mod.rs")]).collect()
 }
 
 #[test]

@@ -200,6 +200,12 @@ fn about_values() -> Vec<Case> {
                       come up in this machine, or its memory could not be read; .is_present() \
                       tells such slots",
         },
+    ]
+}
+
+fn about_keys() -> Vec<Case> {
+    use Source::*;
+    vec![
         Case {
             from: Sample,
             script: "snap.map(\"task_ctx\").get(8)",
@@ -356,7 +362,9 @@ fn caught(case: &Case, snap: &Arc<Snapshot>) -> (SnapshotError, Vec<Dynamic>, St
 #[test]
 fn every_error_is_met_by_scripts_and_by_rust_alike() {
     let mut kinds = BTreeSet::new();
-    for case in about_names().into_iter().chain(about_values()).chain(about_captures()) {
+    for case in
+        [about_names(), about_values(), about_keys(), about_captures()].into_iter().flatten()
+    {
         let snap = case.from.snapshot();
         let error = (case.rust)(&snap).unwrap_err();
         let (thrown, parts, lacks) = caught(&case, &snap);

@@ -6,6 +6,7 @@ mod place;
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -233,7 +234,43 @@ fn memory_is_read(guest: &Guest, freezer: &mut Freezer) -> Result<(), SnapshotEr
         let rq = snap.cpu(cpu)?.kernel("runqueues", None)?;
         assert_eq!(rq.get("curr.pid")?.as_i64()?, snap.cpu(cpu)?.curr()?.tid()?);
     }
+    registers_are_kept(&snap)?;
     memory_is_saved(&snap)
+}
+
+/// With all of memory go the registers of each CPU, the same numbers as the kernel's.
+fn registers_are_kept(snap: &Arc<Snapshot>) -> Result<(), SnapshotError> {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("x.core");
+    let start = Instant::now();
+    snap.save(&path).unwrap_or_else(|e| panic!("{e}"));
+    println!("core written in {:?}", start.elapsed());
+    let core = std::fs::File::open(&path).expect("it was written");
+    let mut notes = vec![0; 8192];
+    core.read_exact_at(&mut notes, 0).expect("it has notes");
+    let offsets = snap.kernel("__per_cpu_offset", None)?.raw()?;
+    for cpu in 0..2 {
+        // struct user_regs_struct, in a note of 336 bytes behind 20 of its header.
+        let status = 64 + 56 * (regions(&notes) + 1) + cpu * 356 + 20;
+        let word = |at: usize| u64::from_le_bytes(notes[at..at + 8].try_into().expect("8 bytes"));
+        let register = |i: usize| word(status + 112 + i * 8);
+        let (rip, cs, gs_base) = (register(16), register(17), register(22));
+        let mine = u64::from_le_bytes(offsets[cpu * 8..cpu * 8 + 8].try_into().expect("8 bytes"));
+        println!("CPU {cpu}: rip {rip:#x} cs {cs:#x} gs_base {gs_base:#x}");
+        // In user mode the kernel's base is put away.
+        if cs & 3 == 0 {
+            assert_eq!(gs_base, mine, "CPU {cpu} is the kernel's CPU {cpu}");
+            assert!(snap.symbols()?.at(rip).is_some(), "{rip:#x}");
+        }
+        let pid = word(status + 32) as u32;
+        assert_eq!(i64::from(pid), snap.cpu(cpu as i64)?.curr()?.tid()?);
+    }
+    Ok(())
+}
+
+/// Program headers of an ELF file, the notes' left out.
+fn regions(file: &[u8]) -> usize {
+    usize::from(u16::from_le_bytes([file[56], file[57]])) - 1
 }
 
 /// All of memory goes through a file, of which little is read for one variable.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::snapshot::{
-    CaptureError, CaptureRequest, Capturer, Meta, Pause, Snapshot, SnapshotError,
+    CaptureError, CaptureRequest, Capturer, Meta, Pause, RawCapture, Snapshot, SnapshotError,
 };
 use crate::vm::{Engine, ExitInfo, VmError};
 
@@ -147,7 +147,8 @@ impl Freezer {
             return Err(FreezeError::NoSuchMap(missing));
         }
         let mut meta = meta();
-        match rendezvous(&mut *self.engine, &mut self.phase, || capturer.capture(request))? {
+        let copy = |engine: &mut dyn Engine| copy(capturer, engine, request);
+        match rendezvous(&mut *self.engine, &mut self.phase, copy)? {
             Rendezvous::Missed(reason) => Ok(Snapshot::placeholder(meta, reason)),
             Rendezvous::Met { outcome, times } => {
                 let raw = outcome?;
@@ -173,6 +174,24 @@ fn capturer<'a>(
         Some(capturer) => Ok(capturer),
         None => Ok(slot.insert(Capturer::open(engine.memory())?)),
     }
+}
+
+/// Copies what is asked for while the machine stands still. With all of memory go the registers,
+/// which cost a round trip to the engine for each CPU; an engine that does not tell them leaves
+/// them out.
+fn copy(
+    capturer: &Capturer,
+    engine: &mut dyn Engine,
+    request: &CaptureRequest,
+) -> Result<RawCapture, CaptureError> {
+    let mut raw = capturer.capture(request)?;
+    if request.ram.is_some() {
+        for cpu in 0..capturer.cpus() {
+            let Ok(registers) = engine.registers(cpu) else { break };
+            raw.add_registers(cpu, registers.values);
+        }
+    }
+    Ok(raw)
 }
 
 /// What came of stopping a machine.
@@ -247,7 +266,7 @@ fn step(phase: &mut Phase, step: Step) {
 fn rendezvous<T>(
     engine: &mut dyn Engine,
     phase: &mut Phase,
-    copy: impl FnOnce() -> T,
+    copy: impl FnOnce(&mut dyn Engine) -> T,
 ) -> Result<Rendezvous<T>, VmError> {
     if *phase == Phase::Lost {
         return Err(lost(engine));
@@ -268,7 +287,7 @@ fn rendezvous<T>(
     step(phase, Step::Done);
     let mut stopped = Stopped { engine, phase, resumed: false };
     let copying = Instant::now();
-    let outcome = copy();
+    let outcome = copy(&mut *stopped.engine);
     let copy = copying.elapsed();
     let resume = stopped.resume()?;
     let times = Times { total: start.elapsed(), stop, copy, resume };
@@ -357,7 +376,7 @@ mod tests {
     #[test]
     fn a_copy_is_made_between_stop_and_resume_and_measured() {
         let (mut fake, mut phase) = (Fake::default(), Phase::Running);
-        let met = rendezvous(&mut fake, &mut phase, || {
+        let met = rendezvous(&mut fake, &mut phase, |_| {
             std::thread::sleep(Duration::from_millis(2));
             7
         });
@@ -373,12 +392,12 @@ mod tests {
     fn a_machine_that_does_not_stop_in_time_is_missed_and_runs() {
         let mut fake = Fake { fail_pause: Some(late), ..Fake::default() };
         let mut phase = Phase::Running;
-        let missed = rendezvous(&mut fake, &mut phase, || panic!("nothing may be copied"));
+        let missed = rendezvous(&mut fake, &mut phase, |_| panic!("nothing may be copied"));
         let Ok(Rendezvous::Missed(reason)) = missed else { panic!("{missed:?}") };
         assert_eq!(reason, "waited 10s for the CPUs to stop in vain");
         assert_eq!(phase, Phase::Running);
         fake.fail_pause = None;
-        let again = rendezvous(&mut fake, &mut phase, || ());
+        let again = rendezvous(&mut fake, &mut phase, |_| ());
         assert!(matches!(again, Ok(Rendezvous::Met { .. })), "the next one may succeed");
     }
 
@@ -386,7 +405,7 @@ mod tests {
     fn a_panic_while_stopped_lets_the_machine_go_on() {
         let (mut fake, mut phase) = (Fake::default(), Phase::Running);
         let caught = catch_unwind(AssertUnwindSafe(|| {
-            rendezvous(&mut fake, &mut phase, || panic!("torn structure")).map(drop)
+            rendezvous(&mut fake, &mut phase, |_| panic!("torn structure")).map(drop)
         }));
         assert!(caught.is_err());
         assert!(!fake.stopped);
@@ -404,15 +423,15 @@ mod tests {
         for (fail_pause, fail_resume, says) in cases {
             let mut fake = Fake { fail_pause, fail_resume, ..Fake::default() };
             let mut phase = Phase::Running;
-            let error = rendezvous(&mut fake, &mut phase, || ()).unwrap_err();
+            let error = rendezvous(&mut fake, &mut phase, |_| ()).unwrap_err();
             assert_eq!((error.to_string().as_str(), phase), (says, Phase::Lost));
-            let error = rendezvous(&mut fake, &mut phase, || ()).unwrap_err().to_string();
+            let error = rendezvous(&mut fake, &mut phase, |_| ()).unwrap_err().to_string();
             assert_eq!(
                 error,
                 "the engine refused another freeze: the machine did not go on after an earlier one"
             );
             fake.watch.set(gone());
-            let error = rendezvous(&mut fake, &mut phase, || ()).unwrap_err().to_string();
+            let error = rendezvous(&mut fake, &mut phase, |_| ()).unwrap_err().to_string();
             assert_eq!(error, "the guest powered off");
         }
     }

@@ -9,6 +9,7 @@
 //! The part of the model that knows introspection; `symbols.rs` keeps one of its tables, `ram.rs`
 //! all of memory.
 
+use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -115,6 +116,12 @@ impl Capturer {
         self.kernel.release()
     }
 
+    /// One more than the highest number a CPU of this machine can have.
+    #[must_use]
+    pub fn cpus(&self) -> u32 {
+        self.kernel.nr_cpu_ids()
+    }
+
     /// Does beforehand, while the machine runs, what makes [`Capturer::capture`] short: faults in
     /// the memory, reads the types of objects that were not seen before, finds names, and copies
     /// once for practice.
@@ -199,7 +206,8 @@ impl Capturer {
         let kernel = Some((sched, OfKernel::new(&self.kernel), request.sched));
         let took = start.elapsed();
         let casts = self.casts.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Ok(RawCapture { maps, torn, kernel, progs, owned, ram, casts, took })
+        let registers = Vec::new();
+        Ok(RawCapture { maps, torn, kernel, progs, owned, ram, casts, took, registers })
     }
 
     /// What belongs to each scheduler.
@@ -291,9 +299,16 @@ pub struct RawCapture {
     ram: Option<Result<ram::Copied, String>>,
     casts: Casts,
     took: Duration,
+    /// Of each CPU, where somebody took them.
+    registers: Vec<(u32, BTreeMap<String, u64>)>,
 }
 
 impl RawCapture {
+    /// Keeps a CPU's registers with it, which memory does not tell.
+    pub fn add_registers(&mut self, cpu: u32, values: BTreeMap<String, u64>) {
+        self.registers.push((cpu, values));
+    }
+
     /// How long the copying took.
     #[must_use]
     pub fn took(&self) -> Duration {
@@ -332,6 +347,7 @@ impl RawCapture {
                 torn.extend(raw.tasks_torn.take());
                 let layout = of.layout;
                 let mut state = kernel_state(raw, self.owned, of, asked);
+                state.registers = self.registers;
                 match self.ram.map(|ram| ram.and_then(|copied| copied.finish(layout))) {
                     Some(Ok(ram)) => {
                         meta.bytes += ram.kept();
@@ -390,6 +406,7 @@ fn kernel_state(raw: RawSched, owned: Vec<Owned>, of: OfKernel, asked: bool) -> 
         memory: Extents::new(bytes, pieces),
         ram: None,
         ram_incomplete: None,
+        registers: Vec::new(),
         left_out,
         cpus: raw.cpus.into_iter().map(cpu_state).collect(),
         tasks,
@@ -641,6 +658,7 @@ mod tests {
             ram: None,
             casts: Casts::new(),
             took: Duration::ZERO,
+            registers: Vec::new(),
         };
         assert_eq!(raw.bytes(), 0);
         let snap = raw.finish(Meta { tag: "t".into(), ..Meta::default() });

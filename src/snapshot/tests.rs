@@ -1,6 +1,7 @@
 //! The model against the hand-made snapshot of `testing.rs`.
 
 mod compiled;
+mod core;
 mod diff;
 mod json;
 mod live;

@@ -125,7 +125,8 @@ fn store(pkg: &mut Package<'_>) {
     pkg.func(
         "save(self: Snapshot, path: string, opts: map)",
         "The same with options: `ram: true` writes all of memory too, of a snapshot that was taken \
-         with `t.freeze(\"tag\", #{ ram: true })`.",
+         with `t.freeze(\"tag\", #{ ram: true })`. A name that ends in `.core` makes the file an \
+         ELF core, with or without the option, that drgn opens.",
         |s: Snap, path: &str, opts: Map| -> Native<()> {
             let read = Options::new("save(..)", &opts, &["ram"], &[]);
             let ram = read.and_then(|read| read.flag("ram")).map_err(thrown)?.unwrap_or(false);

@@ -118,6 +118,9 @@ pub struct KernelState {
     pub ram_incomplete: Option<String>,
     /// Why CPUs, tasks and sched_ext were not copied at all.
     pub left_out: Option<String>,
+    /// Each CPU's registers by name, where they were taken.
+    #[serde(default)]
+    pub registers: Vec<(u32, BTreeMap<String, u64>)>,
     /// Ascending by number.
     pub cpus: Vec<CpuState>,
     /// All but the idle ones, ascending by address.
@@ -187,6 +190,7 @@ impl KernelState {
             memory: Extents { bytes: Vec::new(), pieces: self.memory.pieces.clone() },
             ram: None,
             ram_incomplete: self.ram_incomplete.clone(),
+            registers: self.registers.clone(),
             left_out: self.left_out.clone(),
             cpus: self.cpus.clone(),
             tasks: self.tasks.clone(),

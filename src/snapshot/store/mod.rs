@@ -13,6 +13,7 @@
 //! Files are not trusted: every length is checked before anything is allocated, and what does not
 //! fit its checksum is an error.
 
+mod core;
 mod format;
 mod ram;
 mod read;

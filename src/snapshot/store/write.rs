@@ -19,12 +19,12 @@ const LEFT_OUT: &str = "it was left out when the snapshot was saved; save it wit
 
 impl Snapshot {
     /// Writes what was copied to a file, in the place of one that is there; all of memory, if it
-    /// was kept, is left out.
+    /// was kept, is left out. A name that ends in `.core` makes it [`Snapshot::save_core`].
     ///
     /// # Errors
     /// [`StoreError::Write`].
     pub fn save(&self, path: &Path) -> Result<(), StoreError> {
-        self.write(path, None)
+        if is_core(path) { self.save_core(path) } else { self.write(path, None) }
     }
 
     /// The same with all of memory.
@@ -32,14 +32,19 @@ impl Snapshot {
     /// # Errors
     /// [`StoreError::Write`], [`StoreError::NoRam`] when it was not kept.
     pub fn save_with_ram(&self, path: &Path) -> Result<(), StoreError> {
-        let ram = self.ram().map_err(|e| {
+        let ram = self.ram_for(path)?;
+        if is_core(path) { self.save_core(path) } else { self.write(path, Some(ram)) }
+    }
+
+    /// All of memory, to be written to a file.
+    pub(super) fn ram_for(&self, path: &Path) -> Result<&Ram, StoreError> {
+        self.ram().map_err(|e| {
             let why = match e {
                 SnapshotError::MapRenderIncomplete { error, .. } => error,
                 other => other.to_string(),
             };
             StoreError::NoRam { path: path.to_owned(), why }
-        })?;
-        self.write(path, Some(ram))
+        })
     }
 
     fn write(&self, path: &Path, ram: Option<&Ram>) -> Result<(), StoreError> {
@@ -84,8 +89,12 @@ impl Snapshot {
     }
 }
 
+fn is_core(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end == "core")
+}
+
 /// Writes `path` so that it is either the old file or the whole new one.
-fn replace(
+pub(super) fn replace(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> io::Result<()> {

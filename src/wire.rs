@@ -130,6 +130,9 @@ pub enum Op {
     /// maps outlive it; answered by [`Answer::Maps`]. For tests of the truth. Held maps are let
     /// go by the next `HoldMaps`.
     HoldMaps,
+    /// Make maps of kinds that user space fills, with known contents, and hold them beside those
+    /// that are held; answered by [`Answer::Made`]. For tests of the truth.
+    MakeMaps,
     /// List the BPF programs there are, as the bpf() syscall describes them.
     ListProgs,
     /// All keys and values of a held map as the bpf() syscall gives them, in pages; answered by
@@ -314,6 +317,8 @@ pub enum Answer {
     Text(String),
     /// Maps now held.
     Maps(Vec<HeldMap>),
+    /// Maps that were made, or that the kernel would not have.
+    Made(Vec<MadeMap>),
     /// Programs, ascending by id.
     Progs(Vec<Prog>),
     /// Some entries of a map.
@@ -333,8 +338,19 @@ pub enum Answer {
 #[serde(transparent)]
 pub struct Hex(#[serde(with = "hex")] pub Vec<u8>);
 
-/// A map as `bpf_map_get_info_by_fd` describes it.
+/// A map that the agent has made itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeMap {
+    /// The map.
+    pub map: HeldMap,
+    /// What is known of entries beside what the syscall says, by their keys.
+    pub entries: Vec<(Hex, Vec<(String, String)>)>,
+    /// Why the kernel would not have it, or not with these contents.
+    pub refused: Option<String>,
+}
+
+/// A map as `bpf_map_get_info_by_fd` describes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldMap {
     /// Map id.
     pub id: u32,

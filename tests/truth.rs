@@ -5,6 +5,8 @@
 //! tens of thousands of entries among them, and takes some out again. The agent holds the maps
 //! open, the scheduler is detached, so nothing moves, and both readers read.
 
+#[path = "truth/menagerie.rs"]
+mod menagerie;
 mod support;
 
 use std::collections::BTreeMap;
@@ -259,6 +261,8 @@ fn progs(spec: &str, boot: fn(&cryoscope::kernel::KernelImage) -> Boot, counting
     assert_eq!(ran > 0, counting);
     let names: Vec<&str> = read.progs.iter().filter_map(|p| p.full_name.as_deref()).collect();
     assert!(names.contains(&"fifo_select_cpu"), "{names:?}");
+    menagerie::every_kind_is_read_or_says_why_not(&kernel);
+    menagerie::compare(&guest, &kernel);
 }
 
 #[test]

@@ -15,12 +15,11 @@
 //!
 //! The format follows `include/uapi/linux/btf.h` and `Documentation/bpf/btf.rst`.
 
+pub mod builder;
 mod check;
 mod field;
 mod shape;
 mod spell;
-#[cfg(test)]
-pub mod testing;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +32,8 @@ pub use field::{BitRange, Field, FieldError};
 pub use shape::{EnumShape, Linkage, Member, Param, SecVar, Shape, StructShape};
 pub(crate) use spell::{Names, declaration, keyword};
 
+#[cfg(test)]
+pub(crate) use builder as testing;
 use check::Layout;
 
 /// A type's number inside one BTF. 0 is `void`.

@@ -24,7 +24,7 @@ use crate::text::{clean, parse_list};
 use crate::transport::{Link, Received};
 use crate::uevent::Uevents;
 use crate::work::{self, FreezeTask, RemoveTask, StopTask, Workers};
-use crate::{boot, exec, kmsg, maps, refuse, sys};
+use crate::{boot, exec, kmsg, maps, menagerie, refuse, sys};
 
 /// Requests under way at one time.
 const MAX_JOBS: usize = 64;
@@ -259,6 +259,7 @@ impl Agent {
             }
             Op::ListProgs => now(maps::progs()?),
             Op::HoldMaps => now(world.held.hold(world.sched.maps_before())?),
+            Op::MakeMaps => now(menagerie::make(&mut world.held)),
             Op::DumpMap { id, skip } => now(world.held.page(id, skip)?),
             // Taken out before.
             Op::PowerOff => done(()),

@@ -16,6 +16,7 @@ mod jobs;
 mod kmsg;
 mod loader;
 mod maps;
+mod menagerie;
 mod process;
 mod sched;
 mod sys;

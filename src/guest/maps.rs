@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use cryoscope::wire::{Answer, HeldMap, Hex, Prog, Refusal, RefusalKind};
 use libbpf_rs::libbpf_sys;
 
+use crate::menagerie::Arena;
 use crate::refuse;
 use crate::sys::reason;
 use crate::text::parse_list;
@@ -27,6 +28,10 @@ pub(crate) struct Held {
     maps: Vec<(HeldMap, OwnedFd)>,
     /// Keys of the map that is being dumped, so that every page continues the same walk.
     walk: Option<(u32, Vec<Vec<u8>>)>,
+    /// Arenas among them that are mapped here: the syscall does not read them.
+    arenas: Vec<(u32, Arena)>,
+    /// What maps refer to, and would lose if it were closed.
+    open: Vec<OwnedFd>,
 }
 
 /// Ids of all maps there are now.
@@ -75,7 +80,7 @@ pub(crate) fn progs() -> Result<Answer, Refusal> {
 /// # Safety
 /// A descriptor must be new and owned by nobody else.
 #[allow(unsafe_code)]
-unsafe fn owned(fd: i32) -> io::Result<OwnedFd> {
+pub(crate) unsafe fn owned(fd: i32) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::from_raw_os_error(-fd));
     }
@@ -131,31 +136,50 @@ fn prog(id: u32) -> io::Result<Prog> {
 }
 
 fn open(id: u32) -> io::Result<(HeldMap, OwnedFd)> {
-    // SAFETY: takes a number; a descriptor that it gives is new and owned by nobody else. All
-    // zeroes is a valid `bpf_map_info`, which has no pointers.
+    // SAFETY: takes a number; a descriptor that it gives is new and owned by nobody else.
     #[allow(unsafe_code)]
-    let (fd, info) = unsafe {
-        let fd = owned(libbpf_sys::bpf_map_get_fd_by_id(id))?;
-        let info = describe(&fd, mem::zeroed::<libbpf_sys::bpf_map_info>())?;
-        (fd, info)
-    };
-    let held = HeldMap {
-        id,
+    let fd = unsafe { owned(libbpf_sys::bpf_map_get_fd_by_id(id))? };
+    Ok((describe_map(&fd)?, fd))
+}
+
+/// A map as the syscall describes it.
+pub(crate) fn describe_map(fd: &OwnedFd) -> io::Result<HeldMap> {
+    // SAFETY: all zeroes is a valid `bpf_map_info`, which has no pointers.
+    #[allow(unsafe_code)]
+    let info = unsafe { describe(fd, mem::zeroed::<libbpf_sys::bpf_map_info>())? };
+    Ok(HeldMap {
+        id: info.id,
         name: text_of(&info.name),
         kind: info.type_,
         key_size: info.key_size,
         value_size: info.value_size,
         max_entries: info.max_entries,
         flags: info.map_flags,
-    };
-    Ok((held, fd))
+    })
 }
 
 impl Held {
+    /// Holds another map.
+    pub(crate) fn keep(&mut self, map: HeldMap, fd: OwnedFd) {
+        self.maps.push((map, fd));
+    }
+
+    /// Reads an arena's pages where they are mapped.
+    pub(crate) fn keep_arena(&mut self, id: u32, arena: Arena) {
+        self.arenas.push((id, arena));
+    }
+
+    /// Keeps a socket or a program open.
+    pub(crate) fn keep_open(&mut self, fd: OwnedFd) {
+        self.open.push(fd);
+    }
+
     /// Opens every map that is not in `before`, and keeps it.
     pub(crate) fn hold(&mut self, before: &BTreeSet<u32>) -> Result<Answer, Refusal> {
         self.walk = None;
         self.maps.clear();
+        self.arenas.clear();
+        self.open.clear();
         for id in all_ids().difference(before) {
             match open(*id) {
                 Ok(held) => self.maps.push(held),
@@ -181,9 +205,11 @@ impl Held {
         let failed = |doing: &str, e: &io::Error| {
             refuse(RefusalKind::Kernel, format!("{what}: cannot {doing}: {}", reason(e)))
         };
+        let arena = self.arenas.iter().find(|(of, _)| *of == id).map(|(_, arena)| arena);
         let size = value_size(info).map_err(|e| failed("size its values", &e))?;
         if skip == 0 || self.walk.as_ref().is_none_or(|(walked, _)| *walked != id) {
-            let keys = keys(info, fd).map_err(|e| failed("list its keys", &e))?;
+            let keys = arena.map_or_else(|| keys(info, fd), |arena| Ok(arena.keys()));
+            let keys = keys.map_err(|e| failed("list its keys", &e))?;
             self.walk = Some((id, keys));
         }
         let keys = self.walk.as_ref().map(|(_, keys)| &keys[..]).unwrap_or_default();
@@ -193,7 +219,7 @@ impl Held {
                 break;
             }
             at += 1;
-            match lookup(fd, key, size) {
+            match arena.map_or_else(|| lookup(fd, key, size), |arena| arena.page(key)) {
                 Ok(value) => {
                     bytes += key.len() + value.len() + FRAMING;
                     entries.push((Hex(key.clone()), Hex(value)));

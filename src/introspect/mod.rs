@@ -19,6 +19,7 @@ mod kallsyms;
 mod kernel;
 mod object;
 mod paging;
+mod rhashtable;
 mod sched;
 mod space;
 mod symbols;

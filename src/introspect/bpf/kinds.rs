@@ -3,6 +3,11 @@
 //!
 //! What an entry is, where the kernel has a pointer: its id, as the bpf() syscall says it.
 
+mod arena;
+mod made;
+mod net;
+mod rhash;
+
 use super::copy::{Budget, RawData, RawMap};
 use super::layout::{At, Finder};
 use super::{BpfState, MapInfo, kind};
@@ -12,6 +17,10 @@ use crate::introspect::error::IntrospectError;
 use crate::introspect::kernel::Kernel;
 use crate::introspect::walk::Walk;
 use crate::mem::Kva;
+use arena::ArenaLayout;
+pub(super) use made::Made;
+use net::NetLayouts;
+use rhash::RhashLayout;
 
 /// Bytes that are read at once from what is one array in the kernel.
 const CHUNK: usize = 64 << 10;
@@ -183,6 +192,9 @@ pub(crate) struct KindLayouts {
     pub(crate) struct_ops: Result<StructOpsLayout, IntrospectError>,
     storage: Result<StorageLayout, IntrospectError>,
     trie: Result<TrieLayout, IntrospectError>,
+    arena: Result<ArenaLayout, IntrospectError>,
+    rhash: Result<RhashLayout, IntrospectError>,
+    net: NetLayouts,
 }
 
 impl KindLayouts {
@@ -192,6 +204,9 @@ impl KindLayouts {
             struct_ops: StructOpsLayout::new(btf),
             storage: StorageLayout::new(btf),
             trie: TrieLayout::new(btf),
+            arena: ArenaLayout::new(btf),
+            rhash: RhashLayout::new(btf),
+            net: NetLayouts::new(btf),
         }
     }
 }
@@ -232,9 +247,15 @@ impl Kernel {
             kind::LPM_TRIE => {
                 layouts.trie.as_ref().map_err(text).and_then(|l| self.trie(l, map, budget))
             }
+            kind::ARENA => {
+                layouts.arena.as_ref().map_err(text).and_then(|l| self.arena(l, map, budget))
+            }
+            kind::RHASH => {
+                layouts.rhash.as_ref().map_err(text).and_then(|l| self.rhash(l, map, budget))
+            }
             kind::PROG_ARRAY | kind::ARRAY_OF_MAPS => self.pointers(state, map, budget),
             kind::HASH_OF_MAPS => self.hash_of_maps(state, map, budget),
-            _ => return None,
+            _ => return self.copy_net(state, map, budget),
         })
     }
 

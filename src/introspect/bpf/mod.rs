@@ -33,6 +33,7 @@ use crate::mem::Kva;
 use btfs::BtfCache;
 use buffers::Buffers;
 use casts::CastCache;
+use kinds::Made;
 use layout::Layouts;
 use names::NameCache;
 
@@ -52,10 +53,20 @@ pub(crate) mod kind {
     pub(crate) const LPM_TRIE: u32 = 11;
     pub(crate) const ARRAY_OF_MAPS: u32 = 12;
     pub(crate) const HASH_OF_MAPS: u32 = 13;
+    pub(crate) const DEVMAP: u32 = 14;
+    pub(crate) const SOCKMAP: u32 = 15;
+    pub(crate) const CPUMAP: u32 = 16;
+    pub(crate) const XSKMAP: u32 = 17;
+    pub(crate) const SOCKHASH: u32 = 18;
+    pub(crate) const REUSEPORT_SOCKARRAY: u32 = 20;
     pub(crate) const QUEUE: u32 = 22;
     pub(crate) const STACK: u32 = 23;
+    pub(crate) const DEVMAP_HASH: u32 = 25;
     pub(crate) const STRUCT_OPS: u32 = 26;
     pub(crate) const TASK_STORAGE: u32 = 29;
+    pub(crate) const ARENA: u32 = 33;
+    pub(crate) const INSN_ARRAY: u32 = 34;
+    pub(crate) const RHASH: u32 = 35;
     /// Those whose values are ids of programs or maps.
     pub(crate) const IDS: [u32; 3] = [PROG_ARRAY, ARRAY_OF_MAPS, HASH_OF_MAPS];
 }
@@ -131,8 +142,8 @@ pub(crate) struct BpfState {
     pub(super) layouts: Layouts,
     pub(super) buffers: Buffers,
     kinds: Vec<(u32, String)>,
-    /// Types of maps whose values are ids: 1 is `u32`.
-    id_types: Arc<Btf>,
+    /// Types of maps that have pointers where the syscall gives something else.
+    made: Made,
     caches: Mutex<Caches>,
 }
 
@@ -149,8 +160,8 @@ impl BpfState {
         let buffers = Buffers::default();
         let (kinds, caches) =
             (names::enumerators(btf, "enum bpf_map_type", "BPF_MAP_TYPE_"), Mutex::default());
-        let id_types = Btf::of_u32();
-        Ok(BpfState { layouts, buffers, kinds, id_types, caches })
+        let made = Made::new();
+        Ok(BpfState { layouts, buffers, kinds, made, caches })
     }
 
     fn caches(&self) -> MutexGuard<'_, Caches> {
@@ -243,10 +254,9 @@ impl Kernel {
         let (mut key_type, mut value_type) = (own(layout.key_type), own(layout.value_type));
         let (kind, key_size) = (state.kind(small(layout.kind)), small(layout.key_size));
         let mut btf = btf;
-        if kind::IDS.contains(&kind.number) && (key_type, value_type) == (0, 0) {
-            // Loaders give these no types: the kernel takes none for maps of maps.
-            btf = Some(state.id_types.clone());
-            (key_type, value_type) = (if key_size == 4 { 1 } else { 0 }, 1);
+        if let Some((made, key, value)) = state.made.types(kind.number, key_size) {
+            // Loaders give these no types, or some that fit what the kernel takes, not what it has.
+            (btf, key_type, value_type) = (Some(made), key, value);
         }
         Ok(MapInfo {
             id: id as u32,

@@ -7,6 +7,7 @@ use crate::btf::{Shape, TypeId};
 
 use super::super::error::IntrospectError;
 use super::super::kernel::Kernel;
+use super::super::rhashtable::TableLayout;
 
 /// Structs larger than this are not read whole: nothing of the kernel's is.
 const MAX_STRUCT: u64 = 1 << 16;
@@ -247,14 +248,11 @@ pub(super) struct DsqLayout {
     pub(super) node_flags: u64,
 }
 
-/// `struct rhashtable` in a scheduler, and `struct bucket_table` (include/linux/rhashtable.h).
+/// `struct rhashtable` in a scheduler.
 pub(super) struct HashLayout {
     /// From the scheduler to the pointer to the table.
     pub(super) tbl: u64,
-    pub(super) size: u64,
-    pub(super) nest: u64,
-    pub(super) future: u64,
-    pub(super) buckets: u64,
+    pub(super) table: TableLayout,
 }
 
 impl ScxLayout {
@@ -262,7 +260,6 @@ impl ScxLayout {
         let sched = Struct::new(kernel, "struct scx_sched")?;
         let dsq = Struct::new(kernel, "struct scx_dispatch_q")?;
         let node = Struct::new(kernel, "struct scx_dsq_list_node")?;
-        let table = Struct::new(kernel, "struct bucket_table")?;
         let pcpu = Struct::new(kernel, "struct scx_sched_pcpu");
         let pnode = Struct::new(kernel, "struct scx_sched_pnode");
         let (nodes, node_dsq) = match (sched.maybe("pnode"), pnode) {
@@ -290,10 +287,7 @@ impl ScxLayout {
             },
             hash: HashLayout {
                 tbl: sched.at("dsq_hash.tbl")?,
-                size: table.at("size")?,
-                nest: table.at("nest")?,
-                future: table.at("future_tbl")?,
-                buckets: table.maybe("buckets").unwrap_or(table.size),
+                table: TableLayout::new(kernel.btf())?,
             },
             states: states(kernel),
         })

@@ -1,7 +1,5 @@
 //! sched_ext: the attached schedulers and every dispatch queue.
 
-use std::collections::HashSet;
-
 use super::layout::ScxLayout;
 use super::{Copy, MAX_TASKS};
 use crate::mem::Kva;
@@ -180,43 +178,17 @@ impl Copy<'_> {
         self.raw.dsqs.push(dsq);
     }
 
-    /// The queues in a scheduler's `dsq_hash`: buckets of chains that end in an odd value, the
-    /// lowest bit of a bucket being its lock; while it grows, a second table (lib/rhashtable.c).
+    /// The queues in a scheduler's `dsq_hash`.
     pub(super) fn hashed(&mut self, layout: &ScxLayout, sched: u64) -> Result<Vec<u64>, String> {
         let hash = &layout.hash;
-        let (mut out, mut seen) = (Vec::new(), HashSet::new());
-        let mut table = self.raw.memory.u64(sched.wrapping_add(hash.tbl)).unwrap_or_default();
-        for _ in 0..2 {
-            if table == 0 {
-                break;
+        let table = self.raw.memory.u64(sched.wrapping_add(hash.tbl)).unwrap_or_default();
+        let (what, table) = ("dispatch queues", Kva(table));
+        let found = self.kernel.rhashtable(&hash.table, what, table, MAX_DSQS, self.budget);
+        match found.incomplete {
+            Some(why) => Err(why),
+            None => {
+                Ok(found.nodes.iter().map(|n| n.0.wrapping_sub(layout.dsq.hash_node)).collect())
             }
-            let text = |e: super::super::error::ReadError| e.to_string();
-            let at = |within: u64| Kva(table.wrapping_add(within));
-            let size = self.kernel.read_u32(at(hash.size)).map_err(text)? as usize;
-            if self.kernel.read_u32(at(hash.nest)).map_err(text)? != 0 {
-                return Err("the table of dispatch queues is in pieces".into());
-            }
-            if size > 4 * MAX_DSQS {
-                return Err(format!("the table of dispatch queues has {size} buckets"));
-            }
-            let mut buckets = vec![0; size * 8];
-            self.kernel.read(at(hash.buckets), &mut buckets).map_err(text)?;
-            for bucket in buckets.as_chunks().0 {
-                let mut next = u64::from_le_bytes(*bucket) & !1;
-                while next != 0 && next & 1 == 0 {
-                    if !seen.insert(next) {
-                        break;
-                    }
-                    if out.len() == MAX_DSQS {
-                        return Err(format!("there are more than {MAX_DSQS} dispatch queues"));
-                    }
-                    out.push(next.wrapping_sub(layout.dsq.hash_node));
-                    next = self.kernel.read_u64(Kva(next)).map_err(text)?;
-                }
-            }
-            self.budget.check_time()?;
-            table = self.kernel.read_u64(at(hash.future)).map_err(text)?;
         }
-        Ok(out)
     }
 }

@@ -1,4 +1,4 @@
-//! A small BTF encoder for tests: types in, bytes out.
+//! A small BTF encoder: types in, bytes out. For what this program makes itself, and for tests.
 //!
 //! ```ignore
 //! let mut b = Builder::new();

@@ -278,6 +278,7 @@ impl Kernel {
         if layout.lock.is_some_and(|lock| number(lock) != 0) {
             rows.torn("its lock is held".into());
         }
+        budget.take(size)?;
         let mut value = vec![0; size as usize];
         for i in 0..fits {
             let slot = (tail + i) % slots;
@@ -323,6 +324,7 @@ impl Kernel {
         }
         let size = map.value_size as usize;
         let mut rows = Rows::new(Some(4), size);
+        budget.take(size as u64)?;
         let mut value = vec![0; size];
         for bucket in 0..1u64 << log {
             if let Err(e) = budget.take(layout.bucket_size as u64) {

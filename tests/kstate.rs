@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cryoscope::freeze::Freezer;
-use cryoscope::snapshot::{CaptureRequest, MAX_RAM, Meta, Scalar, Snapshot, SnapshotError, Task};
+use cryoscope::snapshot::{
+    CaptureRequest, MAX_RAM, Meta, Scalar, Snapshot, SnapshotError, StackEnd, Task,
+};
 use cryoscope::vm::Boot;
 use cryoscope::wire::{Answer, CgroupSet, Op, Policy, Work, WorkKind};
 use support::Guest;
@@ -204,6 +206,14 @@ fn variables_are_read(snap: &Arc<Snapshot>, uptime_s: f64) -> Result<(), Snapsho
     assert_eq!(ops.as_str()?, "fifo");
     let rq = snap.cpu(1)?.kernel("runqueues", None)?;
     assert_eq!(rq.get("cpu")?.as_u64()?, 1);
+    let each = snap.per_cpu("runqueues", None)?.expect("each CPU has one");
+    for cpu in 0..2 {
+        let n = each.cpu(cpu)?.get("nr_running")?.as_u64()?;
+        assert_eq!(n, snap.cpu(cpu)?.get("nr_running")?.as_u64()?);
+    }
+    let e = each.cpu(2).unwrap_err();
+    assert!(matches!(e, SnapshotError::PerCpuSlot { cpu: 2, .. }), "{e}");
+    assert!(snap.per_cpu("jiffies_64", None)?.is_none());
     let e = snap.kernel("runqueues", None).unwrap_err().to_string();
     assert!(e.contains("cpu(n).kernel(\"runqueues\")"), "{e}");
     Ok(())
@@ -302,6 +312,118 @@ fn memory_is_saved(live: &Arc<Snapshot>) -> Result<(), SnapshotError> {
     Ok(())
 }
 
+/// What CPUs were doing: each has its own registers, and its stack leads to where it began.
+fn idle_cpus_are_followed(freezer: &mut Freezer) -> Result<(), SnapshotError> {
+    let request = CaptureRequest { ram: Some(MAX_RAM), ..CaptureRequest::default() };
+    for _ in 0..50 {
+        let snap = freeze(freezer, &request);
+        let cpus = snap.cpus()?;
+        let mut halted = 0;
+        for cpu in &cpus {
+            let regs = cpu.registers()?;
+            if !regs.halted || !cpu.is_idle()? || regs.in_user_mode() {
+                continue;
+            }
+            halted += 1;
+            // The kernel's per-CPU variables are counted from gs.
+            let number = snap.symbols()?.addresses("cpu_number")[0];
+            let word = snap.kernel_at(regs.values["gs_base"].wrapping_add(number), "int")?;
+            assert_eq!(word.as_i64()?, i64::from(cpu.number()), "{regs:?}");
+            let stack = cpu.stack()?;
+            assert_eq!(stack.end, StackEnd::Bottom, "{stack}");
+            let text = stack.to_string();
+            let within = |name: &str| text.contains(&format!("{name}+0x"));
+            assert!(within("do_idle") && within("cpu_startup_entry"), "{text}");
+            let rip = snap.symbol(regs.values["rip"])?;
+            assert_eq!(stack.frames[0].symbol, rip);
+            assert!(rip.is_some(), "{regs:?}");
+            // It is what a task is waiting in, too.
+            assert_eq!(cpu.curr()?.stack()?, stack);
+        }
+        if halted == cpus.len() {
+            return Ok(());
+        }
+    }
+    panic!("at none of 50 freezes both CPUs were idle");
+}
+
+/// Every task that has not run since the freeze has the stack that /proc tells.
+fn stacks_are_those_of_proc(guest: &Guest, freezer: &mut Freezer) -> Result<(), SnapshotError> {
+    let request = CaptureRequest { ram: Some(MAX_RAM), ..CaptureRequest::default() };
+    let snap = freeze(freezer, &request);
+    let symbols = snap.symbols()?;
+    let once = |name: &str| symbols.addresses(name)[0];
+    // /proc leaves out the scheduler's own functions.
+    let scheduler = once("__sched_text_start")..once("__sched_text_end");
+    let (mut compared, mut longest) = (0, 0);
+    for task in snap.tasks()? {
+        let tid = task.tid()?;
+        let pid = u32::try_from(tid).expect("a task's number");
+        if task.is_on_cpu()? {
+            continue;
+        }
+        let stack = task.stack()?;
+        assert!(stack.is_complete(), "{task:?}:\n{stack}");
+        let told = guest.file(&format!("/proc/{pid}/stack"));
+        let switches = |name| status(guest, pid, name).parse::<u64>().expect("a count");
+        let later = switches("voluntary_ctxt_switches") + switches("nonvoluntary_ctxt_switches");
+        // It has been switched to since, or is just now; as the agent is, which reads this.
+        let runs = status(guest, pid, "State").starts_with('R');
+        if runs || task.get("nvcsw")?.as_u64()? + task.get("nivcsw")?.as_u64()? != later {
+            continue;
+        }
+        let ours = stack.frames.iter().filter(|frame| !scheduler.contains(&frame.address));
+        let ours: Vec<String> = ours.map(ToString::to_string).collect();
+        let line = |line: &str| {
+            let (_, symbol) = line.split_once(' ').expect("[<0>] symbol");
+            symbol.rsplit_once('/').map_or(symbol, |(symbol, _)| symbol).to_owned()
+        };
+        let theirs: Vec<String> = told.lines().map(line).collect();
+        assert_eq!(ours, theirs, "{task:?}:\n{stack}");
+        compared += 1;
+        longest = longest.max(theirs.len());
+    }
+    println!("{compared} stacks are those of /proc, the longest of {longest} functions");
+    assert!(compared > 20 && longest >= 4, "{compared} compared, {longest} functions at most");
+    Ok(())
+}
+
+/// What busy CPUs execute: programs, with the page tables of their task, or the kernel.
+fn busy_cpus_are_followed(freezer: &mut Freezer) -> Result<(), SnapshotError> {
+    let request = CaptureRequest { ram: Some(MAX_RAM), ..CaptureRequest::default() };
+    let mut in_programs = 0;
+    for _ in 0..10 {
+        let snap = freeze(freezer, &request);
+        for cpu in snap.cpus()? {
+            let regs = cpu.registers()?;
+            let stack = cpu.stack()?;
+            if !regs.in_user_mode() {
+                println!("CPU {} in the kernel:\n{stack}", cpu.number());
+                continue;
+            }
+            in_programs += 1;
+            assert_eq!((stack.frames.len(), &stack.end), (0, &StackEnd::User));
+            let pgd = cpu.curr()?.get("mm.pgd")?.as_u64()?;
+            let tables = snap.ram()?.translate(pgd).expect("page tables are in RAM");
+            // The page behind them is the one that user mode has, where the two are kept apart.
+            let low = 0x1fff;
+            assert_eq!(regs.values["cr3"] & !low, tables & !low, "{regs:?}");
+        }
+    }
+    assert!(in_programs > 0, "at none of 10 freezes a CPU executed a program");
+    Ok(())
+}
+
+/// What the registers add to the time that a machine stands still.
+fn measure_registers(freezer: &mut Freezer, release: &str) {
+    let mut took = |registers| {
+        let request = CaptureRequest { registers, ..CaptureRequest::default() };
+        median((0..FREEZES).map(|_| freeze(freezer, &request).pause().copy_us).collect())
+    };
+    let (with, without) = (took(true), took(false));
+    println!("{release}: copy {with} µs with the registers of 2 CPUs, {without} µs without");
+}
+
 fn workers(guest: &Guest) -> Vec<u32> {
     guest.call(Op::CgroupCreate { name: "hot".into(), set: CgroupSet::default() });
     let mut all = vec![1];
@@ -319,8 +441,9 @@ fn kstate(spec: &str, boot: fn(&cryoscope::kernel::KernelImage) -> Boot) {
     let fifo = support::scheduler("examples/schedulers/fifo.bpf.c", &image);
     let mut guest = Guest::boot(boot(&image), "1n1l2c1t", |fs| support::stage(fs, &fifo));
     guest.call(support::attach(&fifo));
-    let pids = workers(&guest);
     let mut freezer = Freezer::new(guest.take_engine());
+    idle_cpus_are_followed(&mut freezer).unwrap_or_else(|e| panic!("{e}"));
+    let pids = workers(&guest);
     let kernel = ["jiffies_64", "scx_root", "runqueues"].map(str::to_owned).to_vec();
     let request = CaptureRequest { kernel, ..CaptureRequest::default() };
     let snap = busy(&mut freezer, &request, 4);
@@ -341,7 +464,9 @@ fn kstate(spec: &str, boot: fn(&cryoscope::kernel::KernelImage) -> Boot) {
         cpus_are_plausible(&snap, 4)?;
         sched_equals_sysfs(&guest, &snap)?;
         variables_are_read(&snap, uptime)?;
-        memory_is_read(&guest, &mut freezer)
+        memory_is_read(&guest, &mut freezer)?;
+        stacks_are_those_of_proc(&guest, &mut freezer)?;
+        busy_cpus_are_followed(&mut freezer)
     };
     checks().unwrap_or_else(|e| panic!("{e}"));
     let waiting: Vec<usize> = (0..10)
@@ -359,6 +484,7 @@ fn kstate(spec: &str, boot: fn(&cryoscope::kernel::KernelImage) -> Boot) {
     assert!(waiting.len() > 5 && waiting.iter().any(|n| *n > 0), "in fifo's queue: {waiting:?}");
     measure(&mut freezer, &image.release, tasks.len());
     let held = the_live_one_has_its_own(&guest, &mut freezer).unwrap_or_else(|e| panic!("{e}"));
+    measure_registers(&mut freezer, &image.release);
     guest.call(Op::Detach);
     let after = freeze(&mut freezer, &CaptureRequest::default());
     none_is_live(&after).unwrap_or_else(|e| panic!("{e}"));
@@ -450,6 +576,9 @@ fn a_kernel_without_sched_ext_says_so() {
         assert!(matches!(e, SnapshotError::FieldNotFound { .. }), "{e}");
     }
     cpus_without_queues(&snap).unwrap_or_else(|e| panic!("{e}"));
+    // Its unwind tables number the registers in another way.
+    stacks_are_those_of_proc(&guest, &mut freezer).unwrap_or_else(|e| panic!("{e}"));
+    busy_cpus_are_followed(&mut freezer).unwrap_or_else(|e| panic!("{e}"));
     let e = snap.sched().map(drop).unwrap_err();
     assert_eq!(
         e.to_string(),
@@ -496,12 +625,27 @@ scenario("the kernel's own view", #{ scheduler: "FIFO", topology: "1n1l2c1t" }, 
         expect(cpu.curr.cpu).eq(cpu.n);
         expect(cpu.cpustat.user).gt(0);
         expect(cpu.kernel("runqueues").cpu).eq(cpu.n);
+        expect(snap.kernel("runqueues").cpu(cpu.n).nr_running).eq(cpu.nr_running);
     }
     for task in snap.dsq(0) {
         expect(task.runnable || snap.cpus().some(|cpu| cpu.torn().len > 0)).is_true();
     }
     expect(snap.kernel("jiffies_64", "u64")).gt(0);
     dump(snap.sched());
+    try { snap.cpu(0).registers() } catch (e) { print(e.message); }
+    try { snap.task(2).stack() } catch (e) { print(e.message); }
+    let whole = t.freeze("whole", #{ ram: true });
+    let kthreadd = whole.task(2).stack();
+    expect(kthreadd.frames.some(|frame| frame.starts_with("kthreadd+0x")), kthreadd.to_string()).is_true();
+    expect(kthreadd.ending).eq("the end of the stack");
+    expect(whole.symbol(kthreadd.addresses[0])).eq(kthreadd.frames[0]);
+    let task = whole.task(pids[0]);
+    expect(whole.kernel(task.get("group_leader"), "struct task_struct").pid).eq(task.tgid);
+    for cpu in whole.cpus() {
+        let regs = cpu.registers();
+        expect(regs.user || regs.symbol != (), `rip ${regs.rip}`).is_true();
+        expect(regs.cr3).gt(0);
+    }
     try { snap.kernel("jifies_64") } catch (e) { print(e.message); }
     try { snap.task(99999) } catch (e) { print(e.message); }
     try { t.freeze("b", #{ kernel: ["jifies_64"] }) } catch (e) { print(e.message); }
@@ -520,6 +664,8 @@ fn scripts_read_tasks_cpus_and_queues() {
         "sched_ext enabled: fifo",
         "kernel variable jifies_64 could not be read: the kernel has no such symbol; did you mean \"jiffies_64\"?",
         "task(99999) found nothing in \"tasks\"",
+        "they were not taken; freeze with t.freeze(\"tag\", #{ registers: true })",
+        "the guest's memory could not be read: it was not kept; freeze with t.freeze(\"tag\", #{ ram: true })",
         "kernel: \"jifies_64\" found nothing in \"kallsyms\"",
         "keys there: jiffies_64",
         "the kernel's scheduling state could not be read: the freeze was told to leave it out",

@@ -20,9 +20,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::snapshot::{
-    CaptureError, CaptureRequest, Capturer, Meta, Pause, RawCapture, Snapshot, SnapshotError,
+    CaptureError, CaptureRequest, Capturer, CpuRegisters, Meta, Pause, Snapshot, SnapshotError,
 };
-use crate::vm::{Engine, ExitInfo, VmError};
+use crate::vm::{Engine, ExitInfo, Registers, VmError};
 
 /// A freeze that gave no snapshot.
 #[derive(Debug, thiserror::Error)]
@@ -147,7 +147,14 @@ impl Freezer {
             return Err(FreezeError::NoSuchMap(missing));
         }
         let mut meta = meta();
-        let copy = |engine: &mut dyn Engine| copy(capturer, engine, request);
+        let copy = |engine: &mut dyn Engine| {
+            let raw = capturer.capture(request)?;
+            if !request.wants_registers() {
+                return Ok(raw);
+            }
+            let (taken, missing) = registers(engine);
+            Ok::<_, CaptureError>(raw.with_registers(taken, missing))
+        };
         match rendezvous(&mut *self.engine, &mut self.phase, copy)? {
             Rendezvous::Missed(reason) => Ok(Snapshot::placeholder(meta, reason)),
             Rendezvous::Met { outcome, times } => {
@@ -165,6 +172,22 @@ impl Freezer {
     }
 }
 
+/// The registers of all CPUs of a stopped machine, and why some of them are missing: they are
+/// worth less than the rest of a freeze.
+fn registers(engine: &mut dyn Engine) -> (Vec<CpuRegisters>, Option<String>) {
+    let mut taken = Vec::new();
+    for cpu in 0.. {
+        match engine.registers(cpu) {
+            Ok(Registers { cpu, halted, values }) => {
+                taken.push(CpuRegisters { cpu, halted, values });
+            }
+            Err(VmError::NoSuchCpu { .. }) => break,
+            Err(error) => return (taken, Some(error.to_string())),
+        }
+    }
+    (taken, None)
+}
+
 /// The capturer of this machine, opened when it is first needed.
 fn capturer<'a>(
     slot: &'a mut Option<Capturer>,
@@ -174,24 +197,6 @@ fn capturer<'a>(
         Some(capturer) => Ok(capturer),
         None => Ok(slot.insert(Capturer::open(engine.memory())?)),
     }
-}
-
-/// Copies what is asked for while the machine stands still. With all of memory go the registers,
-/// which cost a round trip to the engine for each CPU; an engine that does not tell them leaves
-/// them out.
-fn copy(
-    capturer: &Capturer,
-    engine: &mut dyn Engine,
-    request: &CaptureRequest,
-) -> Result<RawCapture, CaptureError> {
-    let mut raw = capturer.capture(request)?;
-    if request.ram.is_some() {
-        for cpu in 0..capturer.cpus() {
-            let Ok(registers) = engine.registers(cpu) else { break };
-            raw.add_registers(cpu, registers.values);
-        }
-    }
-    Ok(raw)
 }
 
 /// What came of stopping a machine.
@@ -308,7 +313,7 @@ fn lost(engine: &dyn Engine) -> VmError {
 mod tests {
     use super::*;
     use crate::mem::{FakeMem, GuestMem};
-    use crate::vm::{Capabilities, Console, ExitKind, ExitWatch, Registers};
+    use crate::vm::{Capabilities, Console, ExitKind, ExitWatch};
     use std::os::fd::OwnedFd;
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -319,6 +324,7 @@ mod tests {
         log: Vec<&'static str>,
         fail_pause: Option<fn() -> VmError>,
         fail_resume: Option<fn() -> VmError>,
+        fail_registers: bool,
         watch: ExitWatch,
     }
 
@@ -345,7 +351,11 @@ mod tests {
             Ok(Duration::from_micros(300))
         }
         fn registers(&mut self, cpu: u32) -> Result<Registers, VmError> {
-            Err(VmError::NoSuchCpu { cpu, cpus: 0 })
+            match cpu {
+                0..2 => Ok(Registers { cpu, halted: cpu == 1, ..Registers::default() }),
+                2 if self.fail_registers => Err(late()),
+                _ => Err(VmError::NoSuchCpu { cpu, cpus: 2 }),
+            }
         }
         fn console(&self) -> Console {
             Console::new(0)
@@ -434,6 +444,19 @@ mod tests {
             let error = rendezvous(&mut fake, &mut phase, |_| ()).unwrap_err().to_string();
             assert_eq!(error, "the guest powered off");
         }
+    }
+
+    #[test]
+    fn registers_are_those_of_every_cpu_or_it_is_told_why_not() {
+        let halted = |taken: &[CpuRegisters]| taken.iter().map(|r| (r.cpu, r.halted)).collect();
+        let mut fake = Fake::default();
+        let (taken, missing) = registers(&mut fake);
+        let all: Vec<(u32, bool)> = halted(&taken);
+        assert_eq!((all, missing), (vec![(0, false), (1, true)], None));
+        fake.fail_registers = true;
+        let (taken, missing) = registers(&mut fake);
+        let why = "waited 10s for the CPUs to stop in vain";
+        assert_eq!((taken.len(), missing.as_deref()), (2, Some(why)));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Snapshots as scripts see them: `Snapshot`, `SnapshotMap`, `SnapshotEntry`, `SnapshotField`, of
-//! the kernel's own state `SnapshotCpu`, `SnapshotTask`, `SnapshotDsq` and `SnapshotSched`, and the
+//! the kernel's own state `SnapshotCpu`, `SnapshotTask`, `SnapshotDsq`, `SnapshotSched` and `SnapshotStack`, and the
 //! `SnapshotError` that all of them throw.
 //!
 //! The types are the model's own handles, registered by value, so that a closure may capture what
@@ -16,6 +16,7 @@ mod origin;
 mod prog;
 mod sched;
 mod snapshot;
+mod stack;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -45,6 +46,7 @@ pub(crate) fn register(pkg: &mut Package<'_>) {
     dsq::register(pkg);
     prog::register(pkg);
     sched::register(pkg);
+    stack::register(pkg);
     error::register(pkg);
 }
 

@@ -97,7 +97,8 @@ fn freezing(pkg: &mut Package<'_>, session: &Arc<Session>) {
         "freeze(self: Vm, tag: string, opts: map) -> Snapshot",
         "The same with options: `maps: [\"fifo.bss\", ..]` copies only these maps, `kernel: \
          [\"jiffies_64\", ..]` these variables of the kernel as well, `sched: false` no CPUs, \
-         tasks and dispatch queues, `ram: true` all of the memory that was ever used.",
+         tasks and dispatch queues, `registers: true` the CPUs' registers, `ram: true` these and all \
+         of the memory that was ever used.",
         move |ctx: NativeCallContext<'_>, t: &mut Vm, tag: &str, opts: Map| {
             let request = request(&opts).map_err(thrown)?;
             freeze(&s, &ctx, t, tag, &request)
@@ -137,12 +138,18 @@ pub(crate) fn no_such(what: &str, name: &str, known: &[&str]) -> String {
 
 /// What a freeze's options ask for.
 fn request(opts: &Map) -> Result<CaptureRequest, Mistake> {
-    let read = Options::new("freeze(..)", opts, &["maps", "kernel", "sched", "ram"], &["budget"])?;
+    let read = Options::new(
+        "freeze(..)",
+        opts,
+        &["maps", "kernel", "sched", "registers", "ram"],
+        &["budget"],
+    )?;
     let all = CaptureRequest::default();
     Ok(CaptureRequest {
         maps: read.strings("maps")?,
         kernel: read.strings("kernel")?.unwrap_or_default(),
         sched: read.flag("sched")?.unwrap_or(all.sched),
+        registers: read.flag("registers")?.unwrap_or(false),
         ram: read.flag("ram")?.unwrap_or(false).then_some(MAX_RAM),
         ..all
     })

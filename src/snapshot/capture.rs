@@ -9,7 +9,6 @@
 //! The part of the model that knows introspection; `symbols.rs` keeps one of its tables, `ram.rs`
 //! all of memory.
 
-use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,8 +26,8 @@ use super::error::SnapshotError;
 use super::kernel::unreadable;
 use super::ram;
 use super::{
-    CpuState, DsqState, Extents, KernelState, Meta, OwnState, Places, ProgState, SchedState,
-    ScxState, Snapshot, Symbols, TaskState, Variable,
+    CpuRegisters, CpuState, DsqState, Extents, KernelState, Meta, OwnState, Places, ProgState,
+    SchedState, ScxState, Snapshot, Symbols, TaskState, Variable,
 };
 use crate::words::nearest_first;
 
@@ -62,6 +61,9 @@ pub struct CaptureRequest {
     pub sched: bool,
     /// Names of variables of the kernel to copy as well.
     pub kernel: Vec<String>,
+    /// Whether to take the registers of the CPUs, which belong to all of memory anyway. Whoever
+    /// stops the machine does that and hands them to [`RawCapture::with_registers`].
+    pub registers: bool,
     /// Bytes of memory to keep at most, when all of it that was ever touched is to be kept. They
     /// do not count among `bytes`, nor does the time for copying them among `time`.
     pub ram: Option<u64>,
@@ -76,11 +78,25 @@ impl Default for CaptureRequest {
     /// ordinary size never reaches.
     fn default() -> Self {
         let (bytes, time) = (256 << 20, Duration::from_secs(1));
-        CaptureRequest { maps: None, sched: true, kernel: Vec::new(), ram: None, bytes, time }
+        CaptureRequest {
+            maps: None,
+            sched: true,
+            kernel: Vec::new(),
+            registers: false,
+            ram: None,
+            bytes,
+            time,
+        }
     }
 }
 
 impl CaptureRequest {
+    /// Whether the registers of the CPUs are to be taken.
+    #[must_use]
+    pub fn wants_registers(&self) -> bool {
+        self.registers || self.ram.is_some()
+    }
+
     fn of_kernel(&self) -> SchedRequest<'_> {
         SchedRequest { state: self.sched, variables: &self.kernel }
     }
@@ -206,7 +222,7 @@ impl Capturer {
         let kernel = Some((sched, OfKernel::new(&self.kernel), request.sched));
         let took = start.elapsed();
         let casts = self.casts.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let registers = Vec::new();
+        let registers = (Vec::new(), None);
         Ok(RawCapture { maps, torn, kernel, progs, owned, ram, casts, took, registers })
     }
 
@@ -295,24 +311,25 @@ pub struct RawCapture {
     progs: Option<Result<ProgList, IntrospectError>>,
     /// What belongs to each scheduler, in their order.
     owned: Vec<Owned>,
+    /// Those of the CPUs, and why some are missing.
+    registers: (Vec<CpuRegisters>, Option<String>),
     /// All of memory, if that was asked for.
     ram: Option<Result<ram::Copied, String>>,
     casts: Casts,
     took: Duration,
-    /// Of each CPU, where somebody took them.
-    registers: Vec<(u32, BTreeMap<String, u64>)>,
 }
 
 impl RawCapture {
-    /// Keeps a CPU's registers with it, which memory does not tell.
-    pub fn add_registers(&mut self, cpu: u32, values: BTreeMap<String, u64>) {
-        self.registers.push((cpu, values));
-    }
-
     /// How long the copying took.
     #[must_use]
     pub fn took(&self) -> Duration {
         self.took
+    }
+
+    /// Adds the registers of the CPUs, and why some of them are missing.
+    #[must_use]
+    pub fn with_registers(self, taken: Vec<CpuRegisters>, missing: Option<String>) -> RawCapture {
+        RawCapture { registers: (taken, missing), ..self }
     }
 
     /// Bytes that were copied.
@@ -327,8 +344,7 @@ impl RawCapture {
     /// The snapshot. Maps are decoded when they are first looked into.
     #[must_use]
     pub fn finish(self, mut meta: Meta) -> Arc<Snapshot> {
-        let copied = self.bytes() - ram_bytes(self.ram.as_ref());
-        meta.bytes = copied;
+        meta.bytes = self.bytes() - ram_bytes(self.ram.as_ref());
         let maps = self.maps.into_iter().map(|(info, raw)| {
             let casts = self.casts.get(&(info.id, info.kva.0)).cloned().unwrap_or_default();
             let attrs = MapAttrs { casts, ..attrs(info) };
@@ -347,7 +363,6 @@ impl RawCapture {
                 torn.extend(raw.tasks_torn.take());
                 let layout = of.layout;
                 let mut state = kernel_state(raw, self.owned, of, asked);
-                state.registers = self.registers;
                 match self.ram.map(|ram| ram.and_then(|copied| copied.finish(layout))) {
                     Some(Ok(ram)) => {
                         meta.bytes += ram.kept();
@@ -357,6 +372,7 @@ impl RawCapture {
                     None => {}
                 }
                 (state.progs, state.progs_incomplete) = progs(self.progs);
+                (state.registers, state.registers_incomplete) = self.registers;
                 Snapshot::with_kernel(meta, maps.collect(), torn, state)
             }
             None => Snapshot::new(meta, maps.collect(), torn),
@@ -407,6 +423,7 @@ fn kernel_state(raw: RawSched, owned: Vec<Owned>, of: OfKernel, asked: bool) -> 
         ram: None,
         ram_incomplete: None,
         registers: Vec::new(),
+        registers_incomplete: None,
         left_out,
         cpus: raw.cpus.into_iter().map(cpu_state).collect(),
         tasks,
@@ -655,10 +672,10 @@ mod tests {
             kernel: None,
             progs: None,
             owned: Vec::new(),
+            registers: (Vec::new(), None),
             ram: None,
             casts: Casts::new(),
             took: Duration::ZERO,
-            registers: Vec::new(),
         };
         assert_eq!(raw.bytes(), 0);
         let snap = raw.finish(Meta { tag: "t".into(), ..Meta::default() });

@@ -48,8 +48,9 @@ pub use entry::{Entry, Reduce};
 pub use error::{ExcludedMap, SnapshotError, SnapshotResult};
 pub use json::to_json;
 pub use kernel::{
-    Cpu, CpuState, Dsq, DsqState, Exit, Extents, KernelState, OwnState, Places, Prog, ProgState,
-    Sched, SchedState, ScxState, Task, TaskState, Variable,
+    Cpu, CpuRegisters, CpuState, Dsq, DsqState, Exit, Extents, Frame, KernelState, OwnState,
+    PerCpu, Places, Prog, ProgState, Sched, SchedState, ScxState, Stack, StackEnd, Task, TaskState,
+    Variable,
 };
 pub use key::KeyArg;
 pub use map::Map;

@@ -7,6 +7,7 @@ mod json;
 mod live;
 mod pointers;
 mod ram;
+mod registers;
 mod store;
 mod store_ram;
 

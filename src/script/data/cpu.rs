@@ -1,9 +1,10 @@
 //! `SnapshotCpu`.
 
-use rhai::{Array, Dynamic, INT};
+use rhai::{Array, Dynamic, INT, Map};
 
+use crate::script::fault::Native;
 use crate::script::register::Package;
-use crate::script::values::incomparable;
+use crate::script::values::{U64, incomparable};
 use crate::snapshot::Cpu;
 
 use super::{native, numbers, value_of};
@@ -34,7 +35,36 @@ pub(super) fn register(pkg: &mut Package<'_>) {
             |c: Cpu| native(c.cpustat()).map(numbers),
         );
     reading(pkg);
+    executing(pkg);
     incomparable::<Cpu>(pkg, "SnapshotCpu");
+}
+
+/// What it was executing.
+fn executing(pkg: &mut Package<'_>) {
+    pkg.func(
+        "registers(self: SnapshotCpu) -> map",
+        "Its registers by their names (`rip`, `rsp`, `rflags`, `cr3`, ..), with `halted`, whether \
+         it waited for an interrupt, `user`, whether it executed a program, and `symbol`, the \
+         kernel's name for where `rip` is or `()`. Throws `MapRenderIncomplete` unless the freeze \
+         took them, as with `#{ registers: true }` or `#{ ram: true }`.",
+        |c: Cpu| -> Native<Map> {
+            let regs = native(c.registers())?;
+            let of = |(name, n): (&String, &u64)| (name.as_str().into(), U64::dynamic(*n));
+            let mut out: Map = regs.values.iter().map(of).collect();
+            let rip = regs.values.get("rip").filter(|_| !regs.in_user_mode());
+            let symbol = rip.map(|rip| native(c.snapshot().symbol(*rip))).transpose()?.flatten();
+            out.insert("symbol".into(), symbol.map_or(Dynamic::UNIT, Into::into));
+            out.insert("halted".into(), regs.halted.into());
+            out.insert("user".into(), regs.in_user_mode().into());
+            Ok(out)
+        },
+    )
+    .func(
+        "stack(self: SnapshotCpu) -> SnapshotStack",
+        "The kernel's functions that it was executing, the innermost first; none when it executed \
+         a program. It takes a freeze with `#{ ram: true }`.",
+        |c: Cpu| native(c.stack()),
+    );
 }
 
 fn reading(pkg: &mut Package<'_>) {

@@ -8,11 +8,12 @@ use rhai::{Array, Dynamic, INT, Map};
 use crate::script::fault::{Fault, Native};
 use crate::script::options::Options;
 use crate::script::register::Package;
-use crate::script::values::{from_scalar, incomparable};
+use crate::script::values::{described, from_scalar, incomparable, to_scalar};
 use crate::script::vm::thrown;
 use crate::snapshot::{Change, Snapshot, SnapshotResult, Value};
 
 use super::native;
+use super::stack::variable;
 
 type Snap = Arc<Snapshot>;
 
@@ -227,19 +228,39 @@ fn kernel(pkg: &mut Package<'_>) {
         "The state of sched_ext and the scheduler at its root. Throws `NoActiveScheduler` on a \
          kernel without sched_ext.",
         |s: Snap| native(s.sched()),
-    )
-    .func(
-        "kernel(self: Snapshot, symbol: string) -> SnapshotField",
+    );
+    variables(pkg);
+}
+
+/// Variables and addresses of the kernel.
+fn variables(pkg: &mut Package<'_>) {
+    pkg.func(
+        "kernel(self: Snapshot, symbol: string) -> SnapshotField|SnapshotPerCpu",
         "A variable of the kernel that the freeze was asked for: `t.freeze(\"tag\", #{ kernel: \
-         [\"jiffies_64\"] })`, or any with `#{ ram: true }`. The kernel tells the types of per-CPU ones only, which \
-         `cpu(n).kernel(..)` reads; others are bytes.",
-        |s: Snap, symbol: &str| native(s.kernel(symbol, None)),
+         [\"jiffies_64\"] })`, or any with `#{ ram: true }`; of a per-CPU one, `.cpu(n)` is what a \
+         CPU has of it. The kernel tells the types of per-CPU ones only; others are bytes.",
+        |s: Snap, symbol: &str| variable(&s, symbol, None),
     )
     .func(
-        "kernel(self: Snapshot, symbol: string, type: string) -> SnapshotField",
+        "kernel(self: Snapshot, symbol: string, type: string) -> SnapshotField|SnapshotPerCpu",
         "The same, read as a type of the kernel's in C's words: `\"u64\"`, `\"struct rq\"`, \
          `\"struct scx_sched *\"`.",
-        |s: Snap, symbol: &str, ty: &str| native(s.kernel(symbol, Some(ty))),
+        |s: Snap, symbol: &str, ty: &str| variable(&s, symbol, Some(ty)),
+    )
+    .func(
+        "kernel(self: Snapshot, address: any, type: string) -> SnapshotField",
+        "What lies at an address of the kernel's, read as a type of the kernel's, when that was \
+         copied.",
+        |s: Snap, address: Dynamic, ty: &str| native(s.kernel_at(number(&address)?, ty)),
+    )
+    .func(
+        "symbol(self: Snapshot, address: any) -> string|()",
+        "What lies at an address of the kernel's: `\"sched_tick+0x1c\"`, with `#{ ram: true }` also \
+         in BPF programs: `\"bpf_prog_4b5a18c6d9e2f013_enqueue+0x20 [bpf]\"`; `()` for anything else.",
+        |s: Snap, address: Dynamic| -> Native<Dynamic> {
+            let symbol = native(s.symbol(number(&address)?))?;
+            Ok(symbol.map_or(Dynamic::UNIT, Into::into))
+        },
     );
 }
 
@@ -290,6 +311,13 @@ fn live(pkg: &mut Package<'_>) {
             Ok(fields.map(|(name, field)| (name.into(), Dynamic::from(field))).collect())
         },
     );
+}
+
+/// An address as the author has it: a number, or a field that holds one.
+fn number(value: &Dynamic) -> Native<u64> {
+    let scalar = native(to_scalar(value))?;
+    let number = scalar.map(|scalar| native(scalar.as_u64(""))).transpose()?;
+    number.ok_or_else(|| Fault::argument(format!("{} is no address", described(value))).into())
 }
 
 /// What a later version answers: refused by name, so that nobody looks for a typo.

@@ -36,6 +36,13 @@ pub(super) fn register(pkg: &mut Package<'_>) {
         |t: Task, path: &str| value_of(native(t.get(path))?),
     )
     .func(
+        "stack(self: SnapshotTask) -> SnapshotStack",
+        "The kernel's functions in which it waits to go on, the innermost first, as \
+         `/proc/TID/stack` has them, those of the scheduler included; those of its CPU when it was \
+         on one. It takes a freeze with `#{ ram: true }`.",
+        |t: Task| native(t.stack()),
+    )
+    .func(
         "to_string(self: SnapshotTask) -> string",
         "Number, name, state, policy and CPU on one line.",
         |t: Task| t.headline(),

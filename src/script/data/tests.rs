@@ -737,6 +737,8 @@ fn cpus_queues_and_the_scheduler_are_read() {
         ("snap.sched().counters(1).SCX_EV_FALLBACK", "2"),
         ("snap.kernel(\"jiffies_64\", \"u64\")", "4294892296"),
         ("snap.kernel(\"jiffies_64\").raw().len", "16"),
+        ("snap.symbol(0)", "()"),
+        ("snap.kernel(snap.task(42).get(\"group_leader\"), \"struct task_struct\").pid", "40"),
         ("snap.kernel(\"scx_root\", \"struct scx_sched *\")[\"ops.name\"]", "\"made\""),
         ("type_of(snap.sched()) + type_of(snap.cpu(0))", "\"SnapshotSchedSnapshotCpu\""),
     ] {

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use rhai::{Array, Dynamic, Map};
 
-use crate::snapshot::{Cpu, Dsq, Entry, EnumValue, Field, Sched, Snapshot, SnapshotError, Task};
+use crate::snapshot::{
+    Cpu, Dsq, Entry, EnumValue, Field, PerCpu, Sched, Snapshot, SnapshotError, Stack, Task,
+};
 
 use crate::vm::topology::Topology;
 
@@ -55,6 +57,8 @@ fn type_of(value: &Dynamic) -> &'static str {
         .or_else(|| is(value.is::<Cpu>(), "SnapshotCpu"))
         .or_else(|| is(value.is::<Dsq>(), "SnapshotDsq"))
         .or_else(|| is(value.is::<Sched>(), "SnapshotSched"))
+        .or_else(|| is(value.is::<Stack>(), "SnapshotStack"))
+        .or_else(|| is(value.is::<PerCpu>(), "SnapshotPerCpu"))
         .or_else(|| is(value.is::<Arc<Snapshot>>(), "Snapshot"))
         .or_else(|| is(value.is::<SnapshotError>(), "SnapshotError"))
         .or_else(|| value.type_name().rsplit("::").next())
@@ -170,7 +174,16 @@ fn of_the_kernel(value: &Dynamic) -> Option<String> {
     let cpu = || value.read_lock::<Cpu>().map(|cpu| cpu.headline());
     let dsq = || value.read_lock::<Dsq>().map(|dsq| dsq.headline());
     let sched = || value.read_lock::<Sched>().map(|sched| sched.headline());
-    task().or_else(cpu).or_else(dsq).or_else(sched)
+    let variable = || {
+        let variable = value.read_lock::<PerCpu>()?;
+        Some(format!("kernel variable {} of each CPU", variable.symbol()))
+    };
+    let stack = || {
+        let stack = value.read_lock::<Stack>()?;
+        let frames: Vec<String> = stack.frames.iter().map(|f| f.to_string()).collect();
+        Some(format!("[{}], then {}", frames.join(", "), stack.ending()))
+    };
+    task().or_else(cpu).or_else(dsq).or_else(sched).or_else(variable).or_else(stack)
 }
 
 /// A value on as many lines as it takes, without a line break at its end.
@@ -266,6 +279,9 @@ fn tree(value: &Dynamic) -> Option<String> {
             out.push_str(&format!("  {name}: {field}\n"));
         }
         return Some(out);
+    }
+    if let Some(stack) = value.read_lock::<Stack>() {
+        return Some(stack.to_string());
     }
     let field = value.read_lock::<Field>()?;
     Some(field.dump())

@@ -5,7 +5,8 @@
 //!     ├──task(tid)───────────┼─────────────▲
 //!     ├──dsq(name)──▶ Dsq ───┴─tasks()─────┘
 //!     ├──sched()────▶ Sched
-//!     └──kernel(symbol)─────────────────────────────▶ Field
+//!     ├──kernel(symbol)─────────────────────────────▶ Field
+//!     └──symbol(address), Cpu::registers(), Cpu::stack(), Task::stack()
 //! ```
 //!
 //! The bytes are [`Extents`]: pieces of memory by their addresses. A field's path may follow the
@@ -15,11 +16,15 @@
 mod cpu;
 mod dsq;
 mod live;
+mod names;
 mod owner;
 mod place;
 mod prog;
+mod registers;
 mod sched;
+mod stack;
 mod task;
+mod unwind;
 mod vars;
 
 use std::borrow::Cow;
@@ -41,8 +46,12 @@ pub use dsq::Dsq;
 pub use owner::Exit;
 pub(crate) use place::Place;
 pub use prog::{Prog, ProgState};
+pub use registers::CpuRegisters;
 pub use sched::Sched;
+pub use stack::{Frame, Stack};
 pub use task::Task;
+pub use unwind::StackEnd;
+pub use vars::PerCpu;
 pub(crate) use vars::at_address;
 
 /// Pieces of the guest's memory, by address.
@@ -116,11 +125,14 @@ pub struct KernelState {
     /// Why that is missing although the freeze was asked for it.
     #[serde(default)]
     pub ram_incomplete: Option<String>,
+    /// The registers of CPUs, ascending, if the freeze was asked for them.
+    #[serde(default)]
+    pub registers: Vec<CpuRegisters>,
+    /// Why some of them are missing.
+    #[serde(default)]
+    pub registers_incomplete: Option<String>,
     /// Why CPUs, tasks and sched_ext were not copied at all.
     pub left_out: Option<String>,
-    /// Each CPU's registers by name, where they were taken.
-    #[serde(default)]
-    pub registers: Vec<(u32, BTreeMap<String, u64>)>,
     /// Ascending by number.
     pub cpus: Vec<CpuState>,
     /// All but the idle ones, ascending by address.
@@ -191,6 +203,7 @@ impl KernelState {
             ram: None,
             ram_incomplete: self.ram_incomplete.clone(),
             registers: self.registers.clone(),
+            registers_incomplete: self.registers_incomplete.clone(),
             left_out: self.left_out.clone(),
             cpus: self.cpus.clone(),
             tasks: self.tasks.clone(),
@@ -234,11 +247,13 @@ pub(crate) struct Held {
     state: KernelState,
     /// Numbers and addresses of tasks, ascending.
     tids: OnceLock<Vec<(i64, u64)>>,
+    /// Code that the kernel made while it ran.
+    made: OnceLock<Vec<names::Made>>,
 }
 
 impl Held {
     pub(crate) fn new(state: KernelState) -> Held {
-        Held { state, tids: OnceLock::new() }
+        Held { state, tids: OnceLock::new(), made: OnceLock::new() }
     }
 }
 

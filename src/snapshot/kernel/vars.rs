@@ -10,6 +10,8 @@ use super::super::access::Field;
 use super::super::error::{SnapshotError, SnapshotResult};
 use super::super::error_text::quoted;
 use super::super::symbols::Symbols;
+#[cfg(doc)]
+use super::Cpu;
 use super::{KernelState, NotThere, Place, Places, Variable, unreadable};
 use crate::words::nearest;
 
@@ -171,7 +173,62 @@ pub(crate) fn at_address(
     Ok(Field::of_kernel(place, Some((btf.clone(), id))))
 }
 
+/// A per-CPU variable of the kernel. A cheap handle.
+#[derive(Clone)]
+pub struct PerCpu {
+    snapshot: Arc<Snapshot>,
+    symbol: Arc<str>,
+    ty: Option<Arc<str>>,
+}
+
+impl PerCpu {
+    /// Its name.
+    #[must_use]
+    pub fn symbol(&self) -> &str {
+        &self.symbol
+    }
+
+    /// What one CPU has of it.
+    ///
+    /// # Errors
+    /// As [`Snapshot::cpu`] and [`Cpu::kernel`].
+    pub fn cpu(&self, cpu: i64) -> SnapshotResult<Field> {
+        self.snapshot.cpu(cpu)?.kernel(&self.symbol, self.ty.as_deref())
+    }
+}
+
 impl Snapshot {
+    /// The per-CPU variable of that name, read as the type that C calls `ty`, or as its own;
+    /// `None` when there is one of it for all CPUs.
+    ///
+    /// # Errors
+    /// [`SnapshotError::MapRenderIncomplete`] when it was not copied.
+    pub fn per_cpu(
+        self: &Arc<Self>,
+        symbol: &str,
+        ty: Option<&str>,
+    ) -> SnapshotResult<Option<PerCpu>> {
+        let variable = captured(self, symbol)?;
+        let handle =
+            || PerCpu { snapshot: self.clone(), symbol: symbol.into(), ty: ty.map(Into::into) };
+        Ok(matches!(variable.places, Places::PerCpu(_)).then(handle))
+    }
+
+    /// What lies at an address of the kernel's, read as the type that C calls `ty`, when that was
+    /// copied.
+    ///
+    /// # Errors
+    /// [`SnapshotError::MapRenderIncomplete`] when it was not; [`SnapshotError::TypeMismatch`]
+    /// when there is no such type.
+    pub fn kernel_at(self: &Arc<Self>, address: u64, ty: &str) -> SnapshotResult<Field> {
+        let btf = self.kernel_state()?.types()?;
+        let id = type_named(btf, ty, &format!("{address:#x}"))?;
+        let place = Place::new(self, format!("the {ty} at {address:#x}"), address, 0);
+        let field = Field::of_kernel(place, Some((btf.clone(), id)));
+        field.bytes()?;
+        Ok(field)
+    }
+
     /// A variable of the kernel that was copied, because the freeze was asked for it or for all of
     /// memory, read as the type that C calls `ty`, or as its own. The kernel's BTF has the types of per-CPU variables only; those are read
     /// with [`Cpu::kernel`](super::Cpu::kernel).

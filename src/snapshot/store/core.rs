@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use super::super::{Ram, Snapshot};
+use super::super::{CpuRegisters, Ram, Snapshot};
 use super::StoreError;
 use super::write::replace;
 
@@ -65,7 +65,7 @@ impl Snapshot {
 fn notes(snapshot: &Snapshot, ram: &Ram) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
     if let Ok(state) = snapshot.kernel_state() {
-        for (cpu, values) in &state.registers {
+        for CpuRegisters { cpu, values, .. } in &state.registers {
             let curr = state.cpus.iter().find(|c| c.cpu == *cpu).map(|c| c.curr);
             let pid = curr.and_then(|at| pid(snapshot, at)).unwrap_or_default();
             note(&mut out, "CORE", PRSTATUS, &status(pid, values));

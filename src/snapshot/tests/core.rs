@@ -7,7 +7,7 @@ use object::elf::FileHeader64;
 use object::read::elf::{FileHeader, ProgramHeader};
 
 use crate::snapshot::testing::{made_up, made_up_capturer, made_up_ram, meta};
-use crate::snapshot::{CaptureRequest, MAX_RAM, Snapshot};
+use crate::snapshot::{CaptureRequest, CpuRegisters, MAX_RAM, Snapshot};
 use std::sync::Arc;
 
 const LE: Endianness = Endianness::Little;
@@ -45,13 +45,14 @@ fn parts(file: &[u8]) -> (Vec<Note>, Vec<Segment>) {
 /// A capture with memory and registers.
 fn with_registers() -> Arc<Snapshot> {
     let request = CaptureRequest { ram: Some(MAX_RAM), ..CaptureRequest::default() };
-    let mut raw = made_up_capturer(true).capture(&request).unwrap();
-    for cpu in 0..2 {
+    let raw = made_up_capturer(true).capture(&request).unwrap();
+    let registers = (0..2).map(|cpu| {
         let values = [("rip", 0xffff_ffff_8100_0010), ("r15", 15), ("rsp", 0x77)];
         let values = values.map(|(name, value)| (name.to_owned(), value + u64::from(cpu)));
-        raw.add_registers(cpu, values.into());
-    }
-    raw.finish(meta("end"))
+        CpuRegisters { cpu, halted: false, values: values.into() }
+    });
+    let registers = registers.collect();
+    raw.with_registers(registers, None).finish(meta("end"))
 }
 
 #[test]

@@ -15,6 +15,7 @@
 //!
 //! The format follows `include/uapi/linux/btf.h` and `Documentation/bpf/btf.rst`.
 
+mod basics;
 pub mod builder;
 mod check;
 mod field;
@@ -27,6 +28,7 @@ use std::sync::{Arc, LazyLock, OnceLock};
 
 use btf_rs::BtfType as _;
 
+pub use basics::Basics;
 pub use check::BtfError;
 pub use field::{BitRange, Field, FieldError};
 pub use shape::{EnumShape, Linkage, Member, Param, SecVar, Shape, StructShape};
@@ -218,15 +220,6 @@ impl Btf {
             parsed.unwrap_or_else(|_| Parsed::new(&NOTHING, None).expect("it is well-formed"))
         });
         Arc::new(Btf { parsed: LazyLock::new(load), base })
-    }
-
-    /// A BTF with the one type `u32`, whose id is 1: for numbers that nobody has given a type.
-    #[must_use]
-    pub fn of_u32() -> Arc<Btf> {
-        // struct btf_header; an integer of 4 bytes, 32 bits, unsigned; two strings.
-        const RAW: [u8; 45] = *b"\x9f\xeb\x01\0\x18\0\0\0\0\0\0\0\x10\0\0\0\x10\0\0\0\x05\0\0\0\
-            \x01\0\0\0\0\0\0\x01\x04\0\0\0\x20\0\0\0\0u32\0";
-        Btf::parse(&RAW).expect("it is well-formed")
     }
 
     /// Checks and parses a split BTF (a kernel module's), whose ids and strings go on where

@@ -358,12 +358,6 @@ proptest! {
 }
 
 #[test]
-fn the_type_of_untyped_numbers_is_a_u32() {
-    let btf = Btf::of_u32();
-    assert_eq!((btf.type_name(1).as_str(), btf.size_of(1), btf.len()), ("u32", Some(4), 2));
-}
-
-#[test]
 fn a_deferred_btf_is_parsed_when_it_is_asked_and_empty_when_it_is_none() {
     let mut b = Builder::new();
     let int = b.int("int", 4, true);

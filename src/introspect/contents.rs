@@ -17,6 +17,49 @@ pub struct MapContents {
     /// Why something is missing: a budget that ran out, memory that could not be read. What was
     /// read until then is in `data`.
     pub incomplete: Option<String>,
+    /// What the kernel keeps of the map beside its entries.
+    pub details: Details,
+    /// What it keeps of single entries, by the entry's index.
+    pub entry_details: BTreeMap<usize, Details>,
+}
+
+/// Facts by name, in an order that reads well.
+pub type Details = Vec<(&'static str, Detail)>;
+
+/// One fact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// A number.
+    Number(u64),
+    /// Text.
+    Text(String),
+}
+
+impl From<u64> for Detail {
+    fn from(n: u64) -> Self {
+        Detail::Number(n)
+    }
+}
+
+impl From<String> for Detail {
+    fn from(text: String) -> Self {
+        Detail::Text(text)
+    }
+}
+
+impl MapContents {
+    /// Contents about which nothing else is to be said.
+    #[must_use]
+    pub fn new(data: MapData) -> Self {
+        MapContents {
+            data,
+            torn: Vec::new(),
+            torn_entries: BTreeMap::new(),
+            incomplete: None,
+            details: Vec::new(),
+            entry_details: BTreeMap::new(),
+        }
+    }
 }
 
 /// Keys and values by the shape of the map.
@@ -34,8 +77,8 @@ pub enum MapData {
         values: PerCpuValues,
     },
     /// HASH and LRU_HASH, in no order that means anything; also the other kinds with keys:
-    /// TASK_STORAGE (thread ids), LPM_TRIE, and those of maps and programs (whose
-    /// values are ids).
+    /// TASK_STORAGE (thread ids), the other storages (text that says whose it is), LPM_TRIE, ring
+    /// buffers (positions), and those of maps and programs (whose values are ids).
     Hash {
         /// One key per entry.
         keys: Values,
@@ -88,14 +131,24 @@ impl MapData {
     }
 }
 
-/// Equally long byte strings in one allocation.
+/// Byte strings in one allocation, most often equally long.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Values {
     bytes: Vec<u8>,
-    /// From one to the next; at least `size` and at least 1.
-    stride: usize,
-    size: usize,
+    place: Place,
     len: usize,
+}
+
+/// Where each of the strings is.
+#[derive(Clone, PartialEq, Eq)]
+enum Place {
+    Even {
+        /// From one to the next; at least `size` and at least 1.
+        stride: usize,
+        size: usize,
+    },
+    /// Where each ends; the next begins there.
+    Uneven(Vec<usize>),
 }
 
 impl Values {
@@ -106,22 +159,36 @@ impl Values {
         let stride = stride.max(size).max(1);
         let whole = bytes.len() / stride;
         let len = if bytes.len() % stride >= size.max(1) { whole + 1 } else { whole };
-        Values { bytes, stride, size, len }
+        Values { bytes, place: Place::Even { stride, size }, len }
     }
 
     /// No values yet, of `size` bytes each, for [`Values::push`].
     #[must_use]
     pub fn empty(size: usize) -> Self {
-        Values { bytes: Vec::new(), stride: size.max(1), size, len: 0 }
+        Values { bytes: Vec::new(), place: Place::Even { stride: size.max(1), size }, len: 0 }
     }
 
-    /// Adds a value: `bytes` cut or filled up with zeros to the size of the others.
+    /// No values yet, of any length.
+    #[must_use]
+    pub fn uneven() -> Self {
+        Values { bytes: Vec::new(), place: Place::Uneven(Vec::new()), len: 0 }
+    }
+
+    /// Adds a value; where all have one size, `bytes` is cut or filled up with zeros to it.
     pub fn push(&mut self, bytes: &[u8]) {
-        let n = bytes.len().min(self.size);
-        self.bytes.resize(self.len * self.stride, 0);
-        self.bytes.extend_from_slice(&bytes[..n]);
+        match &mut self.place {
+            Place::Even { stride, size } => {
+                let n = bytes.len().min(*size);
+                self.bytes.resize(self.len * *stride, 0);
+                self.bytes.extend_from_slice(&bytes[..n]);
+                self.bytes.resize((self.len + 1) * *stride, 0);
+            }
+            Place::Uneven(ends) => {
+                self.bytes.extend_from_slice(bytes);
+                ends.push(self.bytes.len());
+            }
+        }
         self.len += 1;
-        self.bytes.resize(self.len * self.stride, 0);
     }
 
     /// How many there are.
@@ -136,10 +203,13 @@ impl Values {
         self.len == 0
     }
 
-    /// Bytes of each.
+    /// Bytes of each; of the longest, where they differ.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.size
+        match &self.place {
+            Place::Even { size, .. } => *size,
+            Place::Uneven(_) => self.iter().map(<[u8]>::len).max().unwrap_or_default(),
+        }
     }
 
     /// The one at `index`.
@@ -148,8 +218,16 @@ impl Values {
         if index >= self.len {
             return None;
         }
-        let start = index.checked_mul(self.stride)?;
-        self.bytes.get(start..start.checked_add(self.size)?)
+        match &self.place {
+            Place::Even { stride, size } => {
+                let start = index.checked_mul(*stride)?;
+                self.bytes.get(start..start.checked_add(*size)?)
+            }
+            Place::Uneven(ends) => {
+                let start = index.checked_sub(1).map_or(0, |before| ends[before]);
+                self.bytes.get(start..*ends.get(index)?)
+            }
+        }
     }
 
     /// All of them, in order.
@@ -160,7 +238,7 @@ impl Values {
 
 impl std::fmt::Debug for Values {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Values({} of {} bytes)", self.len, self.size)
+        write!(f, "Values({} of {} bytes)", self.len, self.size())
     }
 }
 
@@ -303,6 +381,16 @@ mod tests {
         v.push(&[1]);
         v.push(&[1, 2, 3]);
         assert_eq!(v.iter().collect::<Vec<_>>(), [&[1, 0], &[1, 2]]);
+    }
+
+    #[test]
+    fn values_can_have_lengths_of_their_own() {
+        let mut v = Values::uneven();
+        for value in [&[1, 2][..], &[], &[3]] {
+            v.push(value);
+        }
+        assert_eq!(v.iter().collect::<Vec<_>>(), [&[1, 2][..], &[], &[3]]);
+        assert_eq!((v.len(), v.size(), v.get(3)), (3, 2, None));
     }
 
     #[test]

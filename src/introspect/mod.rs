@@ -36,7 +36,7 @@ pub(crate) use bpf::tests::busy_guest as made_up_guest;
 pub use bpf::{
     Budget, Cast, MAX_MAPS, MapInfo, MapKind, MapList, Owned, ProgInfo, ProgList, RawMap, Runs,
 };
-pub use contents::{MapContents, MapData, PerCpuValues, Values};
+pub use contents::{Detail, Details, MapContents, MapData, PerCpuValues, Values};
 pub use error::{IntrospectError, ReadError, Unreachable, WalkError};
 pub use kernel::Kernel;
 pub use object::Object;

@@ -127,7 +127,11 @@ impl Field {
             match &attrs.btf {
                 _ if side == Side::Key && entry.map().is_indexed() => Type::Index,
                 Some(btf) if id != 0 => {
-                    let size = btf.size_of(id).unwrap_or_default();
+                    let size = match btf.is_open_text(id) {
+                        // As long as it is there.
+                        true => entry.bytes(side).map_or(0, |bytes| bytes.len() as u64),
+                        false => btf.size_of(id).unwrap_or_default(),
+                    };
                     let at = btf::Field { offset: 0, bits: None, ty: id, size };
                     Type::Btf { btf: btf.clone(), at }
                 }

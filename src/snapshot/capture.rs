@@ -9,7 +9,7 @@
 //! The part of the model that knows introspection; `symbols.rs` keeps one of its tables, `ram.rs`
 //! all of memory.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ use crate::introspect::{
 };
 use crate::mem::GuestMem;
 
-use super::contents::{CapturedMap, Cast, Contents, MapAttrs};
+use super::contents::{CapturedMap, Cast, Contents, Detail, Details, MapAttrs};
 use super::error::SnapshotError;
 use super::kernel::unreadable;
 use super::ram;
@@ -522,6 +522,8 @@ fn cast(cast: introspect::Cast) -> Cast {
 struct Decoded {
     contents: MapContents,
     incomplete: Option<String>,
+    details: Details,
+    row_details: BTreeMap<usize, Details>,
 }
 
 impl Decoded {
@@ -530,7 +532,10 @@ impl Decoded {
             MapData::Unreadable { reason } => Some(std::mem::take(reason)),
             _ => contents.incomplete.take(),
         };
-        Decoded { contents, incomplete }
+        let details = details(std::mem::take(&mut contents.details));
+        let of_rows = std::mem::take(&mut contents.entry_details).into_iter();
+        let row_details = of_rows.map(|(row, facts)| (row, self::details(facts))).collect();
+        Decoded { contents, incomplete, details, row_details }
     }
 
     /// A map that the freeze was not asked for.
@@ -539,13 +544,16 @@ impl Decoded {
             "the freeze was asked for other maps only; add {name:?} to its `maps`, or leave \
              `maps` out"
         );
-        Decoded::new(MapContents {
-            data: MapData::Unreadable { reason },
-            torn: Vec::new(),
-            torn_entries: std::collections::BTreeMap::new(),
-            incomplete: None,
-        })
+        Decoded::new(MapContents::new(MapData::Unreadable { reason }))
     }
+}
+
+fn details(facts: introspect::Details) -> Details {
+    let fact = |fact| match fact {
+        introspect::Detail::Number(n) => Detail::Number(n),
+        introspect::Detail::Text(text) => Detail::Text(text),
+    };
+    facts.into_iter().map(|(name, value)| (name.to_owned(), fact(value))).collect()
 }
 
 impl Contents for Decoded {
@@ -596,6 +604,14 @@ impl Contents for Decoded {
     fn incomplete(&self) -> Option<&str> {
         self.incomplete.as_deref()
     }
+
+    fn details(&self) -> &[(String, Detail)] {
+        &self.details
+    }
+
+    fn row_details(&self, row: usize) -> &[(String, Detail)] {
+        self.row_details.get(&row).map_or(&[], Vec::as_slice)
+    }
 }
 
 #[cfg(test)]
@@ -603,7 +619,6 @@ mod tests {
     use super::*;
     use crate::introspect::{MapKind, PerCpuValues, Values};
     use crate::mem::{FakeMem, Kva};
-    use std::collections::BTreeMap;
 
     fn info(id: u32, name: &str, full: Option<&str>, kind: &str, max_entries: u32) -> MapInfo {
         MapInfo {
@@ -700,22 +715,22 @@ mod tests {
             torn: vec!["whole".into()],
             torn_entries: BTreeMap::from([(0, vec!["row".into()])]),
             incomplete: Some("cut".into()),
+            details: vec![("seed", 7.into())],
+            entry_details: BTreeMap::from([(0, vec![("path", "/a".to_owned().into())])]),
         });
         assert_eq!((decoded.rows(), decoded.cpus()), (1, Some(2)));
         assert_eq!(decoded.key(0), Some(&[1, 0, 0, 0][..]));
         assert_eq!((decoded.value(0), decoded.key(1)), (None, None));
         assert_eq!((decoded.cpu_value(0, 0), decoded.cpu_value(0, 1)), (Some(&[7][..]), None));
+        assert_eq!(decoded.details(), [("seed".to_owned(), Detail::Number(7))]);
+        assert_eq!(decoded.row_details(0), [("path".to_owned(), Detail::Text("/a".into()))]);
+        assert!(decoded.row_details(1).is_empty());
         assert_eq!(decoded.torn(), ["whole"]);
         assert_eq!(decoded.torn_row(0), ["row"]);
         assert!(decoded.torn_row(1).is_empty());
         assert_eq!(decoded.incomplete(), Some("cut"));
         let reason = "maps of kind ringbuf cannot be decoded yet".to_owned();
-        let decoded = Decoded::new(MapContents {
-            data: MapData::Unreadable { reason },
-            torn: vec![],
-            torn_entries: BTreeMap::new(),
-            incomplete: None,
-        });
+        let decoded = Decoded::new(MapContents::new(MapData::Unreadable { reason }));
         assert_eq!((decoded.rows(), decoded.cpus()), (0, None));
         assert_eq!(decoded.incomplete(), Some("maps of kind ringbuf cannot be decoded yet"));
     }

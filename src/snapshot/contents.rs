@@ -64,6 +64,28 @@ impl MapAttrs {
     }
 }
 
+/// Facts by name, in an order that reads well.
+pub type Details = Vec<(String, Detail)>;
+
+/// A fact about a map or an entry that is neither key nor value.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(untagged)]
+pub enum Detail {
+    /// A number.
+    Number(u64),
+    /// Text.
+    Text(String),
+}
+
+impl std::fmt::Display for Detail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Detail::Number(n) => write!(f, "{n}"),
+            Detail::Text(text) => f.write_str(text),
+        }
+    }
+}
+
 /// What a map held, as rows of bytes. Rows keep their number as long as the snapshot lives.
 pub trait Contents: Send + Sync {
     /// How many rows were read.
@@ -90,6 +112,17 @@ pub trait Contents: Send + Sync {
     /// Why rows are missing: the kind cannot be decoded, a budget ran out, memory could not be
     /// read.
     fn incomplete(&self) -> Option<&str>;
+
+    /// What the kernel keeps of the map beside its rows; nothing in most kinds.
+    fn details(&self) -> &[(String, Detail)] {
+        &[]
+    }
+
+    /// What it keeps of a row beside key and value.
+    fn row_details(&self, row: usize) -> &[(String, Detail)] {
+        let _ = row;
+        &[]
+    }
 }
 
 /// Makes the contents at the first access.

@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::access::{Field, Side};
+use super::contents::Detail;
 use super::entry::Entry;
 use super::error::{SnapshotError, SnapshotResult};
 use super::error_text::escaped_text;
@@ -368,6 +369,15 @@ fn entry_node(entry: &Entry, budget: &mut Budget) -> Node {
     Node::Branch { label, below }
 }
 
+fn detail_node((name, value): &(String, Detail), budget: &mut Budget) -> Node {
+    budget.spend();
+    let text = match value {
+        Detail::Number(n) => n.to_string(),
+        Detail::Text(text) => escaped_text(text),
+    };
+    Node::Leaf { label: escaped_text(name), text }
+}
+
 fn value_node(label: String, entry: &Entry, budget: &mut Budget) -> Node {
     match entry.value() {
         Ok(value) => match node(label.clone(), &value, budget, 1) {
@@ -432,6 +442,7 @@ fn map_node(map: &Map, limit: usize, budget: &mut Budget) -> Node {
     if let Some(why) = map.incomplete() {
         below.push(Node::Leaf { label: "incomplete".to_owned(), text: why.to_owned() });
     }
+    below.extend(map.details().iter().map(|fact| detail_node(fact, budget)));
     let entries: Vec<Entry> = map.known_entries().take(limit).collect();
     if let (true, [only]) = (map.is_section(), entries.as_slice()) {
         let vars = only.value().map(|value| value.each_member(MEMBERS)).unwrap_or_default();

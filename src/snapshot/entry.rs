@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use super::access::{Field, Side};
-use super::contents::Contents;
+use super::contents::{Contents, Detail};
 use super::error::{SnapshotError, SnapshotResult};
 use super::map::Map;
 use super::value::Scalar;
@@ -109,6 +109,13 @@ impl Entry {
     #[must_use]
     pub fn torn(&self) -> Vec<String> {
         self.map.contents().torn_row(self.row).to_vec()
+    }
+
+    /// What the kernel keeps of this entry beside key and value: a cgroup's id, where a socket
+    /// leads. Nothing in most kinds.
+    #[must_use]
+    pub fn details(&self) -> &[(String, Detail)] {
+        self.map.contents().row_details(self.row)
     }
 
     /// One number out of those that each CPU has at a path (the empty path is the value itself),

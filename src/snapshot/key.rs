@@ -124,6 +124,13 @@ pub(crate) fn encode(
     size: usize,
     key: &KeyArg,
 ) -> Result<Wanted, SnapshotError> {
+    if btf.is_open_text(ty) {
+        return match key {
+            KeyArg::Str(text) => Ok(Wanted::exact(text.as_bytes().to_vec())),
+            KeyArg::Bytes(bytes) => Ok(Wanted::exact(bytes.clone())),
+            other => Err(mismatch("text", other.described(), "")),
+        };
+    }
     if let KeyArg::Bytes(bytes) = key {
         return raw(size, bytes);
     }

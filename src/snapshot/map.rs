@@ -8,7 +8,7 @@ use crate::btf::Shape;
 
 use super::Snapshot;
 use super::access::Field;
-use super::contents::{CapturedMap, Contents, MapAttrs};
+use super::contents::{CapturedMap, Contents, Detail, MapAttrs};
 use super::entry::Entry;
 use super::error::{SnapshotError, SnapshotResult};
 use super::key::{self, KeyArg, Wanted};
@@ -223,6 +223,12 @@ impl Map {
     #[must_use]
     pub fn torn(&self) -> Vec<String> {
         self.contents().torn().to_vec()
+    }
+
+    /// What the kernel keeps of the map beside its entries; nothing in most kinds.
+    #[must_use]
+    pub fn details(&self) -> &[(String, Detail)] {
+        self.contents().details()
     }
 
     /// Why not all of it could be read, if so.

@@ -42,7 +42,7 @@ use crate::words::nearest_first;
 
 pub use access::{Field, Origin, Side};
 pub use capture::{CaptureError, CaptureRequest, Capturer, RawCapture};
-pub use contents::{CapturedMap, Cast, Contents, Decode, MapAttrs};
+pub use contents::{CapturedMap, Cast, Contents, Decode, Detail, Details, MapAttrs};
 pub use diff::{Change, Diff, Value};
 pub use entry::{Entry, Reduce};
 pub use error::{ExcludedMap, SnapshotError, SnapshotResult};

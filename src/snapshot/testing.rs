@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use super::{CapturedMap, Contents, MapAttrs, Meta, Pause, Snapshot};
+use super::{CapturedMap, Contents, Detail, Details, MapAttrs, Meta, Pause, Snapshot};
 use crate::btf::testing::Builder;
-use crate::btf::{Btf, TypeId};
+use crate::btf::{Basics, Btf, TypeId};
 
 /// Rows written down by a test.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +19,8 @@ pub(crate) struct Rows {
     pub(crate) torn: Vec<String>,
     pub(crate) torn_rows: Vec<(usize, Vec<String>)>,
     pub(crate) incomplete: Option<String>,
+    pub(crate) details: Details,
+    pub(crate) row_details: Vec<(usize, Details)>,
 }
 
 impl Contents for Rows {
@@ -55,6 +57,15 @@ impl Contents for Rows {
 
     fn incomplete(&self) -> Option<&str> {
         self.incomplete.as_deref()
+    }
+
+    fn details(&self) -> &[(String, Detail)] {
+        &self.details
+    }
+
+    fn row_details(&self, row: usize) -> &[(String, Detail)] {
+        let found = self.row_details.iter().find(|(r, _)| *r == row);
+        found.map_or(&[], |(_, facts)| facts)
     }
 }
 
@@ -334,4 +345,22 @@ pub(crate) fn changed(
     let capturer = super::Capturer::open(machine.guest.mem()).expect("it can be read");
     let raw = capturer.capture(&super::CaptureRequest::default()).expect("it can be captured");
     raw.finish(meta("end"))
+}
+
+/// A map whose keys are text and whose values have different lengths, with facts about it and one
+/// of its entries.
+pub(crate) fn texts() -> Arc<Snapshot> {
+    let types = Basics::new(None);
+    let mut object = Object { btf: Some(types.btf), maps: Vec::new() };
+    let fact = |name: &str, text: &str| (name.to_owned(), Detail::Text(text.into()));
+    let rows = Rows {
+        keys: Some(["/b", "/a/long/one", "/"].map(|key| key.as_bytes().to_vec()).to_vec()),
+        values: vec![vec![1, 2, 3], vec![], vec![4; 9]],
+        torn_rows: vec![(1, vec!["it is being freed".into()])],
+        details: vec![("position".into(), Detail::Number(u64::MAX)), fact("at", "a place")],
+        row_details: vec![(2, vec![fact("id", "one")])],
+        ..Rows::default()
+    };
+    object.map("texts", "cgrp_storage", (types.text, 0), rows);
+    Snapshot::new(meta("end"), object.maps, Vec::new())
 }

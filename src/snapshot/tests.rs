@@ -10,6 +10,7 @@ mod ram;
 mod registers;
 mod store;
 mod store_ram;
+mod texts;
 
 use super::testing::{Object, Rows, bytes, comm, meta, object, sample, types};
 use super::*;

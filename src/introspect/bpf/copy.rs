@@ -1,5 +1,6 @@
 //! Copying a map while the machine is stopped: bytes now, meaning later.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::buffers::Buffers;
@@ -7,7 +8,7 @@ use super::htab::RawHtab;
 use super::layout::ArrayLayout;
 use super::percpu::RawPerCpu;
 use super::{BpfState, MapInfo, kind};
-use crate::introspect::contents::MapData;
+use crate::introspect::contents::{Details, MapData};
 use crate::introspect::error::IntrospectError;
 use crate::introspect::kernel::Kernel;
 
@@ -83,8 +84,14 @@ pub struct RawMap {
     pub(super) data: RawData,
     /// What showed at once that the map may be half-changed.
     pub(super) torn: Vec<String>,
+    /// The same of single entries that were found at once, by their index.
+    pub(super) torn_entries: BTreeMap<usize, Vec<String>>,
     /// Why bytes are missing.
     pub(super) incomplete: Option<String>,
+    /// What is there beside entries.
+    pub(super) details: Details,
+    /// What is there of single entries.
+    pub(super) entry_details: BTreeMap<usize, Details>,
 }
 
 /// Bytes by the shape of the map.
@@ -103,7 +110,14 @@ pub(super) enum RawData {
 
 impl RawMap {
     pub(super) fn new(data: RawData) -> Self {
-        RawMap { data, torn: Vec::new(), incomplete: None }
+        RawMap {
+            data,
+            torn: Vec::new(),
+            torn_entries: BTreeMap::new(),
+            incomplete: None,
+            details: Details::new(),
+            entry_details: BTreeMap::new(),
+        }
     }
 
     pub(super) fn unreadable(reason: String) -> Self {

@@ -14,10 +14,12 @@ impl RawMap {
     #[must_use]
     pub fn decode(self) -> MapContents {
         let mut out = MapContents {
-            data: MapData::Unreadable { reason: String::new() },
             torn: self.torn,
-            torn_entries: BTreeMap::new(),
+            torn_entries: self.torn_entries,
             incomplete: self.incomplete,
+            details: self.details,
+            entry_details: self.entry_details,
+            ..MapContents::new(MapData::Unreadable { reason: String::new() })
         };
         match self.data {
             RawData::Unreadable(reason) => out.data = MapData::Unreadable { reason },

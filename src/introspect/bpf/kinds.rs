@@ -8,14 +8,14 @@ mod made;
 mod net;
 mod rhash;
 
-use super::copy::{Budget, RawData, RawMap};
+use super::copy::{Budget, RawMap};
 use super::layout::{At, Finder};
+use super::rows::Rows;
 use super::{BpfState, MapInfo, kind};
 use crate::btf::Btf;
-use crate::introspect::contents::{MapData, Values};
+use crate::introspect::contents::MapData;
 use crate::introspect::error::IntrospectError;
 use crate::introspect::kernel::Kernel;
-use crate::introspect::walk::Walk;
 use crate::mem::Kva;
 use arena::ArenaLayout;
 pub(super) use made::Made;
@@ -24,65 +24,6 @@ use rhash::RhashLayout;
 
 /// Bytes that are read at once from what is one array in the kernel.
 const CHUNK: usize = 64 << 10;
-/// Reasons of one map that are spelled out.
-const MAX_TORN: usize = 4;
-
-/// Entries, as they are found.
-struct Rows {
-    keys: Option<Values>,
-    values: Values,
-    torn: Vec<String>,
-    incomplete: Option<String>,
-}
-
-impl Rows {
-    /// `None` for a kind without keys.
-    fn new(key_size: Option<usize>, value_size: usize) -> Self {
-        Rows {
-            keys: key_size.map(Values::empty),
-            values: Values::empty(value_size),
-            torn: Vec::new(),
-            incomplete: None,
-        }
-    }
-
-    fn push(&mut self, key: &[u8], value: &[u8]) {
-        if let Some(keys) = &mut self.keys {
-            keys.push(key);
-        }
-        self.values.push(value);
-    }
-
-    fn torn(&mut self, why: String) {
-        if self.torn.len() < MAX_TORN {
-            self.torn.push(why);
-        }
-    }
-
-    fn incomplete(&mut self, why: impl ToString) {
-        self.incomplete.get_or_insert_with(|| why.to_string());
-    }
-
-    /// Takes what a walk found; what it missed makes the map incomplete.
-    fn walked<T>(&mut self, walk: Walk<T>) -> Vec<T> {
-        if let Some(error) = walk.error {
-            self.incomplete(error);
-        }
-        walk.items
-    }
-}
-
-impl From<Rows> for RawMap {
-    fn from(rows: Rows) -> RawMap {
-        let Rows { keys, values, torn, incomplete } = rows;
-        let data = match keys {
-            Some(keys) => MapData::Hash { keys, values },
-            None => MapData::Array { values },
-        };
-        RawMap { torn, incomplete, ..RawMap::new(RawData::Found(data)) }
-    }
-}
-
 /// `struct bpf_queue_stack` (kernel/bpf/queue_stack_maps.c).
 pub(crate) struct QueueLayout {
     whole: usize,
@@ -211,9 +152,9 @@ impl KindLayouts {
     }
 }
 
-type Found = Result<RawMap, String>;
+pub(super) type Found = Result<RawMap, String>;
 
-fn text(error: impl ToString) -> String {
+pub(super) fn text(error: impl ToString) -> String {
     error.to_string()
 }
 
@@ -508,12 +449,5 @@ impl Kernel {
             }
         }
         Ok(rows.into())
-    }
-}
-
-impl Rows {
-    /// The nodes of a list, as far as it can be followed.
-    fn walked_list(&mut self, kernel: &Kernel, head: Kva, limit: usize) -> Vec<Kva> {
-        self.walked(kernel.hlist(head, limit))
     }
 }

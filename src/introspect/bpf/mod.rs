@@ -16,6 +16,7 @@ mod names;
 mod owners;
 mod percpu;
 mod progs;
+mod rows;
 #[cfg(test)]
 pub(super) mod tests;
 
@@ -28,7 +29,7 @@ pub use progs::{ProgInfo, ProgList, Runs};
 
 use super::error::IntrospectError;
 use super::kernel::Kernel;
-use crate::btf::{Btf, TypeId};
+use crate::btf::{Basics, Btf, TypeId};
 use crate::mem::Kva;
 use btfs::BtfCache;
 use buffers::Buffers;
@@ -144,6 +145,8 @@ pub(crate) struct BpfState {
     kinds: Vec<(u32, String)>,
     /// Types of maps that have pointers where the syscall gives something else.
     made: Made,
+    /// Types of maps that have none.
+    basics: Basics,
     caches: Mutex<Caches>,
 }
 
@@ -160,8 +163,8 @@ impl BpfState {
         let buffers = Buffers::default();
         let (kinds, caches) =
             (names::enumerators(btf, "enum bpf_map_type", "BPF_MAP_TYPE_"), Mutex::default());
-        let made = Made::new();
-        Ok(BpfState { layouts, buffers, kinds, made, caches })
+        let (made, basics) = (Made::new(), Basics::new(None));
+        Ok(BpfState { layouts, buffers, kinds, made, basics, caches })
     }
 
     fn caches(&self) -> MutexGuard<'_, Caches> {

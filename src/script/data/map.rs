@@ -4,8 +4,8 @@ use rhai::{Array, Dynamic, FnPtr, INT, NativeCallContext};
 
 use crate::script::fault::Native;
 use crate::script::register::Package;
-use crate::script::values::{Op, compare, incomparable};
-use crate::snapshot::{Entry, Map, Reduce, Scalar};
+use crate::script::values::{Op, U64, compare, incomparable};
+use crate::snapshot::{Detail, Entry, Map, Reduce, Scalar};
 
 use super::field::element;
 use super::origin::remember_of;
@@ -31,6 +31,12 @@ pub(super) fn register(pkg: &mut Package<'_>) {
          no lock: that cannot be told.",
         |m: Map| strings(m.torn()),
     )
+    .func(
+        "details(self: SnapshotMap) -> map",
+        "What the kernel keeps of the map beside its entries, by name: a ring buffer's positions, \
+         a bloom filter's seed. Empty for most kinds.",
+        |m: Map| facts(m.details()),
+    )
     .func("to_string(self: SnapshotMap) -> string", "Name, kind, size and types.", |m: Map| {
         m.headline()
     })
@@ -38,6 +44,15 @@ pub(super) fn register(pkg: &mut Package<'_>) {
         m.headline()
     });
     incomparable::<Map>(pkg, "SnapshotMap");
+}
+
+/// Facts as a script has them.
+fn facts(details: &[(String, Detail)]) -> rhai::Map {
+    let value = |value: &Detail| match value {
+        Detail::Number(n) => U64::dynamic(*n),
+        Detail::Text(text) => Dynamic::from(text.clone()),
+    };
+    details.iter().map(|(name, fact)| (name.as_str().into(), value(fact))).collect()
 }
 
 fn strings(texts: Vec<String>) -> Array {
@@ -235,6 +250,12 @@ pub(super) fn register_entry(pkg: &mut Package<'_>) {
         "torn(self: SnapshotEntry) -> array",
         "Why the entry may be half-changed, usually nothing.",
         |e: Entry| strings(e.torn()),
+    )
+    .func(
+        "details(self: SnapshotEntry) -> map",
+        "What the kernel keeps of the entry beside key and value, by name: a cgroup's id, where a \
+         socket leads. Empty for most kinds.",
+        |e: Entry| facts(e.details()),
     )
     .func("to_string(self: SnapshotEntry) -> string", "Key and value on one line.", one_line)
     .func("to_debug(self: SnapshotEntry) -> string", "Key and value on one line.", one_line);

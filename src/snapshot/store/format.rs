@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::contents::MapAttrs;
+use super::super::contents::{Details, MapAttrs};
 use super::super::ram::About;
 use super::super::{KernelState, Meta};
 
@@ -23,6 +23,8 @@ pub(super) const MAX_BLOBS: u64 = 4 << 30;
 pub(super) const MAX_SYMBOLS: u64 = 64 << 20;
 /// Bytes of a BTF; a kernel's has five million.
 pub(super) const MAX_BTF: u64 = 64 << 20;
+/// Bytes of the details of a map's rows.
+pub(super) const MAX_DETAILS: u64 = 64 << 20;
 pub(super) const LEVEL: i32 = 3;
 
 #[derive(Serialize, Deserialize)]
@@ -88,6 +90,16 @@ pub(super) struct StoredMap {
     pub(super) cpus: Option<Vec<Option<Blob>>>,
     /// Bytes of a key and of a value.
     pub(super) sizes: (usize, usize),
+    /// Where each key and each value ends, eight bytes each, when they have different lengths.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) key_ends: Option<Blob>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) value_ends: Option<Blob>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) details: Details,
+    /// Details of rows, as JSON: there may be many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) row_details: Option<Blob>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) torn: Vec<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -99,6 +111,8 @@ pub(super) struct StoredMap {
 impl StoredMap {
     pub(super) fn blobs(&self) -> impl Iterator<Item = Blob> {
         let cpus = self.cpus.iter().flatten().flatten();
-        self.keys.iter().chain(&self.values).chain(cpus).copied()
+        let ends = self.key_ends.iter().chain(&self.value_ends);
+        let all = self.keys.iter().chain(&self.values).chain(ends).chain(&self.row_details);
+        all.chain(cpus).copied()
     }
 }

@@ -1,17 +1,18 @@
 //! From a file to a snapshot. Files are not trusted.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::super::contents::{CapturedMap, Contents, MapAttrs};
+use super::super::contents::{CapturedMap, Contents, Detail, Details, MapAttrs};
 use super::super::{KernelState, Snapshot, Symbols};
 use super::StoreError;
 use super::format::{
-    Blob, FIXED, Header, MAGIC, MAX_BLOB, MAX_BLOBS, MAX_BTF, MAX_HEADER, MAX_SYMBOLS, StoredBtf,
-    StoredKernel, StoredMap, VERSION,
+    Blob, FIXED, Header, MAGIC, MAX_BLOB, MAX_BLOBS, MAX_BTF, MAX_DETAILS, MAX_HEADER, MAX_SYMBOLS,
+    StoredBtf, StoredKernel, StoredMap, VERSION,
 };
 use crate::btf::Btf;
 use crate::words::plain;
@@ -191,26 +192,54 @@ impl Stored {
     }
 
     fn try_rows(&self, map: &StoredMap) -> Result<Columns, String> {
+        let (rows, name) = (map.rows, &map.attrs.name);
         let fits = |blob: &Blob, size: usize, extra: usize| {
-            let want = (map.rows as u64).checked_mul(size as u64);
+            let want = (rows as u64).checked_mul(size as u64);
             want.and_then(|want| want.checked_add(extra as u64)) == Some(blob.unpacked)
         };
         let take = |blob: &Blob, size: usize, extra: usize| match fits(blob, size, extra) {
             true => self.unpack(self.blobs, *blob, MAX_BLOB),
-            false => Err(format!("{} does not have its {} entries", map.attrs.name, map.rows)),
+            false => Err(format!("{name} does not have its {rows} entries")),
+        };
+        let side = |bytes: &Option<Blob>, ends: &Option<Blob>, size: usize| {
+            let Some(blob) = bytes else { return Ok(None) };
+            let Some(ends) = ends else {
+                let bytes = take(blob, size, 0)?;
+                return Ok(Some(Column { bytes, place: Place::Even(size) }));
+            };
+            let ends = take(ends, 8, 0)?;
+            let ends = ends.as_chunks().0.iter().map(|b| u64::from_le_bytes(*b));
+            let ends: Vec<usize> = ends.map(|end| end as usize).collect();
+            let bytes = self.unpack(self.blobs, *blob, MAX_BLOB)?;
+            let whole = ends.last().copied().unwrap_or_default() == bytes.len();
+            match ends.is_sorted() && whole {
+                true => Ok(Some(Column { bytes, place: Place::Ends(ends) })),
+                false => Err(format!("{name} has entries that do not follow each other")),
+            }
         };
         let (key, value) = map.sizes;
         // Every entry that there is has some bytes, so that the file's own length bounds them.
-        let bounded = map.keys.is_some() && key > 0 || map.values.is_some() && value > 0;
-        if !bounded && map.rows > MAX_EMPTY {
-            return Err(format!("{} claims {} entries of no bytes", map.attrs.name, map.rows));
+        let bounded = map.keys.is_some() && (key > 0 || map.key_ends.is_some())
+            || map.values.is_some() && (value > 0 || map.value_ends.is_some());
+        if !bounded && rows > MAX_EMPTY {
+            return Err(format!("{name} claims {rows} entries of no bytes"));
         }
-        let bits = map.rows.div_ceil(8);
+        let bits = rows.div_ceil(8);
         let cpu = |blob: &Option<Blob>| blob.as_ref().map(|b| take(b, value, bits)).transpose();
+        let details = match map.row_details {
+            Some(blob) => {
+                let json = self.unpack(self.blobs, blob, MAX_DETAILS)?;
+                let facts: Vec<(usize, Details)> = serde_json::from_slice(&json)
+                    .map_err(|e| format!("what {name} says of its entries: {e}"))?;
+                facts.into_iter().collect()
+            }
+            None => BTreeMap::new(),
+        };
         Ok(Columns {
-            keys: map.keys.as_ref().map(|blob| take(blob, key, 0)).transpose()?,
-            values: map.values.as_ref().map(|blob| take(blob, value, 0)).transpose()?,
+            keys: side(&map.keys, &map.key_ends, key)?,
+            values: side(&map.values, &map.value_ends, value)?,
             cpus: map.cpus.as_ref().map(|c| c.iter().map(cpu).collect()).transpose()?,
+            details,
         })
     }
 }
@@ -218,9 +247,43 @@ impl Stored {
 /// The bytes of a map's rows.
 #[derive(Default)]
 struct Columns {
-    keys: Option<Vec<u8>>,
-    values: Option<Vec<u8>>,
+    keys: Option<Column>,
+    values: Option<Column>,
     cpus: Option<Vec<Option<Vec<u8>>>>,
+    details: BTreeMap<usize, Details>,
+}
+
+/// All keys or all values.
+struct Column {
+    bytes: Vec<u8>,
+    place: Place,
+}
+
+/// Where each of them is.
+enum Place {
+    /// All have as many bytes.
+    Even(usize),
+    /// Where each ends: ascending.
+    Ends(Vec<usize>),
+}
+
+impl Column {
+    fn get(&self, row: usize) -> Option<&[u8]> {
+        let (start, end) = match &self.place {
+            Place::Even(size) => {
+                let start = row.checked_mul(*size)?;
+                (start, start.checked_add(*size)?)
+            }
+            Place::Ends(ends) => (
+                match row.checked_sub(1) {
+                    None => 0,
+                    Some(before) => *ends.get(before)?,
+                },
+                *ends.get(row)?,
+            ),
+        };
+        self.bytes.get(start..end)
+    }
 }
 
 /// A map's contents, as they were stored.
@@ -245,15 +308,11 @@ impl Contents for StoredRows {
     }
 
     fn key(&self, row: usize) -> Option<&[u8]> {
-        let bytes = self.columns.keys.as_ref()?;
-        let (start, end) = self.cut(bytes, 0, row, self.map.sizes.0)?;
-        bytes.get(start..end)
+        self.columns.keys.as_ref().filter(|_| row < self.rows)?.get(row)
     }
 
     fn value(&self, row: usize) -> Option<&[u8]> {
-        let bytes = self.columns.values.as_ref()?;
-        let (start, end) = self.cut(bytes, 0, row, self.map.sizes.1)?;
-        bytes.get(start..end)
+        self.columns.values.as_ref().filter(|_| row < self.rows)?.get(row)
     }
 
     fn cpus(&self) -> Option<usize> {
@@ -278,5 +337,13 @@ impl Contents for StoredRows {
 
     fn incomplete(&self) -> Option<&str> {
         self.incomplete.as_deref()
+    }
+
+    fn details(&self) -> &[(String, Detail)] {
+        &self.map.details
+    }
+
+    fn row_details(&self, row: usize) -> &[(String, Detail)] {
+        self.columns.details.get(&row).map_or(&[], Vec::as_slice)
     }
 }

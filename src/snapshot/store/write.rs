@@ -170,22 +170,26 @@ impl Blobs {
         let contents = map.contents();
         let rows = contents.rows();
         let sizes = sizes(contents, &map.attrs);
-        let keys = match contents.key(0) {
-            Some(_) => {
-                let keys: Option<Vec<&[u8]>> = (0..rows).map(|row| contents.key(row)).collect();
-                Some(self.add(&even(keys.as_deref(), sizes.0)?)?)
-            }
-            None => None,
+        let (keys, key_ends) = match contents.key(0) {
+            Some(_) => self.side((0..rows).map(|row| contents.key(row)), sizes.0)?,
+            None => (None, None),
         };
-        let (values, cpus) = match contents.cpus() {
+        let (values, value_ends, cpus) = match contents.cpus() {
             Some(cpus) => {
                 let cpus = (0..cpus).map(|cpu| self.cpu(contents, cpu, sizes.1));
-                (None, Some(cpus.collect::<io::Result<_>>()?))
+                (None, None, Some(cpus.collect::<io::Result<_>>()?))
             }
             None => {
-                let values: Option<Vec<&[u8]>> = (0..rows).map(|row| contents.value(row)).collect();
-                (Some(self.add(&even(values.as_deref(), sizes.1)?)?), None)
+                let (values, ends) =
+                    self.side((0..rows).map(|row| contents.value(row)), sizes.1)?;
+                (values, ends, None)
             }
+        };
+        let row_details = (0..rows).map(|row| (row, contents.row_details(row)));
+        let row_details: Vec<_> = row_details.filter(|(_, facts)| !facts.is_empty()).collect();
+        let row_details = match row_details.as_slice() {
+            [] => None,
+            some => Some(self.add(&serde_json::to_vec(some).map_err(io::Error::other)?)?),
         };
         let torn_rows = (0..rows).map(|row| (row, contents.torn_row(row).to_vec()));
         Ok(StoredMap {
@@ -196,10 +200,34 @@ impl Blobs {
             values,
             cpus,
             sizes,
+            key_ends,
+            value_ends,
+            details: contents.details().to_vec(),
+            row_details,
             torn: contents.torn().to_vec(),
             torn_rows: torn_rows.filter(|(_, why)| !why.is_empty()).collect(),
             incomplete: contents.incomplete().map(str::to_owned),
         })
+    }
+
+    /// All keys or all values, and where each ends unless all have `size` bytes.
+    fn side<'a>(
+        &mut self,
+        rows: impl Iterator<Item = Option<&'a [u8]>>,
+        size: usize,
+    ) -> io::Result<(Option<Blob>, Option<Blob>)> {
+        let rows: Vec<&[u8]> = rows.collect::<Option<_>>().ok_or_else(missing)?;
+        let bytes = Some(self.add(&rows.concat())?);
+        if rows.iter().all(|row| row.len() == size) {
+            return Ok((bytes, None));
+        }
+        let mut end = 0u64;
+        let ends = rows.iter().flat_map(|row| {
+            end += row.len() as u64;
+            end.to_le_bytes()
+        });
+        let ends: Vec<u8> = ends.collect();
+        Ok((bytes, Some(self.add(&ends)?)))
     }
 
     /// What one CPU has in all rows; none if it has nothing.
@@ -244,18 +272,14 @@ fn sizes(contents: &dyn Contents, attrs: &MapAttrs) -> (usize, usize) {
     (key.unwrap_or(attrs.key_size as usize), value.unwrap_or(attrs.value_size as usize))
 }
 
-/// All of `rows`, which have `size` bytes each, in one piece.
-fn even(rows: Option<&[&[u8]]>, size: usize) -> io::Result<Vec<u8>> {
-    match rows {
-        Some(rows) if rows.iter().all(|row| row.len() == size) => Ok(rows.concat()),
-        _ => Err(uneven()),
-    }
-}
-
 fn too_large() -> io::Error {
     io::Error::other(format!("a map has more than {} MiB", MAX_BLOB >> 20))
 }
 
 fn uneven() -> io::Error {
     io::Error::other("a map has entries of different sizes")
+}
+
+fn missing() -> io::Error {
+    io::Error::other("a map has entries without a value")
 }

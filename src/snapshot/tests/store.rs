@@ -8,7 +8,7 @@ use crate::snapshot::testing::{Object, Rows, made_up, meta, sample};
 use crate::snapshot::{KeyArg, Snapshot, StoreError};
 
 /// The snapshot that a file of it gives.
-fn stored(snapshot: &Snapshot) -> Arc<Snapshot> {
+pub(super) fn stored(snapshot: &Snapshot) -> Arc<Snapshot> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.cryo");
     snapshot.save(&path).unwrap();
@@ -223,7 +223,7 @@ fn damage_in_a_map_makes_that_map_incomplete() {
 }
 
 /// Recomputes the checksum of the header, so that damage in it is seen by more than that.
-fn with_header(whole: &[u8], change: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
+pub(super) fn with_header(whole: &[u8], change: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
     let len = u32::from_le_bytes(whole[12..16].try_into().unwrap()) as usize;
     let packed = &whole[24..24 + len];
     let json = zstd::bulk::decompress(packed, 1 << 20).unwrap();

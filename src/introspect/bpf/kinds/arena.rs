@@ -6,9 +6,8 @@
 use super::{Found, Rows, text};
 use crate::btf::Btf;
 use crate::introspect::bpf::MapInfo;
-use crate::introspect::bpf::copy::{Budget, RawData, RawMap};
+use crate::introspect::bpf::copy::Budget;
 use crate::introspect::bpf::layout::{At, Finder};
-use crate::introspect::contents::{MapData, Values};
 use crate::introspect::error::IntrospectError;
 use crate::introspect::kernel::Kernel;
 use crate::mem::{Gpa, Kva};
@@ -77,26 +76,18 @@ impl Kernel {
             }
         };
         let pages = self.arena_pages(window, start, len, scratch, budget, &mut rows);
-        let mut bytes = Vec::new();
+        let mut page = vec![0; PAGE as usize];
         for (address, at) in pages {
             if let Err(e) = budget.take(PAGE + 8) {
                 rows.incomplete(e);
                 break;
             }
-            let from = bytes.len();
-            bytes.resize(from + PAGE as usize, 0);
-            match self.read(at, &mut bytes[from..]) {
-                Ok(()) => rows.keys.iter_mut().for_each(|keys| keys.push(&address.to_le_bytes())),
-                Err(e) => {
-                    bytes.truncate(from);
-                    rows.incomplete(e);
-                }
+            match self.read(at, &mut page) {
+                Ok(()) => rows.push(&address.to_le_bytes(), &page),
+                Err(e) => rows.incomplete(e),
             }
         }
-        let Rows { keys, torn, incomplete, .. } = rows;
-        let (keys, size) = (keys.unwrap_or(Values::empty(8)), PAGE as usize);
-        let data = MapData::Hash { keys, values: Values::new(bytes, size, size) };
-        Ok(RawMap { torn, incomplete, ..RawMap::new(RawData::Found(data)) })
+        Ok(rows.into())
     }
 
     /// User and kernel addresses of the pages that are mapped, ascending.

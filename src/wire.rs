@@ -133,6 +133,15 @@ pub enum Op {
     /// Make maps of kinds that user space fills, with known contents, and hold them beside those
     /// that are held; answered by [`Answer::Made`]. For tests of the truth.
     MakeMaps,
+    /// Put values into a held map whose entries hang on sockets or files, for new ones of which the
+    /// agent keeps the descriptors; answered by [`Answer::MapPage`], in which keys are the text
+    /// that the host makes of such an owner. For tests of the truth.
+    StoreByFd {
+        /// The map's id.
+        id: u32,
+        /// How many.
+        count: u32,
+    },
     /// List the BPF programs there are, as the bpf() syscall describes them.
     ListProgs,
     /// All keys and values of a held map as the bpf() syscall gives them, in pages; answered by

@@ -260,6 +260,7 @@ impl Agent {
             Op::ListProgs => now(maps::progs()?),
             Op::HoldMaps => now(world.held.hold(world.sched.maps_before())?),
             Op::MakeMaps => now(menagerie::make(&mut world.held)),
+            Op::StoreByFd { id, count } => now(world.held.store(id, count)?),
             Op::DumpMap { id, skip } => now(world.held.page(id, skip)?),
             // Taken out before.
             Op::PowerOff => done(()),

@@ -19,6 +19,7 @@ mod maps;
 mod menagerie;
 mod process;
 mod sched;
+mod storage;
 mod sys;
 mod text;
 mod transport;

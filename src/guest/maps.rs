@@ -159,6 +159,11 @@ pub(crate) fn describe_map(fd: &OwnedFd) -> io::Result<HeldMap> {
 }
 
 impl Held {
+    /// A map that is held.
+    pub(crate) fn find(&self, id: u32) -> Option<(&HeldMap, &OwnedFd)> {
+        self.maps.iter().find(|(info, _)| info.id == id).map(|(info, fd)| (info, fd))
+    }
+
     /// Holds another map.
     pub(crate) fn keep(&mut self, map: HeldMap, fd: OwnedFd) {
         self.maps.push((map, fd));

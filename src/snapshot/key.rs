@@ -81,6 +81,11 @@ impl Wanted {
         self.said.iter().all(|&bits| bits == 0xff).then_some(&self.bytes)
     }
 
+    /// The bytes; zeros where nothing was said.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     pub(crate) fn matches(&self, key: &[u8]) -> bool {
         key.len() == self.bytes.len()
             && key

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use crate::btf::Shape;
 
-use super::Snapshot;
 use super::access::Field;
 use super::contents::{CapturedMap, Contents, Detail, MapAttrs};
 use super::entry::Entry;
 use super::error::{SnapshotError, SnapshotResult};
 use super::key::{self, KeyArg, Wanted};
 use super::value;
+use super::{Snapshot, bloom};
 
 /// Keys that [`SnapshotError::NoMatch`] shows.
 const SAMPLE_KEYS: usize = 3;
@@ -142,11 +142,15 @@ impl Map {
         }
     }
 
-    /// Whether there is an entry with a key.
+    /// Whether there is an entry with a key. Of a bloom filter, whether a value may have been put
+    /// in: false is certain.
     ///
     /// # Errors
     /// As [`Map::get`], other than that there is none.
     pub fn contains(&self, key: &KeyArg) -> SnapshotResult<bool> {
+        if self.attrs().kind == "bloom_filter" {
+            return self.may_contain(key);
+        }
         let found = self.lookup(key)?.is_ok();
         if !found {
             self.whole()?;
@@ -336,9 +340,24 @@ impl Map {
         }
     }
 
+    /// Asks a bloom filter, whose values are what other maps' keys are.
+    fn may_contain(&self, value: &KeyArg) -> SnapshotResult<bool> {
+        self.whole()?;
+        let wanted = self.encoded_as(value, self.attrs().value_size as usize)?;
+        bloom::may_contain(self.contents(), wanted.bytes()).ok_or_else(|| {
+            SnapshotError::MapRenderIncomplete {
+                map: self.name().to_owned(),
+                error: "it says nothing sensible of how its bits are found".to_owned(),
+            }
+        })
+    }
+
     fn encoded(&self, key: &KeyArg) -> SnapshotResult<Wanted> {
+        self.encoded_as(key, self.attrs().key_size as usize)
+    }
+
+    fn encoded_as(&self, key: &KeyArg, size: usize) -> SnapshotResult<Wanted> {
         let attrs = self.attrs();
-        let size = attrs.key_size as usize;
         if size > MAX_KEY {
             return Err(SnapshotError::MapRenderIncomplete {
                 map: self.name().to_owned(),

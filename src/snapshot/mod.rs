@@ -12,6 +12,7 @@
 //! variant of [`SnapshotError`].
 
 mod access;
+mod bloom;
 mod capture;
 mod contents;
 mod diff;

@@ -185,11 +185,118 @@ static long fill_big(u32 i, void *unused)
 	return 0;
 }
 
-/* A kind whose contents nothing reads. */
+/*
+ * Records of many lengths, of which every fifth is discarded.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4096);
 } ring SEC(".maps");
+
+static long fill_ring(u32 i, void *unused)
+{
+	u8 *record;
+	u32 j;
+
+	if (i % 5 == 4) {
+		record = bpf_ringbuf_reserve(&ring, 24, 0);
+		if (record)
+			bpf_ringbuf_discard(record, 0);
+		return 0;
+	}
+	if (i % 2) {
+		record = bpf_ringbuf_reserve(&ring, 13, 0);
+		if (!record) {
+			nr_failures++;
+			return 0;
+		}
+		for (j = 0; j < 13; j++)
+			record[j] = i * 7 + j;
+		bpf_ringbuf_submit(record, 0);
+	} else if (bpf_ringbuf_output(&ring, &i, sizeof(i), 0)) {
+		nr_failures++;
+	}
+	return 0;
+}
+
+/* Even numbers are in it. */
+#define NR_IN_BLOOM 200
+
+struct {
+	__uint(type, BPF_MAP_TYPE_BLOOM_FILTER);
+	__uint(max_entries, NR_IN_BLOOM);
+	__uint(map_extra, 3);
+	__type(value, u64);
+} bloom SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_BLOOM_FILTER);
+	__uint(max_entries, NR_IN_BLOOM);
+	__type(value, struct value_12);
+} bloom_12 SEC(".maps");
+
+static long fill_blooms(u32 i, void *unused)
+{
+	u64 number = 2 * i;
+	struct value_12 value = {};
+
+	value.bytes[0] = 2 * i;
+	value.bytes[11] = (2 * i) >> 8;
+	if (bpf_map_push_elem(&bloom, &number, 0) || bpf_map_push_elem(&bloom_12, &value, 0))
+		nr_failures++;
+	return 0;
+}
+
+/* What each cgroup has in its storage stands by its id in a hash too. */
+struct group_note {
+	u64 id;
+	u64 mixed;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_CGRP_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct group_note);
+} group_notes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, u64);
+	__type(value, struct group_note);
+} groups_noted SEC(".maps");
+
+static void *(*const bpf_cgrp_storage_get)(void *map, struct cgroup *cgroup, void *value,
+					   u64 flags) = (void *)BPF_FUNC_cgrp_storage_get;
+
+s32 BPF_STRUCT_OPS_SLEEPABLE(zoo_cgroup_init, struct cgroup *cgrp, struct scx_cgroup_init_args *args)
+{
+	u64 id = cgrp->kn->id;
+	struct group_note *note, made = { .id = id, .mixed = id * 0x9e3779b97f4a7c15ULL };
+
+	note = bpf_cgrp_storage_get(&group_notes, cgrp, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!note) {
+		nr_failures++;
+		return 0;
+	}
+	*note = made;
+	if (bpf_map_update_elem(&groups_noted, &id, &made, BPF_ANY))
+		nr_failures++;
+	return 0;
+}
+
+/* Filled by user space, for sockets and files of its own. */
+#define STORAGE(map, kind)                              \
+	struct {                                        \
+		__uint(type, BPF_MAP_TYPE_##kind);      \
+		__uint(map_flags, BPF_F_NO_PREALLOC);   \
+		__type(key, int);                       \
+		__type(value, struct value_12);         \
+	} map SEC(".maps");
+
+STORAGE(sockets, SK_STORAGE)
+STORAGE(inodes, INODE_STORAGE)
 
 /* 20 values of three bytes are put in, five in between taken out: 1000, 1001, .. */
 #define QUEUE(map, kind)                        \
@@ -365,8 +472,6 @@ int uses_all(struct __sk_buff *skb)
 
 s32 BPF_STRUCT_OPS_SLEEPABLE(zoo_init)
 {
-	u32 number = 17;
-
 	FILL_KIND(arr);
 	FILL_KIND(hash);
 	FILL_KIND(lazy);
@@ -378,14 +483,16 @@ s32 BPF_STRUCT_OPS_SLEEPABLE(zoo_init)
 	bpf_loop(NR_BIG_KEYS, fill_big, 0, 0);
 	bpf_loop(20, fill_queues, 0, 0);
 	bpf_loop(100, fill_trie, 0, 0);
-	bpf_ringbuf_output(&ring, &number, sizeof(number), 0);
+	bpf_loop(40, fill_ring, 0, 0);
 	table[3].x = constant;
 	return 0;
 }
 
 void BPF_STRUCT_OPS(zoo_enqueue, struct task_struct *p, u64 enq_flags)
 {
-	__sync_fetch_and_add(&nr_enqueued, 1);
+	/* Sleepable programs may not use filters. */
+	if (!__sync_fetch_and_add(&nr_enqueued, 1))
+		bpf_loop(NR_IN_BLOOM, fill_blooms, 0, 0);
 	__sync_fetch_and_add(&custom_counter, 1);
 	scx_bpf_dsq_insert(p, SCX_DSQ_GLOBAL, SCX_SLICE_DFL, enq_flags);
 }
@@ -394,4 +501,5 @@ SCX_OPS_DEFINE(zoo_ops,
 	.enqueue	= (void *)zoo_enqueue,
 	.init		= (void *)zoo_init,
 	.init_task	= (void *)zoo_init_task,
+	.cgroup_init	= (void *)zoo_cgroup_init,
 	.name		= "zoo");

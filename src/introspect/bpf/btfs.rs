@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::layout::BtfLayout;
-use crate::btf::Btf;
+use crate::btf::{Basics, Btf};
 use crate::introspect::kernel::Kernel;
 use crate::mem::Kva;
 
@@ -34,6 +34,8 @@ struct Kept {
 pub(super) struct BtfCache {
     kept: HashMap<u64, Kept>,
     bytes: usize,
+    /// A few types of our own behind those of an object.
+    extended: HashMap<u64, (Option<Arc<Btf>>, Basics)>,
 }
 
 impl BtfCache {
@@ -85,9 +87,26 @@ impl BtfCache {
         Btf::parse_split(&raw, kernel.btf()).map_err(|e| e.to_string())
     }
 
+    /// The types of an object with a few of our own behind them, made once for each.
+    pub(super) fn with_basics(&mut self, at: Kva, btf: Option<&Arc<Btf>>) -> Basics {
+        let same = |known: &Option<Arc<Btf>>| match (known, btf) {
+            (Some(known), Some(btf)) => Arc::ptr_eq(known, btf),
+            (known, btf) => known.is_none() && btf.is_none(),
+        };
+        match self.extended.get(&at.0) {
+            Some((known, basics)) if same(known) => basics.clone(),
+            _ => {
+                let basics = Basics::new(btf);
+                self.extended.insert(at.0, (btf.cloned(), basics.clone()));
+                basics
+            }
+        }
+    }
+
     /// Drops what `wanted` does not want.
     pub(super) fn forget_all_but(&mut self, wanted: impl Fn(Kva) -> bool) {
         self.kept.retain(|at, _| wanted(Kva(*at)));
+        self.extended.retain(|at, _| wanted(Kva(*at)));
         self.bytes = self.kept.values().map(|k| k.identity.len as usize).sum();
     }
 }

@@ -8,9 +8,12 @@ mod made;
 mod net;
 mod rhash;
 
+use super::bloom::BloomLayout;
 use super::copy::{Budget, RawMap};
 use super::layout::{At, Finder};
+use super::ringbuf::RingLayout;
 use super::rows::Rows;
+use super::storage::StorageLayout;
 use super::{BpfState, MapInfo, kind};
 use crate::btf::Btf;
 use crate::introspect::contents::MapData;
@@ -69,39 +72,6 @@ impl StructOpsLayout {
     }
 }
 
-/// `struct bpf_local_storage_map` and what hangs off it (include/linux/bpf_local_storage.h).
-pub(crate) struct StorageLayout {
-    buckets: At,
-    bucket_log: At,
-    bucket_size: usize,
-    bucket_head: usize,
-    elem_node: u64,
-    elem_owner: u64,
-    elem_value: u64,
-    owner: u64,
-    task_pid: u64,
-}
-
-impl StorageLayout {
-    fn new(btf: &Btf) -> Result<Self, IntrospectError> {
-        let f = Finder::new(btf, "struct bpf_local_storage_map")?;
-        let bucket = Finder::new(btf, "struct bpf_local_storage_map_bucket")?;
-        let elem = Finder::new(btf, "struct bpf_local_storage_elem")?;
-        let offset = |f: &Finder<'_>, path: &str| f.at(path).map(|at| at.offset as u64);
-        Ok(StorageLayout {
-            buckets: f.number("buckets")?,
-            bucket_log: f.number("bucket_log")?,
-            bucket_size: bucket.size.max(1),
-            bucket_head: bucket.at("list")?.offset,
-            elem_node: offset(&elem, "map_node")?,
-            elem_owner: offset(&elem, "local_storage")?,
-            elem_value: offset(&elem, "sdata.data")?,
-            owner: offset(&Finder::new(btf, "struct bpf_local_storage")?, "owner")?,
-            task_pid: offset(&Finder::new(btf, "struct task_struct")?, "pid")?,
-        })
-    }
-}
-
 /// `struct lpm_trie` and `struct lpm_trie_node` (kernel/bpf/lpm_trie.c).
 pub(crate) struct TrieLayout {
     root: At,
@@ -131,7 +101,9 @@ impl TrieLayout {
 pub(crate) struct KindLayouts {
     queue: Result<QueueLayout, IntrospectError>,
     pub(crate) struct_ops: Result<StructOpsLayout, IntrospectError>,
-    storage: Result<StorageLayout, IntrospectError>,
+    pub(super) storage: Result<StorageLayout, IntrospectError>,
+    pub(super) ring: Result<RingLayout, IntrospectError>,
+    pub(super) bloom: Result<BloomLayout, IntrospectError>,
     trie: Result<TrieLayout, IntrospectError>,
     arena: Result<ArenaLayout, IntrospectError>,
     rhash: Result<RhashLayout, IntrospectError>,
@@ -144,6 +116,8 @@ impl KindLayouts {
             queue: QueueLayout::new(btf),
             struct_ops: StructOpsLayout::new(btf),
             storage: StorageLayout::new(btf),
+            ring: RingLayout::new(btf),
+            bloom: BloomLayout::new(btf),
             trie: TrieLayout::new(btf),
             arena: ArenaLayout::new(btf),
             rhash: RhashLayout::new(btf),
@@ -182,9 +156,11 @@ impl Kernel {
             kind::STRUCT_OPS => {
                 layouts.struct_ops.as_ref().map_err(text).and_then(|l| self.ops(l, map, budget))
             }
-            kind::TASK_STORAGE => {
-                layouts.storage.as_ref().map_err(text).and_then(|l| self.storage(l, map, budget))
+            kind::TASK_STORAGE | kind::CGRP_STORAGE | kind::INODE_STORAGE | kind::SK_STORAGE => {
+                self.storage(state, map, budget)
             }
+            kind::RINGBUF | kind::USER_RINGBUF => self.ring(state, map, budget),
+            kind::BLOOM_FILTER => self.bloom(state, map, budget),
             kind::LPM_TRIE => {
                 layouts.trie.as_ref().map_err(text).and_then(|l| self.trie(l, map, budget))
             }
@@ -250,63 +226,6 @@ impl Kernel {
         let mut rows = Rows::new(None, size);
         rows.push(&[], &value);
         Ok(rows.into())
-    }
-
-    /// The storage of tasks, by their ids.
-    fn storage(&self, layout: &StorageLayout, map: &MapInfo, budget: &mut Budget) -> Found {
-        let number = |at: At| -> Result<u64, String> {
-            let mut raw = vec![0; at.offset + at.size];
-            self.read(map.kva, &mut raw).map_err(text)?;
-            Ok(at.read(&raw).unwrap_or(0))
-        };
-        let (buckets, log) = (Kva(number(layout.buckets)?), number(layout.bucket_log)?);
-        if log > 24 {
-            return Err(format!("it claims 2^{log} buckets"));
-        }
-        let size = map.value_size as usize;
-        let mut rows = Rows::new(Some(4), size);
-        budget.take(size as u64)?;
-        let mut value = vec![0; size];
-        for bucket in 0..1u64 << log {
-            if let Err(e) = budget.take(layout.bucket_size as u64) {
-                rows.incomplete(e);
-                break;
-            }
-            let head = buckets.offset(bucket * layout.bucket_size as u64);
-            let head = head.offset(layout.bucket_head as u64);
-            let limit = (budget.left() / (size as u64 + 1)).min(1 << 20) as usize;
-            for node in rows.walked_list(self, head, limit) {
-                let elem = Kva(node.0.wrapping_sub(layout.elem_node));
-                if let Err(e) = budget.take(size as u64 + 4) {
-                    rows.incomplete(e);
-                    return Ok(rows.into());
-                }
-                match self.owner(layout, elem) {
-                    Ok(Some(pid)) => match self.read(elem.offset(layout.elem_value), &mut value) {
-                        Ok(()) => rows.push(&pid.to_le_bytes(), &value),
-                        Err(e) => rows.incomplete(e),
-                    },
-                    Ok(None) => {
-                        rows.torn("an element has lost its owner: it is being freed".into())
-                    }
-                    Err(e) => rows.incomplete(e),
-                }
-            }
-        }
-        Ok(rows.into())
-    }
-
-    /// The id of the task that an element of local storage belongs to; none while it is freed.
-    fn owner(&self, layout: &StorageLayout, elem: Kva) -> Result<Option<u32>, IntrospectError> {
-        let storage = Kva(self.read_u64(elem.offset(layout.elem_owner))?);
-        if storage.is_null() {
-            return Ok(None);
-        }
-        let owner = Kva(self.read_u64(storage.offset(layout.owner))?);
-        match owner.is_null() {
-            true => Ok(None),
-            false => Ok(Some(self.read_u32(owner.offset(layout.task_pid))?)),
-        }
     }
 
     /// A trie of prefixes. Nodes that only branch are no entries.

@@ -4,11 +4,13 @@
 
 use crate::btf::{Btf, TypeId};
 
-use super::super::error::IntrospectError;
+use super::super::error::{IntrospectError, ReadError};
 use super::casts::CodeLayout;
 use super::kinds::KindLayouts;
 use super::owners::LinkLayout;
 use super::progs::RunLayout;
+use crate::introspect::kernel::Kernel;
+use crate::mem::Kva;
 
 /// A member's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,16 @@ impl At {
         let mut out = [0; 8];
         out.get_mut(..bytes.len())?.copy_from_slice(bytes);
         Some(u64::from_le_bytes(out))
+    }
+}
+
+impl Kernel {
+    /// The number that a member of the struct at `base` holds.
+    pub(super) fn member(&self, base: Kva, member: At) -> Result<u64, ReadError> {
+        let mut raw = [0; 8];
+        let size = member.size.min(raw.len());
+        self.read(base.offset(member.offset as u64), &mut raw[..size])?;
+        Ok(u64::from_le_bytes(raw))
     }
 }
 

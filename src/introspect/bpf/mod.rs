@@ -4,6 +4,7 @@
 //! map_idr ──maps()──▶ MapInfo ──copy_map() while stopped──▶ RawMap ──decode() after resume──▶ MapContents
 //! ```
 
+mod bloom;
 mod btfs;
 mod buffers;
 mod casts;
@@ -16,7 +17,9 @@ mod names;
 mod owners;
 mod percpu;
 mod progs;
+mod ringbuf;
 mod rows;
+mod storage;
 #[cfg(test)]
 pub(super) mod tests;
 
@@ -63,11 +66,17 @@ pub(crate) mod kind {
     pub(crate) const QUEUE: u32 = 22;
     pub(crate) const STACK: u32 = 23;
     pub(crate) const DEVMAP_HASH: u32 = 25;
+    pub(crate) const SK_STORAGE: u32 = 24;
     pub(crate) const STRUCT_OPS: u32 = 26;
+    pub(crate) const RINGBUF: u32 = 27;
+    pub(crate) const INODE_STORAGE: u32 = 28;
     pub(crate) const TASK_STORAGE: u32 = 29;
     pub(crate) const ARENA: u32 = 33;
     pub(crate) const INSN_ARRAY: u32 = 34;
     pub(crate) const RHASH: u32 = 35;
+    pub(crate) const BLOOM_FILTER: u32 = 30;
+    pub(crate) const USER_RINGBUF: u32 = 31;
+    pub(crate) const CGRP_STORAGE: u32 = 32;
     /// Those whose values are ids of programs or maps.
     pub(crate) const IDS: [u32; 3] = [PROG_ARRAY, ARRAY_OF_MAPS, HASH_OF_MAPS];
 }
@@ -257,6 +266,21 @@ impl Kernel {
         let (mut key_type, mut value_type) = (own(layout.key_type), own(layout.value_type));
         let (kind, key_size) = (state.kind(small(layout.kind)), small(layout.key_size));
         let mut btf = btf;
+        match kind.number {
+            kind::RINGBUF | kind::USER_RINGBUF => {
+                btf = Some(state.basics.btf.clone());
+                (key_type, value_type) = (state.basics.u64, 0);
+            }
+            // What is asked for is a value; what is there are bits.
+            kind::BLOOM_FILTER => (key_type, value_type) = (value_type, 0),
+            kind::CGRP_STORAGE | kind::INODE_STORAGE | kind::SK_STORAGE => {
+                let both = btfs.with_basics(btf_kva, btf.as_ref());
+                value_type = if both.btf.base().is_some() { value_type } else { 0 };
+                key_type = both.text;
+                btf = Some(both.btf);
+            }
+            _ => {}
+        }
         if let Some((made, key, value)) = state.made.types(kind.number, key_size) {
             // Loaders give these no types, or some that fit what the kernel takes, not what it has.
             (btf, key_type, value_type) = (Some(made), key, value);

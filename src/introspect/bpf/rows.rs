@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::copy::{RawData, RawMap};
-use crate::introspect::contents::{Details, MapData, Values};
+use crate::introspect::contents::{Detail, Details, MapData, Values};
 use crate::introspect::kernel::Kernel;
 use crate::introspect::walk::Walk;
 use crate::mem::Kva;
@@ -54,8 +54,37 @@ impl Rows {
         }
     }
 
+    /// The entry that was found last may be half-changed.
+    pub(super) fn torn_row(&mut self, why: String) {
+        if let Some(row) = self.len().checked_sub(1) {
+            self.torn_at(row, why);
+        }
+    }
+
+    /// The entry in that row may be half-changed.
+    pub(super) fn torn_at(&mut self, row: usize, why: String) {
+        self.torn_rows.entry(row).or_default().push(why);
+    }
+
+    /// How many entries were found.
+    pub(super) fn len(&self) -> usize {
+        self.values.len()
+    }
+
     pub(super) fn incomplete(&mut self, why: impl ToString) {
         self.incomplete.get_or_insert_with(|| why.to_string());
+    }
+
+    /// Something that is known of the map.
+    pub(super) fn detail(&mut self, name: &'static str, fact: impl Into<Detail>) {
+        self.details.push((name, fact.into()));
+    }
+
+    /// What is known of the entry that was found last.
+    pub(super) fn row_details(&mut self, facts: Details) {
+        if let Some(row) = self.len().checked_sub(1) {
+            self.row_details.insert(row, facts);
+        }
     }
 
     /// Takes what a walk found; what it missed makes the map incomplete.

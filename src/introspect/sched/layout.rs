@@ -164,30 +164,48 @@ fn merged(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
     out.into_iter().map(|(start, end)| (start, end - start)).collect()
 }
 
-/// From a task to its cgroup in the default hierarchy: `struct css_set`, `struct cgroup`
-/// (include/linux/cgroup-defs.h), `struct kernfs_node` (include/linux/kernfs.h).
+/// From a cgroup to its path: `struct cgroup` (include/linux/cgroup-defs.h),
+/// `struct kernfs_node` (include/linux/kernfs.h).
+pub(in crate::introspect) struct CgroupNode {
+    pub(in crate::introspect) kn: u64,
+    pub(in crate::introspect) parent: u64,
+    pub(in crate::introspect) name: u64,
+    pub(in crate::introspect) id: u64,
+}
+
+/// From a task to its cgroup in the default hierarchy: `struct css_set`.
 pub(super) struct CgroupLayout {
     /// In the task.
     pub(super) cgroups: u64,
     pub(super) dfl_cgrp: u64,
-    pub(super) kn: u64,
-    pub(super) parent: u64,
-    pub(super) name: u64,
-    pub(super) id: u64,
+    pub(super) node: CgroupNode,
+}
+
+impl CgroupNode {
+    /// Given what finds members of the two structs.
+    pub(in crate::introspect) fn new(
+        cgroup: impl Fn(&str) -> Found<u64>,
+        node: impl Fn(&str) -> Found<u64>,
+    ) -> Found<Self> {
+        Ok(CgroupNode {
+            kn: cgroup("kn")?,
+            // Renamed by 633488947ef6 ("kernfs: Use RCU to access kernfs_node::parent").
+            parent: node("__parent").or_else(|_| node("parent"))?,
+            name: node("name")?,
+            id: node("id")?,
+        })
+    }
 }
 
 impl CgroupLayout {
     fn new(kernel: &Kernel) -> Found<Self> {
         let task = Struct::new(kernel, "struct task_struct")?;
+        let cgroup = Struct::new(kernel, "struct cgroup")?;
         let node = Struct::new(kernel, "struct kernfs_node")?;
         Ok(CgroupLayout {
             cgroups: task.at("cgroups")?,
             dfl_cgrp: Struct::new(kernel, "struct css_set")?.at("dfl_cgrp")?,
-            kn: Struct::new(kernel, "struct cgroup")?.at("kn")?,
-            // Renamed by 633488947ef6 ("kernfs: Use RCU to access kernfs_node::parent").
-            parent: node.at("__parent").or_else(|_| node.at("parent"))?,
-            name: node.at("name")?,
-            id: node.at("id")?,
+            node: CgroupNode::new(|path| cgroup.at(path), |path| node.at(path))?,
         })
     }
 }

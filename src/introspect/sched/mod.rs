@@ -10,7 +10,7 @@
 //! What the bytes mean is found out later, from the same BTF (`snapshot/kernel/`). Members that
 //! only some kernels have are looked for, and what depends on a missing one is left out.
 
-mod layout;
+pub(in crate::introspect) mod layout;
 mod memory;
 mod scheds;
 mod scx;

@@ -2,8 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::layout::CgroupLayout;
+use super::layout::{CgroupLayout, CgroupNode};
 use super::{Copy, MAX_TASKS};
+use crate::introspect::kernel::Kernel;
 use crate::mem::Kva;
 
 /// Levels of cgroups.
@@ -152,16 +153,23 @@ impl Copy<'_> {
         if let Some(place) = known.cgroups.get(&cgroup) {
             return *place;
         }
-        let place = self.read_cgroup(layout, Kva(cgroup)).map(|cgroup| {
+        let place = self.kernel.cgroup_at(&layout.node, Kva(cgroup)).map(|cgroup| {
             self.raw.cgroups.push(cgroup);
             self.raw.cgroups.len() - 1
         });
         known.cgroups.insert(cgroup, place);
         place
     }
+}
 
-    fn read_cgroup(&self, layout: &CgroupLayout, cgroup: Kva) -> Option<Cgroup> {
-        let read = |at: Kva| self.kernel.read_u64(at).ok();
+impl Kernel {
+    /// The cgroup whose `struct cgroup` lies at `cgroup`, if all of its path can be read.
+    pub(in crate::introspect) fn cgroup_at(
+        &self,
+        layout: &CgroupNode,
+        cgroup: Kva,
+    ) -> Option<Cgroup> {
+        let read = |at: Kva| self.read_u64(at).ok();
         let node = Kva(read(cgroup.offset(layout.kn))?);
         let id = read(node.offset(layout.id))?;
         // The root of the hierarchy has no parent, and a name that does not count.
@@ -175,7 +183,7 @@ impl Copy<'_> {
                 return None;
             }
             let name = Kva(read(at.offset(layout.name))?);
-            names.push(self.kernel.read_cstr(name, MAX_NAME).ok()?);
+            names.push(self.read_cstr(name, MAX_NAME).ok()?);
             at = parent;
         }
         names.reverse();

@@ -113,7 +113,8 @@ fn entries(pkg: &mut Package<'_>) {
     )
     .func(
         "contains(self: SnapshotMap, key: any) -> bool",
-        "Whether there is an entry with a key. Also written `key in map`.",
+        "Whether there is an entry with a key. Also written `key in map`. Of a bloom filter, \
+         whether a value may have been put in: false is certain, true is not.",
         |m: Map, key: Dynamic| native(m.contains(&key_arg(&key)?)),
     )
     .func(

@@ -625,6 +625,7 @@ pub(crate) fn kernel_types(t: &mut Types) -> TypeId {
         ("BPF_MAP_TYPE_QUEUE", 22),
         ("BPF_MAP_TYPE_STRUCT_OPS", 26),
         ("BPF_MAP_TYPE_TASK_STORAGE", 29),
+        ("BPF_MAP_TYPE_STACK_TRACE", 7),
         ("BPF_MAP_TYPE_RINGBUF", 27),
     ];
     t.enumeration("bpf_map_type", 4, false, &kinds);

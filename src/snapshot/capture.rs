@@ -9,19 +9,19 @@
 //! The part of the model that knows introspection; `symbols.rs` keeps one of its tables, `ram.rs`
 //! all of memory.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::btf::Btf;
 use crate::introspect::{
-    self, Budget, CpuAt, Dsq, DsqKind, IntrospectError, Kernel, Layout, MapContents, MapData,
-    MapInfo, MapList, Owned, ProgInfo, ProgList, RawMap, RawSched, SchedRequest, ScxSched, TaskAt,
-    Where,
+    self, Budget, CpuAt, Dsq, DsqKind, IntrospectError, Kernel, Layout, MapInfo, MapList, Owned,
+    ProgInfo, ProgList, RawMap, RawSched, SchedRequest, ScxSched, TaskAt, Where,
 };
 use crate::mem::GuestMem;
 
-use super::contents::{CapturedMap, Cast, Contents, Detail, Details, MapAttrs};
+use super::contents::{CapturedMap, Cast, MapAttrs};
+use super::decoded::Decoded;
 use super::error::SnapshotError;
 use super::kernel::unreadable;
 use super::ram;
@@ -518,107 +518,13 @@ fn cast(cast: introspect::Cast) -> Cast {
     Cast { offset, ty, by }
 }
 
-/// Decoded contents, as the model sees them.
-struct Decoded {
-    contents: MapContents,
-    incomplete: Option<String>,
-    details: Details,
-    row_details: BTreeMap<usize, Details>,
-}
-
-impl Decoded {
-    fn new(mut contents: MapContents) -> Decoded {
-        let incomplete = match &mut contents.data {
-            MapData::Unreadable { reason } => Some(std::mem::take(reason)),
-            _ => contents.incomplete.take(),
-        };
-        let details = details(std::mem::take(&mut contents.details));
-        let of_rows = std::mem::take(&mut contents.entry_details).into_iter();
-        let row_details = of_rows.map(|(row, facts)| (row, self::details(facts))).collect();
-        Decoded { contents, incomplete, details, row_details }
-    }
-
-    /// A map that the freeze was not asked for.
-    fn left_out(name: &str) -> Decoded {
-        let reason = format!(
-            "the freeze was asked for other maps only; add {name:?} to its `maps`, or leave \
-             `maps` out"
-        );
-        Decoded::new(MapContents::new(MapData::Unreadable { reason }))
-    }
-}
-
-fn details(facts: introspect::Details) -> Details {
-    let fact = |fact| match fact {
-        introspect::Detail::Number(n) => Detail::Number(n),
-        introspect::Detail::Text(text) => Detail::Text(text),
-    };
-    facts.into_iter().map(|(name, value)| (name.to_owned(), fact(value))).collect()
-}
-
-impl Contents for Decoded {
-    fn rows(&self) -> usize {
-        self.contents.data.len().unwrap_or_default()
-    }
-
-    fn key(&self, row: usize) -> Option<&[u8]> {
-        match &self.contents.data {
-            MapData::Hash { keys, .. } | MapData::PerCpuHash { keys, .. } => keys.get(row),
-            _ => None,
-        }
-    }
-
-    fn value(&self, row: usize) -> Option<&[u8]> {
-        match &self.contents.data {
-            MapData::Array { values } | MapData::Hash { values, .. } => values.get(row),
-            _ => None,
-        }
-    }
-
-    fn cpus(&self) -> Option<usize> {
-        match &self.contents.data {
-            MapData::PerCpuArray { values } | MapData::PerCpuHash { values, .. } => {
-                Some(values.cpus())
-            }
-            _ => None,
-        }
-    }
-
-    fn cpu_value(&self, row: usize, cpu: usize) -> Option<&[u8]> {
-        match &self.contents.data {
-            MapData::PerCpuArray { values } | MapData::PerCpuHash { values, .. } => {
-                values.get(row, cpu)
-            }
-            _ => None,
-        }
-    }
-
-    fn torn(&self) -> &[String] {
-        &self.contents.torn
-    }
-
-    fn torn_row(&self, row: usize) -> &[String] {
-        self.contents.torn_entries.get(&row).map_or(&[], Vec::as_slice)
-    }
-
-    fn incomplete(&self) -> Option<&str> {
-        self.incomplete.as_deref()
-    }
-
-    fn details(&self) -> &[(String, Detail)] {
-        &self.details
-    }
-
-    fn row_details(&self, row: usize) -> &[(String, Detail)] {
-        self.row_details.get(&row).map_or(&[], Vec::as_slice)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::contents::{Contents, Detail};
     use super::*;
-    use crate::introspect::{MapKind, PerCpuValues, Values};
+    use crate::introspect::{MapContents, MapData, MapKind, PerCpuValues, Values};
     use crate::mem::{FakeMem, Kva};
+    use std::collections::BTreeMap;
 
     fn info(id: u32, name: &str, full: Option<&str>, kind: &str, max_entries: u32) -> MapInfo {
         MapInfo {

@@ -15,6 +15,7 @@ mod access;
 mod bloom;
 mod capture;
 mod contents;
+mod decoded;
 mod diff;
 mod dump;
 mod entry;

@@ -10,9 +10,10 @@ mod menagerie;
 mod support;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use cryoscope::introspect::{Budget, Kernel, MapData, MapInfo};
-use cryoscope::snapshot::{KeyArg, Map};
+use cryoscope::snapshot::{KeyArg, Map, Snapshot, SnapshotError};
 use cryoscope::vm::Boot;
 use cryoscope::wire::{Answer, CgroupSet, HeldMap, Op, Prog, Work, WorkKind};
 use support::Guest;
@@ -220,9 +221,32 @@ fn check_other_storage(guest: &Guest, kernel: &Kernel, held: &[HeldMap]) {
     }
 }
 
+/// Entries lead to the maps and programs that the object declares there.
+fn check_what_entries_lead_to(snap: &Arc<Snapshot>) -> Result<(), SnapshotError> {
+    let leads = |outer: &str, key: i128| {
+        let inner = snap.map(outer)?.get(&KeyArg::Number(key))?.inner_map()?;
+        Ok::<_, SnapshotError>((inner.name().to_owned(), inner.len()?))
+    };
+    for (outer, key, inner) in
+        [("outer_array", 1, "inner_a"), ("outer_array", 4, "inner_b"), ("outer_hash", 0, "inner_b")]
+    {
+        assert_eq!(leads(outer, key)?, (inner.to_owned(), 3), "{outer}[{key}]");
+    }
+    let programs = snap.map("programs")?;
+    for (key, name) in [(2, "tail_one"), (7, "tail_two")] {
+        assert_eq!(programs.get(&KeyArg::Number(key))?.prog()?.state().name, name);
+    }
+    let e = programs.at(0)?.inner_map().unwrap_err().to_string();
+    assert_eq!(
+        e,
+        "expected an entry of a map of maps, found one of \"programs\", which is of kind \
+         prog_array"
+    );
+    Ok(())
+}
+
 /// Of what was put into a filter all may be in it, and of the rest not much.
-fn check_blooms(guest: &Guest) {
-    let snap = menagerie::snapshot(guest);
+fn check_blooms(snap: &Arc<Snapshot>) {
     let filter = snap.map("bloom").unwrap_or_else(|e| panic!("{e}"));
     let may = |filter: &Map, key: KeyArg| filter.contains(&key).unwrap_or_else(|e| panic!("{e}"));
     assert!((0..200).all(|i| may(&filter, KeyArg::Number(2 * i))));
@@ -266,7 +290,9 @@ fn zoo(spec: &str, boot: fn(&cryoscope::kernel::KernelImage) -> Boot, topology: 
     assert!(entries > 20_000, "only {entries} entries were compared");
     check_queues(&kernel, &held);
     check_ring(&kernel, &held);
-    check_blooms(&guest);
+    let snap = menagerie::snapshot(&guest);
+    check_blooms(&snap);
+    check_what_entries_lead_to(&snap).unwrap_or_else(|e| panic!("{e}"));
     let groups = check_cgroup_storage(&kernel, &held);
     assert!(groups > 50, "only {groups} cgroups have storage");
     check_other_storage(&guest, &kernel, &held);

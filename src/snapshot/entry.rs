@@ -6,6 +6,7 @@ use std::fmt;
 use super::access::{Field, Side};
 use super::contents::{Contents, Detail};
 use super::error::{SnapshotError, SnapshotResult};
+use super::kernel::{Prog, unreadable};
 use super::map::Map;
 use super::value::Scalar;
 
@@ -81,6 +82,49 @@ impl Entry {
     /// As [`Entry::value`] and [`Field::get`].
     pub fn get(&self, path: &str) -> SnapshotResult<Field> {
         self.value()?.get(path)
+    }
+
+    /// The map that this entry of a map of maps leads to.
+    ///
+    /// # Errors
+    /// [`SnapshotError::TypeMismatch`] in maps of other kinds;
+    /// [`SnapshotError::MapRenderIncomplete`] when there was no such map any more.
+    pub fn inner_map(&self) -> SnapshotResult<Map> {
+        let id = self.leads_to(&["array_of_maps", "hash_of_maps"], "a map of maps")?;
+        let maps = self.map.snapshot().maps()?;
+        let found = maps.into_iter().find(|map| u64::from(map.attrs().id) == id);
+        found.ok_or_else(|| self.gone("map", id))
+    }
+
+    /// The program that this entry of an array of programs leads to.
+    ///
+    /// # Errors
+    /// As [`Entry::inner_map`] and [`Snapshot::progs`](super::Snapshot::progs).
+    pub fn prog(&self) -> SnapshotResult<Prog> {
+        let id = self.leads_to(&["prog_array"], "an array of programs")?;
+        let progs = self.map.snapshot().progs()?;
+        let found = progs.into_iter().find(|prog| u64::from(prog.state().id) == id);
+        found.ok_or_else(|| self.gone("program", id))
+    }
+
+    /// The id that is the value in maps of these kinds.
+    fn leads_to(&self, kinds: &[&str], what: &str) -> SnapshotResult<u64> {
+        let kind = self.map.attrs().kind.as_str();
+        if kinds.contains(&kind) {
+            return self.value()?.as_u64();
+        }
+        Err(SnapshotError::TypeMismatch {
+            expected: format!("an entry of {what}"),
+            actual: format!("one of {:?}, which is of kind {kind}", self.map.name()),
+            requested: String::new(),
+        })
+    }
+
+    fn gone(&self, what: &str, id: u64) -> SnapshotError {
+        unreadable(
+            format!("the {what} behind {}[{}]", self.map.name(), self.key_text()),
+            format!("no {what} of id {id} was there any more when they were listed"),
+        )
     }
 
     /// The same entry as one CPU sees it.

@@ -253,6 +253,18 @@ pub(super) fn register_entry(pkg: &mut Package<'_>) {
         |e: Entry| strings(e.torn()),
     )
     .func(
+        "map(self: SnapshotEntry) -> SnapshotMap",
+        "The map that an entry of a map of maps leads to; its value is that map's id. Throws \
+         `TypeMismatch` in other maps.",
+        |e: Entry| native(e.inner_map()),
+    )
+    .func(
+        "prog(self: SnapshotEntry) -> SnapshotProg",
+        "The program that an entry of an array of programs leads to. Throws `TypeMismatch` in \
+         other maps.",
+        |e: Entry| native(e.prog()),
+    )
+    .func(
         "details(self: SnapshotEntry) -> map",
         "What the kernel keeps of the entry beside key and value, by name: a cgroup's id, where a \
          socket leads. Empty for most kinds.",

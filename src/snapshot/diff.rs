@@ -1,8 +1,10 @@
 //! What changed from one snapshot to another, value by value.
 //!
-//! Maps are matched by name, entries by key, values member by member and element by element.
+//! Maps are matched by name, tasks by number, entries by key, values member by member and element by element.
 //! What is equal byte for byte is not looked into. Addresses differ from boot to boot and say
 //! little, so they are left out unless asked for.
+
+mod kernel;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -115,6 +117,7 @@ impl Snapshot {
                 }
             }
         }
+        out.kernel(self, newer);
         Ok(out.diff)
     }
 }

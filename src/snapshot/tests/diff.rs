@@ -1,7 +1,7 @@
 //! What changed from one snapshot to another.
 
 use crate::btf::testing::Builder;
-use crate::snapshot::testing::{Object, Rows, bytes, meta, sample};
+use crate::snapshot::testing::{Object, Rows, bytes, changed, made_up, meta, sample};
 use crate::snapshot::{Meta, Snapshot};
 use std::sync::Arc;
 
@@ -70,4 +70,27 @@ fn maps_that_come_and_go_and_what_was_not_captured_are_told() {
     );
     let late = Snapshot::placeholder(meta("late"), "no");
     assert_eq!(small.diff(&late, false).unwrap_err().kind(), "PlaceholderSnapshot");
+}
+
+#[test]
+fn the_kernels_state_is_compared_by_number_and_name() {
+    let old = changed(|_| {});
+    assert_eq!(old.diff(&changed(|_| {}), false).unwrap().to_string(), "");
+    let new = changed(|machine| machine.detach());
+    let text = old.diff(&new, false).unwrap().to_string();
+    assert_eq!(
+        text,
+        "- dsqs[7]: dsq 7: 2 tasks [41, 42]\n\
+         - dsqs[bypass:0]: dsq bypass:0: 0 tasks []\n\
+         - dsqs[bypass:1]: dsq bypass:1: 0 tasks []\n\
+         - dsqs[global]: dsq global: 0 tasks []\n\
+         ~ sched.state: enabled → disabled\n"
+    );
+    let bare = sample();
+    let text = bare.diff(&old, false).unwrap().to_string();
+    assert!(text.ends_with("? the kernel's state: it was copied only after\n"), "{text}");
+    let asked = made_up(true);
+    assert_eq!(asked.diff(&old, false).unwrap().to_string(), "", "of bytes nothing is known");
+    let text = asked.diff(&old, true).unwrap().to_string();
+    assert!(text.starts_with("- kernel(\"jiffies_64\"): 0x08dbfeff"), "{text}");
 }

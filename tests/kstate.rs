@@ -454,6 +454,12 @@ fn kstate(spec: &str, boot: fn(&cryoscope::kernel::KernelImage) -> Boot) {
         assert_eq!(read(&task), said(&guest, pid));
     }
     let kthreadd = snap.task(2).unwrap_or_else(|e| panic!("{e}"));
+    let e = kthreadd.schedstats().unwrap_err().to_string();
+    assert_eq!(
+        e,
+        "the statistics of task 2 could not be read: the kernel was not told to count them \
+         (kernel.sched_schedstats is 0): declare the scenario with the option schedstats: true"
+    );
     assert_eq!(
         (kthreadd.comm().as_deref(), kthreadd.class().as_deref()),
         (Ok("kthreadd"), Ok("ext"))
@@ -600,7 +606,9 @@ fn cpus_without_queues(snap: &Arc<Snapshot>) -> Result<(), SnapshotError> {
 
 /// What a script's author writes, on a machine that was booted for it.
 const SCRIPT: &str = r#"
-scenario("the kernel's own view", #{ scheduler: "FIFO", topology: "1n1l2c1t" }, |t| {
+scenario("the kernel's own view", #{
+    scheduler: "FIFO", topology: "1n1l2c1t", schedstats: true,
+}, |t| {
     let hot = t.new_cgroup("hot");
     let pids = hot.start(#{ work: "spin", count: 4 });
     t.hold("500ms");
@@ -617,6 +625,17 @@ scenario("the kernel's own view", #{ scheduler: "FIFO", topology: "1n1l2c1t" }, 
         expect(task["se.sum_exec_runtime"]).gt(0);
         expect(snap.map("task_ctx").get(task.tid).comm, "the scheduler's name for it").eq(task.comm);
     }
+    let sleeper = t.start(#{ work: "sleep", period: "10ms" })[0];
+    t.hold("300ms");
+    let counted = t.freeze("counted").task(sleeper).schedstats();
+    let later = t.exec(["cat", `/proc/${sleeper}/sched`]).stdout;
+    let line = later.split("\n").find(|l| l.starts_with("nr_wakeups "));
+    expect(type_of(line), later).eq("string");
+    let number = line.split(":")[1];
+    number.trim();
+    expect(counted.nr_wakeups, "wake-ups of the sleeper").between(5, parse_int(number));
+    let cpu = snap.cpu(0).schedstats();
+    expect(cpu.sched_count, "times that CPU 0 chose a task").gt(0);
     expect(snap.sched().state).eq("enabled");
     expect(snap.sched().ops).eq(t.scheduler.ops);
     expect(snap.sched().counters().keys().len).gt(5);

@@ -34,8 +34,13 @@ const OPTIONS: &[&str] = &[
     "allow_inconclusive",
     "requires",
     "kargs",
+    "schedstats",
+    "bpf_stats",
     "include_files",
 ];
+/// Options that have the kernel count, and how it is told.
+const COUNTING: [(&str, &str); 2] =
+    [("schedstats", "kernel.sched_schedstats"), ("bpf_stats", "kernel.bpf_stats_enabled")];
 /// Options that are planned.
 const LATER: &[&str] = &["samples", "matrix", "expect_fail", "stats"];
 
@@ -59,7 +64,8 @@ pub(crate) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {
         "scenario(name: string, opts: map, body: closure)",
         "Declares a scenario with options: `scheduler`, `topology`, `memory`, `kernel`, `boot`, \
          `duration`, `tags`, `timeout`, `expect_exit`, `allow_inconclusive`, `requires`, `kargs`, \
-         `include_files`.",
+         `include_files`; `schedstats: true` and `bpf_stats: true` have the kernel count what it \
+         does not count otherwise.",
         move |ctx: NativeCallContext<'_>, name: &str, opts: Map, body: FnPtr| {
             scenario(&s, &ctx, name, &opts, &body)
         },
@@ -285,6 +291,11 @@ pub(crate) fn options(what: &'static str, map: &Map) -> Result<ScenarioOptions, 
         name.parse::<Capability>().map_err(|e| read.wrong("requires", e))?;
     }
     set(&mut out.kargs, read.strings("kargs")?);
+    for (option, sysctl) in COUNTING {
+        if read.flag(option)? == Some(true) {
+            out.kargs.push(format!("sysctl.{sysctl}=1"));
+        }
+    }
     set(&mut out.include_files, read.paths("include_files")?);
     Ok(out)
 }

@@ -430,6 +430,7 @@ fn kernel_state(raw: RawSched, owned: Vec<Owned>, of: OfKernel, asked: bool) -> 
         tasks_incomplete: raw.tasks_incomplete,
         cgroups: raw.cgroups.into_iter().map(|c| (c.id, c.path)).collect(),
         classes: raw.classes,
+        schedstats: raw.schedstats,
         scx: raw.scx.map(|scx| ScxState {
             state: scx.state,
             scheds: scx.scheds.into_iter().zip(owned).map(sched_state).collect(),

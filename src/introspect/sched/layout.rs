@@ -92,7 +92,9 @@ pub(super) struct TaskLayout {
 }
 
 /// Members of a task that are copied even where there is no room for all of it.
-const NEEDED: [&str; 27] = [
+const NEEDED: [&str; 29] = [
+    "stats",
+    "sched_info",
     "thread_info",
     "__state",
     "state",

@@ -83,6 +83,8 @@ pub struct RawSched {
     pub variables: Vec<Variable>,
     /// Scheduling classes by their address: `("fair", ..)`.
     pub classes: Vec<(u64, String)>,
+    /// Whether the kernel counts what `kernel.sched_schedstats` tells it to; `None` when it cannot.
+    pub schedstats: Option<bool>,
     /// Why there is nothing at all.
     pub unreadable: Option<String>,
 }
@@ -117,6 +119,10 @@ impl Kernel {
         };
         if request.state {
             copy.raw.classes.clone_from(&state.layout.classes);
+            // A static key, whose first word is how many want it.
+            let counts = self.symbols().get("sched_schedstats");
+            let counts = counts.and_then(|at| self.read_u32(at).ok());
+            copy.raw.schedstats = counts.map(|enabled| enabled as i32 > 0);
             copy.cpus();
             copy.tasks();
             copy.scx();

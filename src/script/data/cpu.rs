@@ -33,6 +33,13 @@ pub(super) fn register(pkg: &mut Package<'_>) {
             "The time it spent so far in nanoseconds: `user`, `system`, `idle`, .. The kernel adds \
              to them at its ticks, so they are a little behind, and on an idle CPU more than that.",
             |c: Cpu| native(c.cpustat()).map(numbers),
+        )
+        .func(
+            "schedstats(self: SnapshotCpu) -> map",
+            "What the kernel counted of its runqueue, by the names of `struct rq` \
+             (`sched_count`, `ttwu_count`, `run_delay`, ..). Throws `MapRenderIncomplete` unless \
+             the scenario has the option `schedstats: true`.",
+            |c: Cpu| native(c.schedstats()).map(numbers),
         );
     reading(pkg);
     executing(pkg);

@@ -34,7 +34,7 @@ pub(super) fn register(pkg: &mut Package<'_>) {
     .getter(
         "run_count(self: SnapshotProg) -> int|U64",
         "How often it ran, on all CPUs. Throws `MapRenderIncomplete` unless the kernel counts: \
-         `kargs: [\"sysctl.kernel.bpf_stats_enabled=1\"]`.",
+         the scenario option `bpf_stats: true`.",
         |p: Prog| -> Native<Dynamic> { Ok(U64::dynamic(native(p.runs())?.0)) },
     )
     .getter(

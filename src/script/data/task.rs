@@ -6,7 +6,7 @@ use crate::script::register::Package;
 use crate::script::values::{U64, incomparable};
 use crate::snapshot::Task;
 
-use super::{native, value_of};
+use super::{native, numbers, value_of};
 
 pub(super) fn register(pkg: &mut Package<'_>) {
     pkg.ty::<Task>(
@@ -115,6 +115,13 @@ fn how(pkg: &mut Package<'_>) {
         "runnable(self: SnapshotTask) -> bool",
         "Whether it is on a runqueue: it runs, or waits for a CPU.",
         |t: Task| native(t.is_runnable()),
+    )
+    .func(
+        "schedstats(self: SnapshotTask) -> map",
+        "What the kernel counted of it (`wait_sum`, `nr_wakeups`, ..), as in `/proc/PID/sched`; \
+         times in nanoseconds. Throws `MapRenderIncomplete` unless the scenario has the option \
+         `schedstats: true`.",
+        |t: Task| native(t.schedstats()).map(numbers),
     )
     .getter(
         "on_cpu(self: SnapshotTask) -> bool",

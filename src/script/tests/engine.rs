@@ -43,7 +43,7 @@ scenario(\"all\", #{
         include: \"inc\", defines: [\"X=1\"], staged: #{ \"f\": \"/f\" }, env: #{ A: 1 } },
     topology: \"1n2l2c1t\", memory: \"1G\", kernel: \"debian:7.2\", boot: \"bzimage\",
     duration: \"4s\", tags: [\"smoke\", \"x\"], timeout: \"1m\", expect_exit: \"stall\",
-    allow_inconclusive: true, requires: [\"llcs\"], kargs: [\"quiet\"],
+    allow_inconclusive: true, requires: [\"llcs\"], kargs: [\"quiet\"], bpf_stats: true,
     include_files: #{ \"data.bin\": \"/data.bin\" },
 }, |t| {});
 scenario(\"short\", #{ scheduler: \"x.bpf.o\" }, |t| {});
@@ -64,7 +64,10 @@ scenario(\"none\", |t| {});";
     assert_eq!((&all.expect_exit, all.allow_inconclusive), (&ExpectExit::Stall, true));
     assert_eq!(
         (all.requires.as_slice(), all.kargs.as_slice()),
-        (&["llcs".to_string()][..], &["quiet".to_string()][..])
+        (
+            &["llcs".to_string()][..],
+            &["quiet", "sysctl.kernel.bpf_stats_enabled=1"].map(str::to_owned)[..]
+        )
     );
     assert_eq!(all.include_files, [("data.bin".into(), "/data.bin".into())]);
     assert_eq!(decls[1].options.scheduler.src, "x.bpf.o");

@@ -23,6 +23,7 @@ mod prog;
 mod registers;
 mod sched;
 mod stack;
+mod stats;
 mod task;
 mod unwind;
 mod vars;
@@ -143,6 +144,9 @@ pub struct KernelState {
     pub cgroups: Vec<(u64, String)>,
     /// Scheduling classes by address.
     pub classes: Vec<(u64, String)>,
+    /// Whether the kernel was told to count for `schedstats`.
+    #[serde(default)]
+    pub schedstats: Option<bool>,
     /// sched_ext; `None` when the kernel was built without it.
     pub scx: Option<ScxState>,
     /// Every dispatch queue.
@@ -210,6 +214,7 @@ impl KernelState {
             tasks_incomplete: self.tasks_incomplete.clone(),
             cgroups: self.cgroups.clone(),
             classes: self.classes.clone(),
+            schedstats: self.schedstats,
             scx: self.scx.clone(),
             dsqs: self.dsqs.clone(),
             variables: self.variables.clone(),

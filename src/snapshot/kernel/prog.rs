@@ -82,7 +82,7 @@ impl Prog {
             unreadable(
                 self.name(),
                 "the kernel does not count runs of programs; have it do so with the scenario \
-                 option kargs: [\"sysctl.kernel.bpf_stats_enabled=1\"]",
+                 option bpf_stats: true",
             )
         })
     }

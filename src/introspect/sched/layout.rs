@@ -92,9 +92,8 @@ pub(super) struct TaskLayout {
 }
 
 /// Members of a task that are copied even where there is no room for all of it.
-const NEEDED: [&str; 29] = [
+const NEEDED: [&str; 28] = [
     "stats",
-    "sched_info",
     "thread_info",
     "__state",
     "state",

@@ -83,6 +83,28 @@ fn the_examples_of_our_modules_run_and_judge() {
 }
 
 #[test]
+fn the_scripts_of_the_book_run() {
+    let book = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/snapshots.md");
+    let book = fs::read_to_string(book).unwrap();
+    let scripts: Vec<&str> = book
+        .split("```rhai\n")
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap_or_default())
+        .collect();
+    assert!(scripts.len() >= 7, "{}", scripts.len());
+    for script in scripts {
+        let text = format!(
+            "scenario(\"x\", |t| {{\nt.start(#{{ work: \"spin\", count: 4 }});\nlet snap = t.freeze(\"loaded\");\nexpect(snap.tag).eq(\"loaded\");\n{script}\n}});"
+        );
+        let bench = Bench::new();
+        let decl = &bench.collect(&text).unwrap_or_else(|e| panic!("{e}"))[0];
+        let lab = FakeLab::of(decl).with_fifo().with_kernel();
+        let ran = Bench::with(lab).run_as(&text, 0, "x");
+        assert_eq!(ran.outcome, Outcome::Pass, "{script}: {ran:#?}");
+    }
+}
+
+#[test]
 fn a_check_of_ours_that_fails_names_the_authors_line() {
     let cases = [
         (

@@ -4,6 +4,7 @@
 //! the captured bytes again. Types and offsets come from the guest: a type that says more than
 //! there are bytes is an error, never a read past the end.
 
+mod arena;
 mod cpus;
 mod pointer;
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{Base, Field, Type};
+use super::{Base, Field, Type, arena};
 use crate::btf::{Btf, Kind, Shape, TypeId};
 use crate::snapshot::Cast;
 use crate::snapshot::error::SnapshotResult;
@@ -12,6 +12,8 @@ use crate::snapshot::path;
 
 /// Bytes of a pointer, and of a number that is one.
 const POINTER: u64 = 8;
+/// Addresses below are user space's (Documentation/arch/x86/x86_64/mm.rst).
+const KERNEL: u64 = 1 << 63;
 /// Tags and qualifiers that one pointer has, at most.
 const MAX_TAGS: usize = 32;
 
@@ -42,7 +44,14 @@ impl Field {
         if let Some(no) = self.typed().and_then(|(btf, at)| elsewhere(btf, at.ty)) {
             return Err(self.mismatch("a pointer into the kernel's memory", no.to_owned()));
         }
-        let place = from.follow(self.as_u64()?, &self.path)?;
+        let address = self.as_u64()?;
+        let place = from.follow(address, &self.path)?;
+        if address < KERNEL
+            && let Some(field) =
+                arena::lookup(self.snapshot(), address, (btf.clone(), to), &self.path)
+        {
+            return Ok(field);
+        }
         // Of a struct that was copied in part, members are asked for one by one.
         place.bytes(0, 1, &self.path)?;
         Ok(Field { path: self.path.clone(), ..Field::of_kernel(place, Some((btf, to))) })
@@ -110,6 +119,11 @@ impl Field {
         let at = self.as_u64()?;
         let own = self.typed().and_then(|(btf, _)| Some(self.meant(btf, btf.find_c(ty)?)));
         let field = match own {
+            Some((btf, ty)) if at != 0 && at < KERNEL => {
+                let found = arena::lookup(self.snapshot(), at, (btf, ty), &Arc::from(""));
+                let why = "an address of user space, and no captured arena has a page there";
+                found.ok_or_else(|| self.mismatch("an address of the kernel's", why.to_owned()))?
+            }
             Some(own) => {
                 let what = format!("the {ty} at {at:#x}");
                 let place = Place::new(self.snapshot(), what, at, 0).follow(at, &self.path)?;

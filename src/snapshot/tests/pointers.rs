@@ -143,3 +143,44 @@ fn masks_and_flags_are_shown_as_such() {
     assert!(shows("mask", "CPUs 0-3,8"), "{dump}");
     assert!(shows("flags", "0x3"), "{dump}");
 }
+
+/// A scheduler whose list lies in an arena, across two pages.
+#[test]
+fn pointers_into_an_arena_lead_to_its_pages() {
+    const START: u64 = 0x7f12_0000_5000;
+    let mut b = Builder::new();
+    let u64_ = b.int("unsigned long", 8, false);
+    let node = b.next_id() + 2;
+    let arena = b.type_tag("arena", node);
+    let next = b.ptr(arena);
+    let made = b.structure("thing", 16, &[("value", u64_, 0), ("next", next, 64)]);
+    assert_eq!(made, node);
+    let first = b.var("first", next);
+    let number = b.var("number", u64_);
+    let bss = b.datasec(".bss", 16, &[(first, 0, 8), (number, 8, 8)]);
+    let page = |at: usize, value: u64, next: u64| {
+        let mut page = vec![0; 4096];
+        page[at..at + 16].copy_from_slice(&bytes![value, next]);
+        page
+    };
+    let mut o = Object { btf: Some(b.parse()), maps: Vec::new() };
+    let section = bytes![START + 0x10, (START + 0x2ff0) & 0xffff_ffff];
+    o.map("a.bss", "array", (0, bss), Rows { values: vec![section], ..Rows::default() });
+    let pages = Rows {
+        keys: Some(vec![bytes![START], bytes![START + 0x2000]]),
+        values: vec![page(0x10, 7, (START + 0x2ff0) & 0xffff_ffff), page(0xff0, 8, START + 0x1000)],
+        ..Rows::default()
+    };
+    o.map("heap", "arena", (u64_, 0), pages);
+    let kernel = KernelState { btf: Some(kernel_types()), ..KernelState::default() };
+    let snap = Snapshot::with_kernel(meta("p"), o.maps, Vec::new(), kernel);
+    let number = |path: &str| snap.global(path).unwrap().as_u64().unwrap();
+    assert_eq!((number("first.value"), number("first.next.value")), (7, 8));
+    let origin = snap.global("first.next.value").unwrap().origin().to_string();
+    let page = format!("heap[{}].first.next.value ", START + 0x2000);
+    assert!(origin.starts_with(&page), "{origin}");
+    let error = text(snap.global("first.next.next.value"));
+    assert!(error.contains("was not copied"), "a page that is not there: {error}");
+    let cast = snap.global("number").unwrap().as_ptr("struct thing").unwrap();
+    assert_eq!(cast.get("value").unwrap().as_u64(), Ok(8));
+}

@@ -90,7 +90,10 @@ impl Voice {
     /// Tells an error.
     pub(super) fn error(&self, error: &ScriptError) {
         // It is clean already.
-        let text = error.to_string();
+        let mut text = error.to_string();
+        if self.inner.interactive {
+            text = wrapped(&text, self.style().width);
+        }
         let text = match text.strip_prefix("error") {
             Some(rest) => format!("{}{rest}", self.style().paint(Colour::Red, "error")),
             None => text,
@@ -251,6 +254,38 @@ fn height() -> usize {
     size.ok().map(|size| size.ws_row.into()).filter(|rows| *rows > 0).unwrap_or(LINES)
 }
 
+/// An error's sentences, broken between words where a terminal would break them anywhere. The
+/// author's own lines are left alone.
+fn wrapped(text: &str, width: usize) -> String {
+    let mut out = String::new();
+    let mut quoting = false;
+    for (i, line) in text.lines().enumerate() {
+        let begins = line.trim_start();
+        quoting = (quoting || begins.starts_with("-->")) && !begins.starts_with("= ");
+        if i > 0 {
+            out.push('\n');
+        }
+        if quoting {
+            out.push_str(line);
+            continue;
+        }
+        let mut used = 0;
+        for (n, word) in line.split(' ').enumerate() {
+            let len = word.chars().count();
+            if n > 0 && used + 1 + len > width {
+                out.push_str("\n  ");
+                used = 2;
+            } else if n > 0 {
+                out.push(' ');
+                used += 1;
+            }
+            out.push_str(word);
+            used += len;
+        }
+    }
+    out
+}
+
 /// As much of a text as fits on a screen, and how much does not.
 fn cut(text: &str, rows: usize, width: usize) -> String {
     let room = rows.saturating_sub(LEFT).max(5);
@@ -270,6 +305,16 @@ fn cut(text: &str, rows: usize, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errors_break_between_words_and_quote_as_it_is() {
+        let text = "error: there is no such thing here\n --> input 1:1:5\n  |\n1 | a long line of code\n  = help: \
+                    write another one";
+        let want = "error: there is no\n  such thing here\n --> input 1:1:5\n  |\n1 | a long line of code\n  \
+                    = help: write\n  another one";
+        assert_eq!(wrapped(text, 20), want);
+        assert_eq!(wrapped("unbreakablewordofalllengths", 10), "unbreakablewordofalllengths");
+    }
 
     #[test]
     fn values_are_cut_to_the_screen() {

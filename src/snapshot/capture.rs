@@ -109,7 +109,7 @@ pub struct Capturer {
     /// Memory to copy all of the guest's into.
     room: Mutex<Vec<u8>>,
     /// What programs prove of numbers in maps.
-    casts: Mutex<Casts>,
+    casts: Mutex<Arc<Casts>>,
 }
 
 /// By id and address of the map.
@@ -130,12 +130,6 @@ impl Capturer {
     #[must_use]
     pub fn release(&self) -> &str {
         self.kernel.release()
-    }
-
-    /// One more than the highest number a CPU of this machine can have.
-    #[must_use]
-    pub fn cpus(&self) -> u32 {
-        self.kernel.nr_cpu_ids()
     }
 
     /// Does beforehand, while the machine runs, what makes [`Capturer::capture`] short: faults in
@@ -176,7 +170,7 @@ impl Capturer {
         let found = self.kernel.casts(maps, budget).unwrap_or_default();
         let found = found.into_iter().map(|casts| casts.into_iter().map(cast).collect());
         let mut casts = self.casts.lock().unwrap_or_else(PoisonError::into_inner);
-        *casts = maps.iter().map(|map| (map.id, map.kva.0)).zip(found).collect();
+        *casts = Arc::new(maps.iter().map(|map| (map.id, map.kva.0)).zip(found).collect());
     }
 
     fn room(&self) -> MutexGuard<'_, Vec<u8>> {
@@ -315,7 +309,7 @@ pub struct RawCapture {
     registers: (Vec<CpuRegisters>, Option<String>),
     /// All of memory, if that was asked for.
     ram: Option<Result<ram::Copied, String>>,
-    casts: Casts,
+    casts: Arc<Casts>,
     took: Duration,
 }
 
@@ -596,7 +590,7 @@ mod tests {
             owned: Vec::new(),
             registers: (Vec::new(), None),
             ram: None,
-            casts: Casts::new(),
+            casts: Arc::default(),
             took: Duration::ZERO,
         };
         assert_eq!(raw.bytes(), 0);

@@ -195,7 +195,6 @@ impl Kernel {
         if layout.lock.is_some_and(|lock| number(lock) != 0) {
             rows.torn("its lock is held".into());
         }
-        budget.take(size)?;
         let mut value = vec![0; size as usize];
         for i in 0..fits {
             let slot = (tail + i) % slots;
@@ -232,11 +231,7 @@ impl Kernel {
     fn trie(&self, layout: &TrieLayout, map: &MapInfo, budget: &mut Budget) -> Found {
         /// `LPM_TREE_NODE_FLAG_IM`.
         const BRANCH: u64 = 1;
-        let field = |at: At| {
-            let mut raw = vec![0; at.offset + at.size];
-            self.read(map.kva, &mut raw).map_err(text)?;
-            Ok::<u64, String>(at.read(&raw).unwrap_or(0))
-        };
+        let field = |at: At| self.member(map.kva, at).map_err(text);
         let data = field(layout.data_size)? as usize;
         let (key_size, value_size) = (map.key_size as usize, map.value_size as usize);
         if data == 0 || data + 4 != key_size {

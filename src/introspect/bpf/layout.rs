@@ -31,7 +31,7 @@ impl At {
 
 impl Kernel {
     /// The number that a member of the struct at `base` holds.
-    pub(super) fn member(&self, base: Kva, member: At) -> Result<u64, ReadError> {
+    pub(in crate::introspect) fn member(&self, base: Kva, member: At) -> Result<u64, ReadError> {
         let mut raw = [0; 8];
         let size = member.size.min(raw.len());
         self.read(base.offset(member.offset as u64), &mut raw[..size])?;

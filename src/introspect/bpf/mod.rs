@@ -32,7 +32,7 @@ pub use progs::{ProgInfo, ProgList, Runs};
 
 use super::error::IntrospectError;
 use super::kernel::Kernel;
-use crate::btf::{Basics, Btf, TypeId};
+use crate::btf::{Btf, TypeId};
 use crate::mem::Kva;
 use btfs::BtfCache;
 use buffers::Buffers;
@@ -154,8 +154,6 @@ pub(crate) struct BpfState {
     kinds: Vec<(u32, String)>,
     /// Types of maps that have pointers where the syscall gives something else.
     made: Made,
-    /// Types of maps that have none.
-    basics: Basics,
     caches: Mutex<Caches>,
 }
 
@@ -172,8 +170,8 @@ impl BpfState {
         let buffers = Buffers::default();
         let (kinds, caches) =
             (names::enumerators(btf, "enum bpf_map_type", "BPF_MAP_TYPE_"), Mutex::default());
-        let (made, basics) = (Made::new(), Basics::new(None));
-        Ok(BpfState { layouts, buffers, kinds, made, basics, caches })
+        let made = Made::new();
+        Ok(BpfState { layouts, buffers, kinds, made, caches })
     }
 
     fn caches(&self) -> MutexGuard<'_, Caches> {
@@ -267,10 +265,6 @@ impl Kernel {
         let (kind, key_size) = (state.kind(small(layout.kind)), small(layout.key_size));
         let mut btf = btf;
         match kind.number {
-            kind::RINGBUF | kind::USER_RINGBUF => {
-                btf = Some(state.basics.btf.clone());
-                (key_type, value_type) = (state.basics.u64, 0);
-            }
             // What is asked for is a value; what is there are bits.
             kind::BLOOM_FILTER => (key_type, value_type) = (value_type, 0),
             kind::CGRP_STORAGE | kind::INODE_STORAGE | kind::SK_STORAGE => {

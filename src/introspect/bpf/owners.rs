@@ -88,19 +88,15 @@ impl Kernel {
 
     /// The programs that a STRUCT_OPS map calls.
     fn linked(&self, layout: &LinkLayout, map: Kva) -> Result<Vec<Kva>, IntrospectError> {
-        let number = |at: At| {
-            let mut raw = vec![0; at.size];
-            self.read(map.offset(at.offset as u64), &mut raw)?;
-            Ok::<u64, IntrospectError>(At { offset: 0, ..at }.read(&raw).unwrap_or(0))
-        };
-        let (links, count) = (number(layout.links)?, number(layout.count)?.min(MAX_LINKS));
+        let links = self.member(map, layout.links)?;
+        let count = self.member(map, layout.count)?.min(MAX_LINKS);
         let mut raw = vec![0; count as usize * 8];
         self.read(Kva(links), &mut raw)?;
         let mut out = Vec::new();
         for link in raw.as_chunks().0.iter().map(|b| u64::from_le_bytes(*b)) {
             // Operations that the scheduler does not have.
             if link != 0 {
-                out.push(Kva(self.read_u64(Kva(link).offset(layout.prog.offset as u64))?));
+                out.push(Kva(self.member(Kva(link), layout.prog)?));
             }
         }
         Ok(out)

@@ -145,15 +145,10 @@ impl Kernel {
         at: Kva,
         counts_runs: bool,
     ) -> Result<ProgInfo, IntrospectError> {
-        let read = |member: At| {
-            let mut raw = vec![0; member.size];
-            self.read(at.offset(member.offset as u64), &mut raw)?;
-            Ok::<u64, IntrospectError>(At { offset: 0, ..member }.read(&raw).unwrap_or(0))
-        };
         let aux = self.prog_aux(layout, at)?;
         let number = |member: At| member.read(&aux).unwrap_or(0);
         let name = super::text_at(&aux, more.name);
-        let kind = read(more.kind)? as u32;
+        let kind = self.member(at, more.kind)? as u32;
         let known = more.kinds.iter().find(|(n, _)| *n == kind);
         let mut incomplete = None;
         let used = self.used_maps(layout, &aux);
@@ -165,7 +160,7 @@ impl Kernel {
             incomplete = Some(format!("the maps it uses: {e}"));
             (Vec::new(), Vec::new())
         });
-        let stats = counts_runs.then(|| self.runs(more, read(more.stats)?)).transpose();
+        let stats = counts_runs.then(|| self.runs(more, self.member(at, more.stats)?)).transpose();
         let runs = stats.unwrap_or_else(|e| {
             incomplete.get_or_insert_with(|| format!("its runs: {e}"));
             None

@@ -19,6 +19,8 @@ const REGS: usize = 11;
 const FRAME: usize = 10;
 /// Slots of eight bytes in a frame (`MAX_BPF_STACK`).
 const SLOTS: usize = 64;
+/// Places where ways meet of which what is known is kept; each takes two kilobytes.
+const MAX_MEETINGS: usize = 8 << 10;
 /// `BPF_PSEUDO_CALL`: a function of the program's own.
 const CALL: u8 = 1;
 /// Instructions that are looked at, over all rounds, for each that there is.
@@ -204,6 +206,9 @@ impl<W: World> Flow<'_, W> {
     /// Follows all ways until nothing changes.
     fn settle(&mut self) -> Option<()> {
         while let Some(start) = self.work.pop() {
+            if self.at.len() > MAX_MEETINGS {
+                return None;
+            }
             let state = self.at.get(&start)?.clone();
             let (ways, walked) = self.block(start, state, &mut |_| {});
             self.steps = self.steps.checked_sub(walked)?;

@@ -26,6 +26,8 @@ use known::{Effect, Insn, Known, Place, Store, Stored, World};
 const MAX_PROGS: usize = 4096;
 /// Instructions of one program that are looked at.
 const MAX_INSNS: usize = 64 << 10;
+/// Different places that all programs together may write to: a scheduler has hundreds.
+const MAX_STORES: usize = 16 << 10;
 /// Functions of one program.
 const MAX_FUNCTIONS: u64 = 4096;
 /// Structs in structs that are entered.
@@ -75,12 +77,18 @@ impl CodeLayout {
     }
 }
 
+/// By id and address of a program: its name and what it writes into maps; `None` when that cannot
+/// be told.
+type Stores = HashMap<(u64, u64), Option<(String, Vec<Store>)>>;
+
 /// What was found in programs, by where they are. Their instructions do not change.
 #[derive(Default)]
 pub(super) struct CastCache {
-    progs: HashMap<(u64, u64), (String, Vec<Store>)>,
+    progs: Stores,
     /// The maps that `progs` counts by.
     maps: Vec<u64>,
+    /// What they prove together, until one of them changes.
+    proven: Option<Vec<Vec<Cast>>>,
 }
 
 impl Kernel {
@@ -101,9 +109,13 @@ impl Kernel {
         let mut cache = std::mem::take(&mut state.caches().casts);
         let places: Vec<u64> = maps.iter().map(|map| map.kva.0).collect();
         if cache.maps != places {
-            cache = CastCache { progs: HashMap::new(), maps: places };
+            cache = CastCache { maps: places, ..CastCache::default() };
         }
+        let known = cache.progs.len();
         cache.progs.retain(|key, _| walk.items.iter().any(|(id, at)| (*id, at.0) == *key));
+        if cache.progs.len() < known {
+            cache.proven = None;
+        }
         // One that was not looked at may write anything anywhere.
         let mut whole = walk.error.is_none();
         for (id, at) in walk.items {
@@ -114,19 +126,26 @@ impl Kernel {
                 whole = false;
                 break;
             }
-            match self.stores(state, (layout, code), at, maps) {
-                Some(found) => drop(cache.progs.insert((id, at.0), found)),
-                None => whole = false,
-            }
+            let stored: usize = cache.progs.values().flatten().map(|(_, s)| s.len()).sum();
+            let found = self.stores(state, (layout, code), at, maps);
+            let found = found.filter(|(_, stores)| stored + stores.len() <= MAX_STORES);
+            cache.progs.insert((id, at.0), found);
+            cache.proven = None;
         }
-        let out = if whole { self.agreed(&cache, maps) } else { vec![Vec::new(); maps.len()] };
+        whole &= cache.progs.values().all(Option::is_some);
+        let out = match (whole, &cache.proven) {
+            (false, _) => vec![Vec::new(); maps.len()],
+            (true, Some(proven)) => proven.clone(),
+            (true, None) => cache.proven.insert(self.agreed(&cache.progs, maps)).clone(),
+        };
         state.caches().casts = cache;
         Ok(out)
     }
 
     /// What all programs together prove.
-    fn agreed(&self, cache: &CastCache, maps: &[MapInfo]) -> Vec<Vec<Cast>> {
-        let all: Vec<Store> = cache.progs.values().flat_map(|(_, stores)| stores.clone()).collect();
+    fn agreed(&self, progs: &Stores, maps: &[MapInfo]) -> Vec<Vec<Cast>> {
+        let all: Vec<Store> =
+            progs.values().flatten().flat_map(|(_, stores)| stores.clone()).collect();
         let mut out = vec![Vec::new(); maps.len()];
         for (map, offset, ty) in known::agreed(&all) {
             let (Some(casts), Ok(offset)) = (out.get_mut(map), u64::try_from(offset)) else {
@@ -136,7 +155,7 @@ impl Kernel {
                 (store.map, store.start) == (map, offset as i64)
                     && store.what == Stored::Pointer(ty)
             };
-            let programs = cache.progs.values().filter(|(_, stores)| stores.iter().any(writes));
+            let programs = progs.values().flatten().filter(|(_, stores)| stores.iter().any(writes));
             let mut by: Vec<String> = programs.map(|(name, _)| name.clone()).collect();
             by.sort();
             by.dedup();
@@ -155,12 +174,7 @@ impl Kernel {
     ) -> Option<(String, Vec<Store>)> {
         let aux = self.prog_aux(layout, prog).ok()?;
         let number = |member: At| member.read(&aux).unwrap_or(0);
-        let read = |member: At| {
-            let mut raw = [0; 8];
-            let piece = raw.get_mut(..member.size)?;
-            self.read(prog.offset(member.offset as u64), piece).ok()?;
-            Some(u64::from_le_bytes(raw))
-        };
+        let read = |member: At| self.member(prog, member).ok();
         let used = self.used_maps(layout, &aux).ok()?;
         let name = super::text_at(&aux, code.name);
         // A program writes into the maps that it uses, and into no others.

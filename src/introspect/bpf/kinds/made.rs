@@ -72,7 +72,7 @@ impl Made {
     pub(crate) fn types(&self, number: u32, key_size: u32) -> Option<(Arc<Btf>, TypeId, TypeId)> {
         let value = match number {
             _ if kind::IDS.contains(&number) => self.u32_,
-            kind::ARENA => 0,
+            kind::ARENA | kind::RINGBUF | kind::USER_RINGBUF => 0,
             kind::INSN_ARRAY => self.insn,
             kind::DEVMAP | kind::DEVMAP_HASH => self.device,
             kind::CPUMAP => self.cpu,
@@ -81,7 +81,8 @@ impl Made {
             _ => return None,
         };
         let key = match key_size {
-            _ if number == kind::ARENA => self.u64_,
+            // An address, or a position.
+            _ if value == 0 => self.u64_,
             4 => self.u32_,
             _ => 0,
         };

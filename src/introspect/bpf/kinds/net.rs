@@ -294,11 +294,7 @@ impl Job<'_> {
 
     /// The elements in the lists of a hash.
     fn elements(&mut self, buckets: &Buckets) -> Result<Vec<Kva>, String> {
-        let field = |at: At| {
-            let mut raw = vec![0; at.size];
-            self.kernel.read(self.map.kva.offset(at.offset as u64), &mut raw).map_err(text)?;
-            Ok::<u64, String>(At { offset: 0, size: at.size }.read(&raw).unwrap_or(0))
-        };
+        let field = |at: At| self.kernel.member(self.map.kva, at).map_err(text);
         let (table, count) = (Kva(field(buckets.table)?), field(buckets.count)?);
         if count > MAX_BUCKETS {
             return Err(format!("it claims {count} buckets"));

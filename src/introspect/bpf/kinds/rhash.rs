@@ -61,7 +61,6 @@ impl Kernel {
         if counted != linked && found.incomplete.is_none() {
             rows.torn(format!("it counts {counted} entries, and {linked} are linked"));
         }
-        budget.take(size as u64)?;
         let mut elem = vec![0; size];
         for node in found.nodes {
             if let Err(e) = budget.take(size as u64) {

@@ -50,6 +50,7 @@ impl Editor {
         let config = rustyline::Config::builder()
             .completion_type(CompletionType::List)
             .completion_prompt_limit(LISTED)
+            .completion_show_all_if_ambiguous(true)
             .history_ignore_space(true)
             .build();
         let mut editor = rustyline::Editor::with_config(config)?;

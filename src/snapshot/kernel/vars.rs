@@ -219,19 +219,16 @@ impl Snapshot {
     ///
     /// # Errors
     /// [`SnapshotError::MapRenderIncomplete`] when it was not; [`SnapshotError::TypeMismatch`]
-    /// when there is no such type.
+    /// when there is no such type, and for 0.
     pub fn kernel_at(self: &Arc<Self>, address: u64, ty: &str) -> SnapshotResult<Field> {
-        let btf = self.kernel_state()?.types()?;
-        let id = type_named(btf, ty, &format!("{address:#x}"))?;
-        let place = Place::new(self, format!("the {ty} at {address:#x}"), address, 0);
-        let field = Field::of_kernel(place, Some((btf.clone(), id)));
+        let field = at_address(self, address, ty, &format!("{address:#x}"))?;
         field.bytes()?;
         Ok(field)
     }
 
     /// A variable of the kernel that was copied, because the freeze was asked for it or for all of
-    /// memory, read as the type that C calls `ty`, or as its own. The kernel's BTF has the types of per-CPU variables only; those are read
-    /// with [`Cpu::kernel`](super::Cpu::kernel).
+    /// memory, read as the type that C calls `ty`, or as its own. The kernel's BTF has the types of
+    /// per-CPU variables only; those are read with [`Cpu::kernel`](super::Cpu::kernel).
     ///
     /// # Errors
     /// [`SnapshotError::MapRenderIncomplete`] when it was not copied, or not as many bytes as the

@@ -2,6 +2,8 @@
 //! what the guest's own kernel says of them in /proc and /sys, for everything that stands still
 //! while the workload runs.
 
+#[path = "kstate/levels.rs"]
+mod levels;
 mod place;
 mod support;
 

@@ -29,7 +29,7 @@ enum Command {
         /// A map (`task_ctx`, `fifo.bss`) or a global variable (`nr_running`)
         name: Option<String>,
     },
-    /// List the maps of a snapshot
+    /// List the maps of a snapshot, and what there is of the kernel
     Tree {
         /// The file
         file: PathBuf,
@@ -203,6 +203,9 @@ fn tree(snapshot: &Arc<Snapshot>) -> Result<String, Failure> {
     for sched in snapshot.scheds().unwrap_or_default() {
         let path = clean(sched.path().unwrap_or("?"));
         out.push_str(&format!("  scheduler {path}: {}\n", sched.summary()));
+    }
+    for (label, text) in snapshot.kernel_counts() {
+        out.push_str(&format!("  {label}: {text}\n"));
     }
     let live = snapshot.live_maps();
     for (i, map) in snapshot.maps().map_err(lacks)?.iter().enumerate() {

@@ -1,12 +1,13 @@
 //! Snapshots as scripts see them: `Snapshot`, `SnapshotMap`, `SnapshotEntry`, `SnapshotField`, of
-//! the kernel's own state `SnapshotCpu`, `SnapshotTask`, `SnapshotDsq`, `SnapshotSched` and `SnapshotStack`, and the
-//! `SnapshotError` that all of them throw.
+//! the kernel's own state `SnapshotCpu`, `SnapshotDomain`, `SnapshotTask`, `SnapshotDsq`,
+//! `SnapshotSched` and `SnapshotStack`, and the `SnapshotError` that all of them throw.
 //!
 //! The types are the model's own handles, registered by value, so that a closure may capture what
 //! its caller works on. A leaf (a number, a truth value, text, an enum's value) comes out as a
 //! value of the script's own; where it came from rides along in the value's tag (`origin.rs`).
 
 mod cpu;
+mod domain;
 mod dsq;
 mod error;
 mod field;
@@ -42,6 +43,7 @@ pub(crate) fn register(pkg: &mut Package<'_>) {
     map::register_entry(pkg);
     field::register(pkg);
     cpu::register(pkg);
+    domain::register(pkg);
     task::register(pkg);
     dsq::register(pkg);
     prog::register(pkg);

@@ -21,6 +21,7 @@ use super::error_text::with_article;
 use super::kernel::{Place, unreadable};
 use super::path;
 use super::value::{self, FieldKind, Scalar};
+pub(crate) use cpus::set_of;
 
 /// Elements of one array that are handed out at once.
 const ELEMENTS: usize = 1 << 20;

@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 
 use crate::btf::Btf;
 use crate::introspect::{
-    self, Budget, CpuAt, Dsq, DsqKind, IntrospectError, Kernel, Layout, MapInfo, MapList, Owned,
-    ProgInfo, ProgList, RawMap, RawSched, SchedRequest, ScxSched, TaskAt, Where,
+    self, Budget, CpuAt, DomainAt, Domains, Dsq, DsqKind, GroupAt, IntrospectError, Kernel, Layout,
+    MapInfo, MapList, Owned, ProgInfo, ProgList, Psi, PsiAt, RawMap, RawSched, SchedRequest,
+    ScxSched, TaskAt, Where,
 };
 use crate::mem::GuestMem;
 
@@ -26,8 +27,9 @@ use super::error::SnapshotError;
 use super::kernel::unreadable;
 use super::ram;
 use super::{
-    CpuRegisters, CpuState, DsqState, Extents, KernelState, Meta, OwnState, Places, ProgState,
-    SchedState, ScxState, Snapshot, Symbols, TaskState, Variable,
+    CpuRegisters, CpuState, DomainState, DomainStates, DsqState, Extents, KernelState, Meta,
+    OwnState, Places, ProgState, PsiGroup, PsiState, SchedState, ScxState, Snapshot, Symbols,
+    TaskState, Variable,
 };
 use crate::words::nearest_first;
 
@@ -407,6 +409,8 @@ fn kernel_state(raw: RawSched, owned: Vec<Owned>, of: OfKernel, asked: bool) -> 
     let state = |t: &TaskAt| TaskState { at: t.at, cgroup: t.cgroup };
     let mut tasks: Vec<TaskState> = raw.tasks.iter().map(state).collect();
     tasks.sort_by_key(|task| task.at);
+    let domains = raw.domains.into_iter().map(|domains| Some(domain_states(domains)));
+    let domains = domains.chain(std::iter::repeat(None));
     let (bytes, pieces) = raw.memory.into_parts();
     let pieces = pieces.into_iter().map(|p| (p.at, p.len, p.offset)).collect();
     KernelState {
@@ -419,7 +423,7 @@ fn kernel_state(raw: RawSched, owned: Vec<Owned>, of: OfKernel, asked: bool) -> 
         registers: Vec::new(),
         registers_incomplete: None,
         left_out,
-        cpus: raw.cpus.into_iter().map(cpu_state).collect(),
+        cpus: raw.cpus.into_iter().zip(domains).map(cpu_state).collect(),
         tasks,
         tasks_incomplete: raw.tasks_incomplete,
         cgroups: raw.cgroups.into_iter().map(|c| (c.id, c.path)).collect(),
@@ -434,14 +438,37 @@ fn kernel_state(raw: RawSched, owned: Vec<Owned>, of: OfKernel, asked: bool) -> 
         }),
         dsqs,
         variables: raw.variables.into_iter().map(variable).collect(),
+        psi: raw.psi.map(psi_state),
+        domain_flags: raw.domain_flags,
         progs: Vec::new(),
         progs_incomplete: None,
     }
 }
 
-fn cpu_state(cpu: CpuAt) -> CpuState {
+fn cpu_state((cpu, domains): (CpuAt, Option<DomainStates>)) -> CpuState {
     let CpuAt { cpu, rq, cpustat, curr, idle, incomplete } = cpu;
-    CpuState { cpu, rq, cpustat, curr, idle, incomplete }
+    CpuState { cpu, rq, cpustat, curr, idle, domains, incomplete }
+}
+
+fn domain_states(domains: Domains) -> DomainStates {
+    let Domains { chain, incomplete } = domains;
+    let group = |g: GroupAt| (g.at, g.span, g.capacity);
+    let domain = |domain: DomainAt| {
+        let DomainAt { at, span, name, groups, incomplete } = domain;
+        let groups = groups.into_iter().map(group).collect();
+        DomainState { at, span, name, groups, incomplete }
+    };
+    DomainStates { chain: chain.into_iter().map(domain).collect(), incomplete }
+}
+
+fn psi_state(psi: Psi) -> PsiState {
+    let Psi { off, cgroups_off, irq, groups, incomplete } = psi;
+    let group = |group: PsiAt| {
+        let PsiAt { cgroup, at, incomplete } = group;
+        PsiGroup { cgroup, at, incomplete }
+    };
+    let groups = groups.into_iter().map(group).collect();
+    PsiState { off, cgroups_off, irq, groups, incomplete }
 }
 
 fn sched_state((sched, owned): (ScxSched, Owned)) -> SchedState {

@@ -127,15 +127,15 @@ fn named(maps: Vec<Map>) -> BTreeMap<String, Map> {
     let mut out = BTreeMap::new();
     for map in maps {
         let name = map.name().to_owned();
-        let mut unique = name.clone();
-        let mut n = 1;
-        while out.contains_key(&unique) {
-            n += 1;
-            unique = format!("{name} ({n})");
-        }
-        out.insert(unique, map);
+        out.insert(unique(name, |name| out.contains_key(name)), map);
     }
     out
+}
+
+/// A name, or the first of those like it that is not taken: `name (2)`.
+fn unique(name: String, taken: impl Fn(&String) -> bool) -> String {
+    let numbered = (2..).map(|n| format!("{name} ({n})"));
+    std::iter::once(name.clone()).chain(numbered).find(|name| !taken(name)).unwrap_or(name)
 }
 
 struct Differ {

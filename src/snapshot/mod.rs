@@ -50,8 +50,9 @@ pub use entry::{Entry, Reduce};
 pub use error::{ExcludedMap, SnapshotError, SnapshotResult};
 pub use json::to_json;
 pub use kernel::{
-    Cpu, CpuRegisters, CpuState, Dsq, DsqState, Exit, Extents, Frame, KernelState, OwnState,
-    PerCpu, Places, Prog, ProgState, Sched, SchedState, ScxState, Stack, StackEnd, Task, TaskState,
+    Cpu, CpuRegisters, CpuState, Domain, DomainGroup, DomainState, DomainStates, Dsq, DsqState,
+    Exit, Extents, Frame, KernelState, OwnState, PerCpu, Places, Pressure, Prog, ProgState,
+    PsiGroup, PsiState, Sched, SchedState, ScxState, Stack, StackEnd, Stall, Task, TaskState,
     Variable,
 };
 pub use key::KeyArg;

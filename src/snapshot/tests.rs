@@ -6,6 +6,7 @@ mod diff;
 mod json;
 mod live;
 mod pointers;
+mod pressure;
 mod ram;
 mod registers;
 mod store;

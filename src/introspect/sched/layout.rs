@@ -8,22 +8,24 @@ use crate::btf::{Shape, TypeId};
 use super::super::error::IntrospectError;
 use super::super::kernel::Kernel;
 use super::super::rhashtable::TableLayout;
+use super::domains::DomainLayout;
+use super::psi::PsiLayout;
 
 /// Structs larger than this are not read whole: nothing of the kernel's is.
 const MAX_STRUCT: u64 = 1 << 16;
 
-type Found<T> = Result<T, IntrospectError>;
+pub(super) type Found<T> = Result<T, IntrospectError>;
 
 /// A struct of which members are asked.
-struct Struct<'a> {
+pub(super) struct Struct<'a> {
     kernel: &'a Kernel,
     name: &'static str,
     id: TypeId,
-    size: u64,
+    pub(super) size: u64,
 }
 
 impl<'a> Struct<'a> {
-    fn new(kernel: &'a Kernel, name: &'static str) -> Found<Self> {
+    pub(super) fn new(kernel: &'a Kernel, name: &'static str) -> Found<Self> {
         let id = kernel.type_id(name)?;
         match kernel.btf().size_of(id) {
             Some(size @ 1..=MAX_STRUCT) => Ok(Struct { kernel, name, id, size }),
@@ -31,7 +33,7 @@ impl<'a> Struct<'a> {
         }
     }
 
-    fn at(&self, path: &str) -> Found<u64> {
+    pub(super) fn at(&self, path: &str) -> Found<u64> {
         let at = self.kernel.field(self.id, path)?;
         if at >= self.size {
             let text = format!("'{}' has '{path}' behind its end", self.name);
@@ -40,8 +42,13 @@ impl<'a> Struct<'a> {
         Ok(at)
     }
 
+    /// Where an array of no length lies: at the end, or in the padding before it.
+    pub(super) fn flexible(&self, path: &str) -> Option<u64> {
+        self.kernel.field(self.id, path).ok().filter(|at| *at <= self.size)
+    }
+
     /// As [`Struct::at`], for a member that need not be there.
-    fn maybe(&self, path: &str) -> Option<u64> {
+    pub(super) fn maybe(&self, path: &str) -> Option<u64> {
         self.at(path).ok()
     }
 }
@@ -337,6 +344,8 @@ pub(super) struct Layout {
     /// `None` when the kernel was built without sched_ext.
     pub(super) scx: Option<Found<ScxLayout>>,
     pub(super) classes: Vec<(u64, String)>,
+    pub(super) psi: Found<PsiLayout>,
+    pub(super) domains: Found<DomainLayout>,
     /// The byte of `tasklist_lock` that is not zero while somebody writes.
     pub(super) tasks_lock: Option<u64>,
 }
@@ -360,6 +369,8 @@ impl Layout {
             cgroup: CgroupLayout::new(kernel),
             scx: has_scx.then(|| ScxLayout::new(kernel)),
             classes: classes.collect(),
+            psi: PsiLayout::new(kernel),
+            domains: DomainLayout::new(kernel),
             tasks_lock: lock.map(|(at, within)| at.offset(within).0),
         })
     }

@@ -4,14 +4,18 @@
 //! runqueues[cpu] ──▶ struct rq ──▶ curr, idle; the local queues in it
 //! init_task.tasks ──▶ group leaders ──signal->thread_head──▶ struct task_struct ──▶ cgroup
 //! scx_root, scx_sched_all ──▶ struct scx_sched ──▶ pcpu, global queues, dsq_hash ──▶ user queues
+//! rq->sd ──parent──▶ struct sched_domain ──▶ groups, their capacity
+//! psi_system, the tree of cgroups ──▶ struct psi_group
 //! ```
 //!
 //! While the machine stands still, structs are copied whole and lists are walked; nothing else.
 //! What the bytes mean is found out later, from the same BTF (`snapshot/kernel/`). Members that
 //! only some kernels have are looked for, and what depends on a missing one is left out.
 
+mod domains;
 pub(in crate::introspect) mod layout;
 mod memory;
+mod psi;
 mod scheds;
 mod scx;
 mod tasks;
@@ -23,7 +27,9 @@ mod vars;
 
 use std::sync::{Mutex, PoisonError};
 
+pub use domains::{DomainAt, Domains, GroupAt};
 pub use memory::{Memory, Piece};
+pub use psi::{Psi, PsiAt};
 pub use scx::{Dsq, DsqKind, ScxSched, ScxState};
 pub use tasks::{Cgroup, TaskAt};
 pub use vars::{Variable, Where};
@@ -85,6 +91,12 @@ pub struct RawSched {
     pub classes: Vec<(u64, String)>,
     /// Whether the kernel counts what `kernel.sched_schedstats` tells it to; `None` when it cannot.
     pub schedstats: Option<bool>,
+    /// The scheduling domains of each CPU, in their order.
+    pub domains: Vec<Domains>,
+    /// The flags of scheduling domains: bits and names.
+    pub domain_flags: Vec<(u64, String)>,
+    /// Pressure stall information.
+    pub psi: Option<Psi>,
     /// Why there is nothing at all.
     pub unreadable: Option<String>,
 }
@@ -119,13 +131,12 @@ impl Kernel {
         };
         if request.state {
             copy.raw.classes.clone_from(&state.layout.classes);
-            // A static key, whose first word is how many want it.
-            let counts = self.symbols().get("sched_schedstats");
-            let counts = counts.and_then(|at| self.read_u32(at).ok());
-            copy.raw.schedstats = counts.map(|enabled| enabled as i32 > 0);
+            copy.raw.schedstats = copy.key("sched_schedstats");
             copy.cpus();
+            copy.domains();
             copy.tasks();
             copy.scx();
+            copy.psi();
         }
         copy.variables(request.variables);
         copy.raw.memory.close();
@@ -165,6 +176,13 @@ impl Copy<'_> {
     /// Copies a struct unless it is there already.
     fn piece(&mut self, at: u64, len: u64) -> Result<(), String> {
         self.raw.memory.copy(self.kernel, at, len, self.budget)
+    }
+
+    /// Whether a static key is on (include/linux/jump_label.h), whose first word is how many want
+    /// it; `None` when there is none of that name. Also a flag that is a plain number.
+    fn key(&self, symbol: &str) -> Option<bool> {
+        let at = self.kernel.symbols().get(symbol)?;
+        Some(self.kernel.read_u32(at).ok()? as i32 > 0)
     }
 
     /// `struct rq` (kernel/sched/sched.h) and `struct kernel_cpustat`

@@ -8,6 +8,8 @@
 //!
 //! CPU 1 is idle. Queue 7 has an iterator's cursor in it, too.
 
+pub(crate) mod pressure;
+
 use std::collections::BTreeMap;
 
 use crate::btf::TypeId;
@@ -29,7 +31,8 @@ pub(crate) mod at {
     pub(crate) const DSQ_NODE: u64 = SCX + 8;
     pub(crate) const LAST_QUEUED: u64 = 184;
     pub(crate) const THREAD_HEAD: u64 = 16;
-    pub(crate) const RQ: u64 = 104;
+    pub(crate) const RQ: u64 = 112;
+    pub(crate) const SD: u64 = 104;
     pub(crate) const LOCAL: u64 = 40;
     pub(crate) const DSQ: u64 = 64;
     pub(crate) const LIST: u64 = 8;
@@ -135,6 +138,8 @@ fn types(guest: &mut Guest, with_scx: bool) {
         ("clock", u64_, bit(24)),
         ("__lock", lock, bit(32)),
     ];
+    let (domain, of_cgroup) = pressure::types(t, [u32_, s32, u64_, void, list]);
+    rq.push(("sd", domain, bit(at::SD)));
     let scx_rq = t.structure("scx_rq", at::DSQ as u32, &[("local_dsq", dsq, 0)]);
     if with_scx {
         rq.push(("scx", scx_rq, bit(at::LOCAL)));
@@ -145,7 +150,10 @@ fn types(guest: &mut Guest, with_scx: bool) {
     let usage = [("CPUTIME_USER", 0), ("CPUTIME_IDLE", 1)];
     t.enumeration("cpu_usage_stat", 4, false, &usage);
     t.structure("css_set", 8, &[("dfl_cgrp", void, 0)]);
-    t.structure("cgroup", 8, &[("kn", void, 0)]);
+    let cgroup = [&[("kn", void, 0)], &of_cgroup[..]].concat();
+    let cgroup = t.structure("cgroup", pressure::at::CGROUP as u32, &cgroup);
+    let root = [("hierarchy_id", s32, 0), ("cgrp", cgroup, 64)];
+    t.structure("cgroup_root", 8 + pressure::at::CGROUP as u32, &root);
     let kn = [("__parent", void, 0), ("name", name, 64), ("id", u64_, 128)];
     t.structure("kernfs_node", 24, &kn);
     if with_scx {
@@ -273,7 +281,11 @@ impl Machine {
     fn cgroups(&mut self) {
         let mut parent = Kva(0);
         let mut nodes = Vec::new();
-        for (name, id) in [("", 1), ("lab", 20), ("hot", 300)] {
+        let names = [("", 1), ("lab", 20), ("hot", 300), ("gone", 21)];
+        for (name, id) in names {
+            if name == "gone" {
+                parent = nodes[1];
+            }
             let node = self.guest.alloc(24);
             let name = self.text(name);
             self.guest.write_u64(node, parent.0);
@@ -282,12 +294,22 @@ impl Machine {
             nodes.push(node);
             parent = node;
         }
-        self.groups = [nodes[0], nodes[2]].map(|node| {
-            let (cgroup, set) = (self.guest.alloc(8), self.guest.alloc(8));
-            self.guest.write_u64(cgroup, node.0);
+        let size = pressure::at::CGROUP;
+        let root = self.guest.variable("cgrp_dfl_root", &vec![0; 8 + size as usize]).offset(8);
+        let mut cgroups = [root; 4];
+        for (cgroup, node) in cgroups.iter_mut().zip(&nodes) {
+            if *node != nodes[0] {
+                *cgroup = self.guest.alloc(size);
+            }
+            self.guest.write_u64(*cgroup, node.0);
+        }
+        let [root, lab, hot, gone] = cgroups;
+        self.groups = [root, hot].map(|cgroup| {
+            let set = self.guest.alloc(8);
             self.guest.write_u64(set, cgroup.0);
             set
         });
+        self.pressure([root, lab, hot], gone);
     }
 
     /// A task in its group of threads; `pids` has the leader first.
@@ -337,12 +359,14 @@ impl Machine {
 
     fn cpus(&mut self) {
         let (curr, idle) = ([50, u32::MAX], [0, u32::MAX]);
+        let domains = self.domains();
         let mut raw = [[0u8; at::RQ as usize]; 2];
         for (cpu, rq) in raw.iter_mut().enumerate() {
             let words = [2 - cpu as u64, self.tasks[&curr[cpu]].0, self.tasks[&idle[cpu]].0, 1_000];
             for (i, word) in words.into_iter().enumerate() {
                 rq[8 * i..8 * i + 8].copy_from_slice(&word.to_le_bytes());
             }
+            rq[at::SD as usize..].copy_from_slice(&domains[cpu].0.to_le_bytes());
         }
         let base = self.guest.percpu_struct("runqueues", &[&raw[0], &raw[1]]);
         self.rqs = [0, 1].map(|cpu| base.offset(Guest::cpu_offset(cpu)));

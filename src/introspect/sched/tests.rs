@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::testing::pressure::at as pressure;
 use super::testing::{Machine, at};
 use super::*;
 use crate::mem::Kva;
@@ -164,6 +165,83 @@ fn queues_that_are_damaged_or_being_changed_say_so() {
         m.guest.write_u64(node, node.0);
     });
     assert_eq!(kind, DsqKind::User);
+}
+
+#[test]
+fn domains_are_followed_to_their_end() {
+    let raw = copy(Machine::new(true));
+    assert_eq!(raw.domain_flags.iter().map(|(bit, _)| *bit).collect::<Vec<_>>(), [1, 2, 512]);
+    for (cpu, domains) in raw.domains.iter().enumerate() {
+        assert_eq!(domains.incomplete, None);
+        let names: Vec<_> = domains.chain.iter().map(|d| d.name.as_deref().unwrap()).collect();
+        assert_eq!(names, ["MC", "PKG"]);
+        let masks = |domain: &DomainAt| {
+            assert_eq!(raw.memory.u64(domain.span), Some(0b11));
+            domain.groups.iter().map(|g| raw.memory.u64(g.span).unwrap()).collect::<Vec<_>>()
+        };
+        // The own group comes first.
+        let mc = if cpu == 0 { [1, 2] } else { [2, 1] };
+        assert_eq!(masks(&domains.chain[0]), mc);
+        assert_eq!(masks(&domains.chain[1]), [3]);
+    }
+    let damaged = |harm: fn(&mut Machine, Kva)| {
+        let mut machine = Machine::new(true);
+        let mc = Kva(machine.guest.read_u64(machine.rqs[0].offset(at::SD)));
+        harm(&mut machine, mc);
+        copy(machine).domains.swap_remove(0)
+    };
+    let domains = damaged(|m, mc| m.guest.write_u64(mc, mc.0));
+    assert_eq!(domains.chain.len(), 1);
+    assert_eq!(domains.incomplete.as_deref(), Some("the domains run in a circle"));
+    let domains = damaged(|m, mc| m.guest.write_u64(mc, 0x1000));
+    assert_eq!(domains.chain.len(), 1);
+    assert!(domains.incomplete.unwrap().contains("cannot"));
+    // Groups that never come back to the first one.
+    let domains = damaged(|m, mc| {
+        let first = Kva(m.guest.read_u64(mc.offset(8)));
+        let second = Kva(m.guest.read_u64(first));
+        m.guest.write_u64(second, second.0);
+    });
+    let why = domains.chain[0].incomplete.as_deref();
+    assert_eq!(why, Some("there are more than 65536 groups"));
+    let domains = damaged(|m, mc| m.guest.write_u64(mc.offset(8), u64::MAX - 63));
+    assert!(domains.chain[0].incomplete.as_ref().unwrap().contains("cannot"));
+}
+
+#[test]
+fn pressure_is_found_of_the_system_and_of_each_cgroup() {
+    let paths = |psi: &Psi| {
+        let named = |group: &PsiAt| group.cgroup.clone().unwrap_or_default();
+        psi.groups.iter().map(named).collect::<Vec<_>>()
+    };
+    let changed = |harm: fn(&mut Machine)| {
+        let mut machine = Machine::new(true);
+        harm(&mut machine);
+        copy(machine).psi.unwrap()
+    };
+    let psi = changed(|_| {});
+    assert_eq!(paths(&psi), ["", "/lab", "/lab/hot"], "the one that is gone is left out");
+    assert_eq!((psi.irq, &psi.off, &psi.incomplete), (true, &None, &None));
+    assert!(psi.groups.iter().all(|group| group.incomplete.is_none()));
+    let psi = changed(|m| {
+        let at = Kva(m.guest.address("psi_disabled"));
+        m.guest.write_u32(at, 1);
+    });
+    assert!(psi.off.unwrap().contains("psi=1"));
+    let psi = changed(|m| {
+        let at = Kva(m.guest.address("psi_cgroups_enabled"));
+        m.guest.write_u32(at, 0);
+    });
+    assert_eq!(paths(&psi), [""]);
+    assert!(psi.cgroups_off.unwrap().contains("cgroup_disable=pressure"));
+    // A list of children that leads back into itself.
+    let psi = changed(|m| {
+        let root = Kva(m.guest.address("cgrp_dfl_root")).offset(8);
+        let lab = Kva(m.guest.read_u64(root.offset(pressure::CHILDREN)));
+        m.guest.write_u64(lab, lab.0);
+    });
+    assert!(psi.incomplete.unwrap().contains("runs in a circle"));
+    assert_eq!(paths(&copy(Machine::new(false)).psi.unwrap()).len(), 3);
 }
 
 #[test]

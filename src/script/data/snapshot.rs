@@ -12,8 +12,8 @@ use crate::script::values::{described, from_scalar, incomparable, to_scalar};
 use crate::script::vm::thrown;
 use crate::snapshot::{Change, Snapshot, SnapshotResult, Value};
 
-use super::native;
 use super::stack::variable;
+use super::{domain, native};
 
 type Snap = Arc<Snapshot>;
 
@@ -229,7 +229,28 @@ fn kernel(pkg: &mut Package<'_>) {
          kernel without sched_ext.",
         |s: Snap| native(s.sched()),
     );
+    pressure(pkg);
     variables(pkg);
+}
+
+/// Pressure.
+fn pressure(pkg: &mut Package<'_>) {
+    pkg.func(
+        "psi(self: Snapshot) -> map",
+        "What `/proc/pressure/` says: `cpu`, `memory`, `io` and, where the kernel accounts for it, \
+         `irq`, each with `some` and `full` (`irq` has `full` only), as in \
+         `snap.psi().cpu.some.avg10`. `avg10`, `avg60` and `avg300` are percents, `total` is \
+         microseconds. The kernel sums up every two seconds while there is any pressure, and when \
+         somebody reads such a file; this is what it had summed up by then. Throws \
+         `MapRenderIncomplete` when the kernel does not account for pressure.",
+        |s: Snap| native(s.psi(None)).map(domain::pressure),
+    )
+    .func(
+        "psi(self: Snapshot, cgroup: string) -> map",
+        "The same of a cgroup by its path (`\"/\"` is the system), as in its `cpu.pressure`. \
+         Throws `NoMatch` with the nearest paths.",
+        |s: Snap, cgroup: &str| native(s.psi(Some(cgroup))).map(domain::pressure),
+    );
 }
 
 /// Variables and addresses of the kernel.

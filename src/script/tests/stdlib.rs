@@ -66,6 +66,8 @@ fn answers_are_exact() {
         ("sched::nothing_runnable(snap)", "false"),
         ("sched::by_state(snap)", "#{running: 4, sleeping: 1}"),
         ("sched::dsq_depths(snap)", "#{\"7\": 2, \"local:0\": 1}"),
+        ("sched::llc(snap, 1)", "[0, 1]"),
+        ("cgroup::pressure(snap, \"io\")", "#{\"/\": 1, \"/lab/hot\": 100}"),
         ("cgroup::groups(snap)", "#{\"/\": 1, \"/lab/hot\": 4}"),
         ("cgroup::tasks(snap, \"/lab\").map(|task| task.tid)", "[40, 41, 42, 50]"),
         ("cgroup::path_of(snap, \"hot\")", "\"/lab/hot\""),

@@ -18,19 +18,13 @@ impl Field {
         let not = || self.mismatch("a CPU mask", self.described());
         let Type::Btf { btf, at } = &self.ty else { return Err(not()) };
         let bits = mask(btf, at.ty, 0).ok_or_else(not)?;
-        let state = self.snapshot().kernel_state()?;
-        let known = state.cpus.last().map_or(0, |cpu| u64::from(cpu.cpu) + 1);
-        let cpus = known.max(state.per_cpu.len() as u64);
+        let cpus = self.snapshot().kernel_state()?.cpu_ids();
         let len = (cpus.div_ceil(64) * 8).min(bits);
         let bytes = match &self.base {
             Base::Kernel(place) => place.bytes(at.offset, len, &self.path)?,
             Base::Entry(..) => self.bytes()?,
         };
-        let set = |cpu: &u64| {
-            let byte = bytes.get((cpu / 8) as usize).copied().unwrap_or_default();
-            byte >> (cpu % 8) & 1 == 1
-        };
-        Ok(cpu_set((0..cpus.min(len * 8)).filter(set)))
+        Ok(set_of(&bytes, cpus))
     }
 
     /// A `struct cpumask` for a reader, when this is one and its bits are there.
@@ -57,6 +51,15 @@ fn mask(btf: &Btf, ty: TypeId, depth: usize) -> Option<u64> {
         }
         _ => None,
     }
+}
+
+/// The CPUs below `cpus` whose bits are set in a mask, as a CPU set.
+pub(crate) fn set_of(mask: &[u8], cpus: u64) -> String {
+    let set = |cpu: &u64| {
+        let byte = mask.get((cpu / 8) as usize).copied().unwrap_or_default();
+        byte >> (cpu % 8) & 1 == 1
+    };
+    cpu_set((0..cpus.min(mask.len() as u64 * 8)).filter(set))
 }
 
 /// Numbers as a CPU set.

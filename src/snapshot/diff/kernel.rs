@@ -1,19 +1,20 @@
 //! What changed of the kernel's own state: tasks by number, CPUs, dispatch queues, the scheduler,
-//! variables. Of what moves all the time only what says something about scheduling is compared.
+//! programs, variables, pressure. Of what moves all the time only what says something about scheduling is compared.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Differ, Value};
+use super::{Differ, Value, unique};
 use crate::snapshot::kernel::KernelState;
-use crate::snapshot::{Cpu, Dsq, FieldKind, Prog, Scalar, Snapshot, SnapshotResult, Task};
+use crate::snapshot::{
+    Cpu, Domain, Dsq, FieldKind, Pressure, Prog, Scalar, Snapshot, SnapshotResult, Stall, Task,
+};
 
-/// Where a thing comes in the order, and the number by which it does.
+/// Where a thing comes in the order, the number by which it does, and how it is called.
 type Place = (u8, i64, String);
 
-/// Something of the kernel's: how it is called, how it is shown as a whole, and its facts.
+/// Something of the kernel's: how it is shown as a whole, and its facts.
 struct Thing {
-    name: String,
     headline: String,
     facts: Vec<(String, Value)>,
 }
@@ -37,22 +38,19 @@ impl Differ {
         for place in places {
             let whole = |thing: &Thing| Value { text: thing.headline.clone(), scalar: None };
             match (before.get(place), after.get(place)) {
-                (Some(old), Some(new)) => self.facts(old, new),
-                (old, new) => {
-                    let name = old.or(new).map_or_else(String::new, |thing| thing.name.clone());
-                    self.change(name, old.map(whole), new.map(whole));
-                }
+                (Some(old), Some(new)) => self.facts(&place.2, old, new),
+                (old, new) => self.change(place.2.clone(), old.map(whole), new.map(whole)),
             }
         }
     }
 
-    fn facts(&mut self, old: &Thing, new: &Thing) {
+    fn facts(&mut self, of: &str, old: &Thing, new: &Thing) {
         let before: BTreeMap<&str, &Value> =
             old.facts.iter().map(|(name, value)| (name.as_str(), value)).collect();
         for (name, value) in &new.facts {
             let known = before.get(name.as_str()).copied();
             if known.is_none_or(|known| known.text != value.text) {
-                let path = format!("{}.{name}", new.name);
+                let path = format!("{of}.{name}");
                 self.change(path, known.cloned(), Some(value.clone()));
             }
         }
@@ -61,8 +59,10 @@ impl Differ {
     /// All there is of a snapshot, in order. What cannot be told is noted.
     fn things(&mut self, snapshot: &Arc<Snapshot>, which: &str) -> BTreeMap<Place, Thing> {
         let mut out = BTreeMap::new();
-        let mut put = |rank: u8, number: i64, thing: Thing| {
-            out.insert((rank, number, thing.name.clone()), thing);
+        let mut put = |rank: u8, number: i64, (name, thing): (String, Thing)| {
+            let place = |name: &String| (rank, number, name.clone());
+            let name = unique(name, |name| out.contains_key(&place(name)));
+            out.insert(place(&name), thing);
         };
         match snapshot.tasks() {
             Ok(tasks) => {
@@ -89,6 +89,7 @@ impl Differ {
                 .into_iter()
                 .for_each(|thing| put(6, 0, thing));
         }
+        of_psi(snapshot).into_iter().for_each(|thing| put(7, 0, thing));
         out
     }
 }
@@ -119,7 +120,7 @@ impl Facts {
     }
 }
 
-fn of_task(tid: i64, task: &Task) -> Thing {
+fn of_task(tid: i64, task: &Task) -> (String, Thing) {
     let mut facts = Facts::default();
     facts.text("comm", task.comm());
     facts.text("state", task.state());
@@ -134,20 +135,24 @@ fn of_task(tid: i64, task: &Task) -> Thing {
     for path in ["se.sum_exec_runtime", "nvcsw", "nivcsw"] {
         facts.number(path, task.get(path).and_then(|field| field.as_i64()));
     }
-    Thing { name: format!("tasks[{tid}]"), headline: task.headline(), facts: facts.0 }
+    (format!("tasks[{tid}]"), Thing { headline: task.headline(), facts: facts.0 })
 }
 
-fn of_cpu(cpu: &Cpu) -> Thing {
+fn of_cpu(cpu: &Cpu) -> (String, Thing) {
     let mut facts = Facts::default();
     facts.number("curr", cpu.curr().and_then(|task| task.tid()));
     for path in ["nr_running", "nr_switches"] {
         facts.number(path, cpu.get(path).and_then(|field| field.as_i64()));
     }
     facts.numbers("cpustat", cpu.cpustat());
-    Thing { name: format!("cpus[{}]", cpu.number()), headline: cpu.headline(), facts: facts.0 }
+    let domains = cpu
+        .domains()
+        .map(|domains| domains.iter().map(Domain::headline).collect::<Vec<_>>().join("; "));
+    facts.text("domains", domains);
+    (format!("cpus[{}]", cpu.number()), Thing { headline: cpu.headline(), facts: facts.0 })
 }
 
-fn of_dsq(dsq: &Dsq) -> Thing {
+fn of_dsq(dsq: &Dsq) -> (String, Thing) {
     let mut facts = Facts::default();
     let tasks = dsq.tasks().and_then(|tasks| {
         let tids: Vec<String> =
@@ -155,20 +160,20 @@ fn of_dsq(dsq: &Dsq) -> Thing {
         Ok(format!("[{}]", tids.join(", ")))
     });
     facts.text("tasks", tasks);
-    Thing { name: format!("dsqs[{}]", dsq.name()), headline: dsq.headline(), facts: facts.0 }
+    (format!("dsqs[{}]", dsq.name()), Thing { headline: dsq.headline(), facts: facts.0 })
 }
 
-fn of_sched(snapshot: &Arc<Snapshot>) -> Option<Thing> {
+fn of_sched(snapshot: &Arc<Snapshot>) -> Option<(String, Thing)> {
     let sched = snapshot.sched().ok()?;
     let mut facts = Facts::default();
     facts.text("state", sched.state());
     facts.text("ops", sched.ops().and_then(|name| name.as_str()));
     facts.number("bypass_depth", sched.bypass_depth().and_then(|depth| depth.as_i64()));
     facts.numbers("counters", sched.counters(None));
-    Some(Thing { name: "sched".to_owned(), headline: sched.headline(), facts: facts.0 })
+    Some(("sched".to_owned(), Thing { headline: sched.headline(), facts: facts.0 }))
 }
 
-fn of_prog(prog: &Prog) -> Thing {
+fn of_prog(prog: &Prog) -> (String, Thing) {
     let state = prog.state();
     let mut facts = Facts::default();
     if let Some((count, time_ns)) = state.runs {
@@ -176,12 +181,39 @@ fn of_prog(prog: &Prog) -> Thing {
             facts.number(name, Ok(i64::try_from(number).unwrap_or(i64::MAX)));
         }
     }
-    // Ids differ from boot to boot.
-    Thing { name: format!("progs[{}]", state.name), headline: prog.headline(), facts: facts.0 }
+    // Ids differ from boot to boot; programs of one name come in their order.
+    (format!("progs[{}]", state.name), Thing { headline: prog.headline(), facts: facts.0 })
+}
+
+/// The pressure of the system and of each cgroup, where the kernel accounts for it.
+fn of_psi(snapshot: &Arc<Snapshot>) -> Vec<(String, Thing)> {
+    let group = |cgroup: Option<&str>| {
+        let mut facts = Facts::default();
+        for Pressure { resource, some, full } in snapshot.psi(cgroup).ok()? {
+            for (share, stall) in [("some", some), ("full", full)] {
+                let Some(Stall { avg10, avg60, avg300, total }) = stall else { continue };
+                let total = i64::try_from(total).unwrap_or(i64::MAX);
+                for (name, avg) in [("avg10", avg10), ("avg60", avg60), ("avg300", avg300)] {
+                    let value =
+                        Value { text: format!("{avg:.2}"), scalar: Some(Scalar::Float(avg)) };
+                    facts.0.push((format!("{resource}.{share}.{name}"), value));
+                }
+                facts.number(&format!("{resource}.{share}.total"), Ok(total));
+            }
+        }
+        let name = cgroup.map_or("psi".to_owned(), |path| format!("psi({path:?})"));
+        Some((name, Thing { headline: "its pressure".to_owned(), facts: facts.0 }))
+    };
+    let cgroups = snapshot.psi_cgroups().unwrap_or_default();
+    std::iter::once(None).chain(cgroups.into_iter().map(Some)).filter_map(group).collect()
 }
 
 /// The variables that a freeze was asked for by name. Bytes without a type may be an address.
-fn of_variables(snapshot: &Arc<Snapshot>, state: &KernelState, addresses: bool) -> Vec<Thing> {
+fn of_variables(
+    snapshot: &Arc<Snapshot>,
+    state: &KernelState,
+    addresses: bool,
+) -> Vec<(String, Thing)> {
     let field = |name: &String| {
         let field = snapshot.kernel(name, None).ok()?;
         if !addresses && matches!(field.kind(), FieldKind::Bytes | FieldKind::Pointer) {
@@ -190,7 +222,7 @@ fn of_variables(snapshot: &Arc<Snapshot>, state: &KernelState, addresses: bool) 
         let value = Value::of(&field);
         let headline = value.text.clone();
         let facts = vec![("value".to_owned(), value)];
-        Some(Thing { name: format!("kernel({name:?})"), headline, facts })
+        Some((format!("kernel({name:?})"), Thing { headline, facts }))
     };
     state.variables.keys().filter_map(field).collect()
 }

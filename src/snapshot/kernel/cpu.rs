@@ -10,7 +10,7 @@ use super::super::access::Field;
 use super::super::error::SnapshotResult;
 use super::super::value::Scalar;
 use super::task::scalar;
-use super::{CpuState, Dsq, Place, Places, Task, dsq, unreadable, vars};
+use super::{CpuState, DomainStates, Dsq, Place, Places, Task, dsq, unreadable, vars};
 
 /// A CPU as it was when the machine was frozen: its `struct rq` (kernel/sched/sched.h). A cheap
 /// handle.
@@ -34,6 +34,11 @@ impl Cpu {
     fn state(&self) -> SnapshotResult<&CpuState> {
         let cpus = &self.snapshot.sched_state()?.cpus;
         cpus.get(self.place).ok_or_else(|| unreadable("a CPU", "it is not in this snapshot"))
+    }
+
+    /// Its scheduling domains; `None` in a file that kept none.
+    pub(super) fn domain_states(&self) -> SnapshotResult<Option<&DomainStates>> {
+        Ok(self.state()?.domains.as_ref())
     }
 
     /// Its number.

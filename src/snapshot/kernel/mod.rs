@@ -4,7 +4,8 @@
 //! Snapshot ──cpu(n)──▶ Cpu ──┬─curr()──▶ Task ──get(path)──▶ Field
 //!     ├──task(tid)───────────┼─────────────▲
 //!     ├──dsq(name)──▶ Dsq ───┴─tasks()─────┘
-//!     ├──sched()────▶ Sched
+//!     ├──sched()────▶ Sched      Cpu::domains()
+//!     ├──psi(cgroup)
 //!     ├──kernel(symbol)─────────────────────────────▶ Field
 //!     └──symbol(address), Cpu::registers(), Cpu::stack(), Task::stack()
 //! ```
@@ -14,12 +15,15 @@
 //! kernel's BTF on every read, as for maps.
 
 mod cpu;
+mod domain;
 mod dsq;
+mod lines;
 mod live;
 mod names;
 mod owner;
 mod place;
 mod prog;
+mod psi;
 mod registers;
 mod sched;
 mod stack;
@@ -38,15 +42,16 @@ use crate::btf::{Btf, TypeId};
 
 use super::Snapshot;
 use super::error::{SnapshotError, SnapshotResult};
-use super::error_text::escaped_text;
 use super::ram::Ram;
 use super::symbols::Symbols;
 
 pub use cpu::Cpu;
+pub use domain::{Domain, DomainGroup, DomainState, DomainStates};
 pub use dsq::Dsq;
 pub use owner::Exit;
 pub(crate) use place::Place;
 pub use prog::{Prog, ProgState};
+pub use psi::{Pressure, PsiGroup, PsiState, Stall};
 pub use registers::CpuRegisters;
 pub use sched::Sched;
 pub use stack::{Frame, Stack};
@@ -153,6 +158,12 @@ pub struct KernelState {
     pub dsqs: Vec<DsqState>,
     /// Variables that were asked for, by name.
     pub variables: BTreeMap<String, Variable>,
+    /// Pressure; `None` in a file that kept none.
+    #[serde(default)]
+    pub psi: Option<PsiState>,
+    /// The flags of scheduling domains: bits and names.
+    #[serde(default)]
+    pub domain_flags: Vec<(u64, String)>,
     /// BPF programs.
     #[serde(default)]
     pub progs: Vec<ProgState>,
@@ -165,6 +176,12 @@ impl KernelState {
     /// The kernel's types.
     pub(crate) fn types(&self) -> SnapshotResult<&Arc<Btf>> {
         self.btf.as_ref().ok_or_else(|| unreadable("the kernel's state", "its types are missing"))
+    }
+
+    /// One more than the highest number that a CPU can have.
+    pub(crate) fn cpu_ids(&self) -> u64 {
+        let known = self.cpus.last().map_or(0, |cpu| u64::from(cpu.cpu) + 1);
+        known.max(self.per_cpu.len() as u64)
     }
 
     /// The bytes at an address: what was copied as a piece, else what all of memory has there.
@@ -218,6 +235,8 @@ impl KernelState {
             scx: self.scx.clone(),
             dsqs: self.dsqs.clone(),
             variables: self.variables.clone(),
+            psi: self.psi.clone(),
+            domain_flags: self.domain_flags.clone(),
             progs: self.progs.clone(),
             progs_incomplete: self.progs_incomplete.clone(),
         }
@@ -275,6 +294,9 @@ pub struct CpuState {
     pub curr: u64,
     /// Its idle task.
     pub idle: u64,
+    /// Its scheduling domains; `None` in a file that kept none.
+    #[serde(default)]
+    pub domains: Option<DomainStates>,
     /// Why something of it is missing.
     pub incomplete: Option<String>,
 }
@@ -514,33 +536,5 @@ impl Snapshot {
         self.sched_state()?.scx.as_ref().ok_or_else(|| SnapshotError::NoActiveScheduler {
             reason: "this kernel was built without sched_ext (CONFIG_SCHED_CLASS_EXT)".to_owned(),
         })
-    }
-
-    /// The kernel's state in a few lines: label and text.
-    pub(super) fn kernel_lines(self: &Arc<Self>) -> Vec<(String, String)> {
-        /// CPUs and queues that are shown.
-        const SHOWN: usize = 16;
-        let Ok(Some(Held { state, .. })) = self.copied_kernel() else { return Vec::new() };
-        if let Some(why) = &state.left_out {
-            return vec![("kernel".to_owned(), format!("<{why}>"))];
-        }
-        let split = |line: String| match line.split_once(": ") {
-            Some((label, text)) => (label.to_owned(), text.to_owned()),
-            None => (line, String::new()),
-        };
-        let mut out = vec![("tasks".to_owned(), state.tasks.len().to_string())];
-        out.extend(state.tasks_incomplete.iter().map(|why| ("tasks".to_owned(), why.clone())));
-        out.extend(self.sched().ok().map(|sched| ("sched".to_owned(), sched.headline())));
-        // The tree of schedulers, each below its parent.
-        for sched in self.scheds().unwrap_or_default().iter().take(SHOWN) {
-            let path = escaped_text(sched.path().unwrap_or("?"));
-            out.push((format!("scheduler {path}"), sched.summary()));
-        }
-        let cpus = self.cpus().unwrap_or_default();
-        out.extend(cpus.iter().take(SHOWN).map(|cpu| split(cpu.headline())));
-        let dsqs = self.dsqs().unwrap_or_default();
-        let used = dsqs.iter().filter(|dsq| !dsq.is_empty()).take(SHOWN);
-        out.extend(used.map(|dsq| (format!("dsq {}", dsq.name()), dsq.contents())));
-        out
     }
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::super::Snapshot;
-use super::super::access::Field;
+use super::super::access::{Field, set_of};
 use super::super::error::{SnapshotError, SnapshotResult};
 use super::{NotThere, unreadable};
 
@@ -43,6 +43,14 @@ impl Place {
         };
         let len = btf.size_of(id).unwrap_or_default();
         Ok(Field::of_kernel(Place::new(snapshot, what, at, len), Some((btf.clone(), id))))
+    }
+
+    /// The mask of CPUs at an address, as a CPU set: `0-3,8`.
+    pub(crate) fn cpus(snapshot: &Arc<Snapshot>, what: String, at: u64) -> SnapshotResult<String> {
+        let cpus = snapshot.kernel_state()?.cpu_ids();
+        let len = cpus.div_ceil(64) * 8;
+        let bytes = Place::new(snapshot, what, at, len);
+        Ok(set_of(&bytes.whole()?, cpus))
     }
 
     pub(crate) fn snapshot(&self) -> &Arc<Snapshot> {

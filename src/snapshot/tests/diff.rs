@@ -1,6 +1,8 @@
 //! What changed from one snapshot to another.
 
 use crate::btf::testing::Builder;
+use crate::introspect::made_up_sched::pressure::at;
+use crate::mem::Kva;
 use crate::snapshot::testing::{Object, Rows, bytes, changed, made_up, meta, sample};
 use crate::snapshot::{Meta, Snapshot};
 use std::sync::Arc;
@@ -85,6 +87,15 @@ fn the_kernels_state_is_compared_by_number_and_name() {
          - dsqs[bypass:1]: dsq bypass:1: 0 tasks []\n\
          - dsqs[global]: dsq global: 0 tasks []\n\
          ~ sched.state: enabled → disabled\n"
+    );
+    let new = changed(|machine| {
+        let system = Kva(machine.guest.address("psi_system"));
+        machine.guest.write_u64(system.offset(at::PSI_TOTAL), 3_000_000);
+        machine.guest.write_u64(system.offset(at::PSI_AVG), 1 << 11);
+    });
+    assert_eq!(
+        old.diff(&new, false).unwrap().to_string(),
+        "~ psi.io.some.avg10: 0.25 → 1.00\n~ psi.io.some.total: 1 → 3000 (+2999)\n"
     );
     let bare = sample();
     let text = bare.diff(&old, false).unwrap().to_string();

@@ -6,6 +6,7 @@ use std::fs;
 use cryoscope::scenario::event::{RunEvent, RunModel};
 
 use place::{Place, alone, project};
+use serde_json::json;
 
 mod place;
 
@@ -341,7 +342,14 @@ scenario("live", #{{ scheduler: "{fifo}", topology: "1n1l2c1t" }}, |t| {{
     assert_eq!(place.run(&["snapshot", "diff", "end.cryo", "end.cryo"]).code, Some(0));
     let json = place.run(&["snapshot", "export", "end.cryo"]);
     let json: serde_json::Value = serde_json::from_str(&json.out).unwrap();
-    assert_eq!(json["tag"], "end");
+    assert_eq!((&json["tag"], &json["version"]), (&"end".into(), &1.into()));
+    let kernel = &json["kernel"];
+    assert_eq!((&kernel["unknown"], &kernel["sched"]["state"]), (&json!({}), &json!("enabled")));
+    assert_eq!(kernel["sched"]["scheds"][0]["ops"], "fifo");
+    let tasks = kernel["tasks"].as_array().expect("tasks");
+    let init = tasks.iter().find(|task| task["tid"] == 1).expect("PID 1");
+    assert_eq!((&init["tgid"], &init["cgroup"]), (&json!(1), &json!("/")));
+    assert!(kernel["psi"]["system"]["cpu"]["some"]["total"].is_u64(), "{}", kernel["psi"]);
     assert!(json["maps"].as_array().unwrap().iter().any(|m| m["name"] == "task_ctx"));
 }
 

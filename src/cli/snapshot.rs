@@ -222,23 +222,32 @@ fn export(snapshot: &Arc<Snapshot>) -> Result<impl Serialize + use<>, Failure> {
     let maps = snapshot.maps().map_err(lacks)?;
     Ok(Export {
         elapsed_ms: snapshot.elapsed_ms(),
+        kernel: snapshot.kernel_as_json(),
         maps: maps.iter().map(export_map).collect(),
         pause: json!(snapshot.pause()),
         phase: snapshot.phase().map(str::to_owned),
         tag: snapshot.tag().to_owned(),
         torn: snapshot.torn().to_vec(),
+        version: EXPORT_VERSION,
     })
 }
 
-/// Members in the order of their names, as everywhere in what is exported.
+/// Raised when a member goes or means something else; members may be added without that.
+const EXPORT_VERSION: u32 = 1;
+
+/// Members in the order of their names, as everywhere in what is exported. `docs/snapshots.md` says
+/// what they are.
 #[derive(Serialize)]
 struct Export<M> {
     elapsed_ms: u64,
+    /// `null` when nothing of it was copied.
+    kernel: Value,
     maps: Vec<M>,
     pause: Value,
     phase: Option<String>,
     tag: String,
     torn: Vec<String>,
+    version: u32,
 }
 
 #[derive(Serialize)]

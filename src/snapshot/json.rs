@@ -3,6 +3,8 @@
 //! What has no simple place (a pointer, a float, bytes without a type) goes the way of any other
 //! reader, through [`Field`].
 
+mod kernel;
+
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
@@ -51,14 +53,20 @@ fn any(f: &Field, level: usize) -> Value {
         }
     }
     match f.leaf() {
-        Ok(Some(Scalar::Int(n))) => n.into(),
-        Ok(Some(Scalar::U64(n))) => n.into(),
-        Ok(Some(Scalar::Float(x))) => x.into(),
-        Ok(Some(Scalar::Bool(b))) => b.into(),
-        Ok(Some(Scalar::Str(s))) => s.into(),
-        Ok(Some(Scalar::Enum(e))) => e.name().map_or_else(|| json!(e.value() as i64), Into::into),
+        Ok(Some(leaf)) => scalar(leaf),
         // Bytes without a type, and what has no value.
         _ => f.inline(1 << 16).into(),
+    }
+}
+
+fn scalar(scalar: Scalar) -> Value {
+    match scalar {
+        Scalar::Int(n) => n.into(),
+        Scalar::U64(n) => n.into(),
+        Scalar::Float(x) => x.into(),
+        Scalar::Bool(b) => b.into(),
+        Scalar::Str(s) => s.into(),
+        Scalar::Enum(e) => e.name().map_or_else(|| json!(e.value() as i64), Into::into),
     }
 }
 

@@ -19,12 +19,15 @@ mod basics;
 pub mod builder;
 mod check;
 mod field;
+mod flags;
 mod shape;
+mod special;
 mod spell;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 
 use btf_rs::BtfType as _;
 
@@ -32,6 +35,7 @@ pub use basics::Basics;
 pub use check::BtfError;
 pub use field::{BitRange, Field, FieldError};
 pub use shape::{EnumShape, Linkage, Member, Param, SecVar, Shape, StructShape};
+pub use special::{Contains, Special, SpecialAt};
 pub(crate) use spell::{Names, declaration, keyword};
 
 #[cfg(test)]
@@ -166,6 +170,9 @@ struct Parsed {
     inner: btf_rs::Btf,
     /// One slot per type of this BTF (not of its base), filled on first use.
     shapes: Box<[OnceLock<Arc<Shape>>]>,
+    /// Special members by the type they are in.
+    specials: Mutex<HashMap<TypeId, Arc<[SpecialAt]>>>,
+    tags: OnceLock<special::Tags>,
 }
 
 impl Parsed {
@@ -180,7 +187,8 @@ impl Parsed {
         };
         let inner = inner.map_err(|e| BtfError::Decode(e.to_string()))?;
         let shapes = (0..layout.offsets.len()).map(|_| OnceLock::new()).collect();
-        Ok(Parsed { raw: raw.into(), layout, inner, shapes })
+        let (specials, tags) = (Mutex::default(), OnceLock::new());
+        Ok(Parsed { raw: raw.into(), layout, inner, shapes, specials, tags })
     }
 }
 

@@ -34,7 +34,8 @@ mod walk;
 #[cfg(test)]
 pub(crate) use bpf::tests::busy_guest as made_up_guest;
 pub use bpf::{
-    Budget, Cast, MAX_MAPS, MapInfo, MapKind, MapList, Owned, ProgInfo, ProgList, RawMap, Runs,
+    Budget, Cast, Code, Leads, MAX_MAPS, MapInfo, MapKind, MapList, Owned, ProgInfo, ProgList,
+    RawMap, Runs,
 };
 pub use contents::{Detail, Details, MapContents, MapData, PerCpuValues, Values};
 pub use error::{IntrospectError, ReadError, Unreachable, WalkError};

@@ -27,6 +27,10 @@
 #endif
 #define __hidden __attribute__((visibility("hidden")))
 #define __kptr __attribute__((btf_type_tag("kptr")))
+#define __kptr_untrusted __attribute__((btf_type_tag("kptr_untrusted")))
+#define __percpu_kptr __attribute__((btf_type_tag("percpu_kptr")))
+/* What a bpf_list_head or a bpf_rb_root holds: structs of that name, by the node that they have. */
+#define __contains(name, node) __attribute__((btf_decl_tag("contains:" #name ":" #node)))
 #define __kconfig __attribute__((section(".kconfig")))
 
 /*
@@ -47,6 +51,7 @@
 __bpf_helper(void *, map_lookup_elem, void *map, const void *key);
 __bpf_helper(long, map_update_elem, void *map, const void *key, const void *value, u64 flags);
 __bpf_helper(long, map_delete_elem, void *map, const void *key);
+__bpf_helper(void *, per_cpu_ptr, const void *pointer, u32 cpu);
 __bpf_helper(void *, map_lookup_percpu_elem, void *map, const void *key, u32 cpu);
 __bpf_helper(long, map_push_elem, void *map, const void *value, u64 flags);
 __bpf_helper(long, map_pop_elem, void *map, void *value);

@@ -408,8 +408,18 @@ pub(crate) fn register(pkg: &mut Package<'_>) {
     )
     .getter(
         "name(self: EnumValue) -> string",
-        "The name; `()` when the enum has none for the number.",
-        |e: EnumValue| e.name().map_or(Dynamic::UNIT, Into::into),
+        "The name; of an enum whose names are bits, those of all bits that are set: `A|B`. `()` when \
+         the enum has none for the number.",
+        |e: EnumValue| e.name().map_or(Dynamic::UNIT, |name| name.into_owned().into()),
+    )
+    .func(
+        "has(self: EnumValue, name: string) -> bool",
+        "Whether all bits of that name, or of those names (`\"A|B\"`), are set. Throws for a name \
+         that the enum does not have.",
+        |e: EnumValue, name: &str| -> Native<bool> {
+            let bits = named(&e, name, &Dynamic::UNIT)?;
+            Ok(e.value() & bits == bits)
+        },
     )
     .getter(
         "value(self: EnumValue) -> int|U64",

@@ -6,13 +6,18 @@
 
 mod arena;
 mod cpus;
+mod flexible;
 mod pointer;
+mod special;
+mod summary;
 
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
 use crate::btf::{self, Btf, FieldError, Shape, TypeId};
+
+pub(crate) use special::Objects;
 
 use super::Snapshot;
 use super::entry::Entry;
@@ -50,7 +55,14 @@ impl Side {
 #[derive(Clone)]
 enum Type {
     /// By BTF: the place within the entry's bytes and the type there.
-    Btf { btf: Arc<Btf>, at: btf::Field },
+    Btf {
+        btf: Arc<Btf>,
+        at: btf::Field,
+        /// The type of the whole: of the key, the value, or what a pointer led to.
+        root: TypeId,
+        /// Bytes that were made for it, in the place of those of memory.
+        made: Option<Arc<[u8]>>,
+    },
     /// The index that is the key of an array.
     Index,
     /// Only bytes.
@@ -135,7 +147,7 @@ impl Field {
                         false => btf.size_of(id).unwrap_or_default(),
                     };
                     let at = btf::Field { offset: 0, bits: None, ty: id, size };
-                    Type::Btf { btf: btf.clone(), at }
+                    Type::Btf { btf: btf.clone(), at, root: id, made: None }
                 }
                 _ => Type::Untyped,
             }
@@ -148,7 +160,8 @@ impl Field {
         let ty = match ty {
             Some((btf, id)) => {
                 let size = btf.size_of(id).unwrap_or_default();
-                Type::Btf { btf, at: btf::Field { offset: 0, bits: None, ty: id, size } }
+                let at = btf::Field { offset: 0, bits: None, ty: id, size };
+                Type::Btf { btf, at, root: id, made: None }
             }
             None => Type::Untyped,
         };
@@ -182,7 +195,7 @@ impl Field {
             return Err(SnapshotError::EmptyPathComponent { requested: self.path.to_string() });
         }
         let (btf, at) = match &self.ty {
-            Type::Btf { btf, at } => (btf, at),
+            Type::Btf { btf, at, .. } => (btf, at),
             Type::Index => {
                 let component = path.split(['.', '[']).find(|c| !c.is_empty()).unwrap_or(path);
                 return Err(SnapshotError::NotAStruct {
@@ -204,7 +217,12 @@ impl Field {
                 let rest = path.get(walked.len()..).unwrap_or_default();
                 return pointer.target()?.get(rest.strip_prefix('.').unwrap_or(rest));
             }
-            Err(error) => return Err(path::told(btf, at.ty, error, self.of(), &self.path)),
+            Err(error) => {
+                let further =
+                    self.get_flexible(path, &error).or_else(|| self.get_special(path, &error));
+                return further
+                    .unwrap_or_else(|| Err(path::told(btf, at.ty, error, self.of(), &self.path)));
+            }
         };
         let field = self.placed(path, found);
         // Of a struct that was copied in part, members are asked for one by one.
@@ -220,20 +238,24 @@ impl Field {
 
     /// The field at a path below this one whose place within this one is known.
     pub(crate) fn placed(&self, path: &str, within: btf::Field) -> Field {
-        let Type::Btf { btf, at } = &self.ty else { return self.clone() };
-        let offset = at.offset.saturating_add(within.offset);
-        Field {
-            ty: Type::Btf { btf: btf.clone(), at: btf::Field { offset, ..within } },
-            path: Arc::from(join(&self.path, path)),
-            ..self.clone()
-        }
+        let field = self.at_place(path, within);
+        // Only an array without a length takes no bytes and may have some.
+        if within.size == 0 { field.stretched() } else { field }
+    }
+
+    fn at_place(&self, path: &str, within: btf::Field) -> Field {
+        let Type::Btf { btf, at, root, made } = &self.ty else { return self.clone() };
+        let at = btf::Field { offset: at.offset.saturating_add(within.offset), ..within };
+        let ty = Type::Btf { btf: btf.clone(), at, root: *root, made: made.clone() };
+        Field { ty, path: Arc::from(join(&self.path, path)), ..self.clone() }
     }
 
     /// What is here.
     #[must_use]
     pub fn kind(&self) -> FieldKind {
         match &self.ty {
-            Type::Btf { btf, at } => FieldKind::of(btf, at.ty),
+            Type::Btf { .. } if self.is_list() => FieldKind::Array,
+            Type::Btf { btf, at, .. } => FieldKind::of(btf, at.ty),
             Type::Index => FieldKind::Int,
             Type::Untyped => FieldKind::Bytes,
         }
@@ -243,7 +265,7 @@ impl Field {
     #[must_use]
     pub fn type_name(&self) -> String {
         match &self.ty {
-            Type::Btf { btf, at } => btf.type_name(at.ty),
+            Type::Btf { btf, at, .. } => btf.type_name(at.ty),
             Type::Index => "u32".to_owned(),
             Type::Untyped => "bytes".to_owned(),
         }
@@ -252,7 +274,7 @@ impl Field {
     /// Types and place, for those who walk on themselves.
     pub(crate) fn typed(&self) -> Option<(&Arc<Btf>, btf::Field)> {
         match &self.ty {
-            Type::Btf { btf, at } => Some((btf, *at)),
+            Type::Btf { btf, at, .. } => Some((btf, *at)),
             Type::Index | Type::Untyped => None,
         }
     }
@@ -272,7 +294,7 @@ impl Field {
     /// [`SnapshotError::NoRendered`] when it has no type, and why its bytes are not there.
     pub fn scalar(&self) -> SnapshotResult<Scalar> {
         match &self.ty {
-            Type::Btf { btf, at } => {
+            Type::Btf { btf, at, .. } => {
                 let bytes = self.bytes()?;
                 value::decode(btf, at.ty, at.bits, &bytes)
                     .map_err(|actual| self.mismatch("a single value", actual))
@@ -308,6 +330,9 @@ impl Field {
     /// # Errors
     /// As [`Field::scalar`] and [`Scalar::as_f64`].
     pub fn as_f64(&self) -> SnapshotResult<f64> {
+        if let Some(near) = self.wide().and_then(|digits| digits.parse().ok()) {
+            return Ok(near);
+        }
         self.scalar()?.as_f64(&self.path)
     }
 
@@ -320,7 +345,7 @@ impl Field {
     }
 
     /// The text here: an array of `char` up to its first zero, an array of any other one-byte
-    /// integers read the same way, or the name of an enum's value.
+    /// integers read the same way, the name of an enum's value, or the digits of an `__int128`.
     ///
     /// # Errors
     /// As [`Field::scalar`] and [`Scalar::as_str`]; bytes that are not UTF-8 are a
@@ -329,7 +354,16 @@ impl Field {
         if self.is_byte_array() {
             return value::text(&self.bytes()?).map_err(|actual| self.mismatch("text", actual));
         }
+        if let Some(digits) = self.wide() {
+            return Ok(digits);
+        }
         self.scalar()?.as_str(&self.path)
+    }
+
+    /// The digits of an integer of 128 bits.
+    pub(crate) fn wide(&self) -> Option<String> {
+        let (btf, at) = self.typed().filter(|(_, at)| at.size == 16)?;
+        value::wide(btf, at.ty, &self.bytes().ok()?)
     }
 
     fn is_byte_array(&self) -> bool {
@@ -342,12 +376,16 @@ impl Field {
         }
     }
 
-    /// The elements of an array.
+    /// The elements of an array; the objects in a list or a tree, in their order.
     ///
     /// # Errors
     /// [`SnapshotError::TypeMismatch`] when this is no array, or one of more than a million
-    /// elements.
+    /// elements; [`SnapshotError::MapRenderIncomplete`] when not all objects of a list could be
+    /// followed.
     pub fn as_array(&self) -> SnapshotResult<Vec<Field>> {
+        if let Some(objects) = self.all_objects() {
+            return objects;
+        }
         let elements = self.elements()?;
         if elements.len > ELEMENTS {
             let actual = format!("{} of them, at most {ELEMENTS} can be listed", elements.len);
@@ -372,7 +410,9 @@ impl Field {
         let there = self.bytes()?.len();
         // Elements without a size would be as many as a hostile type says.
         let fit = there.checked_div(size).unwrap_or_default();
-        Ok(Elements { field: self, elem: *elem, size, len: fit.min(*len as usize) })
+        // One without a length has as many as there are.
+        let most = if *len == 0 { fit } else { *len as usize };
+        Ok(Elements { field: self, elem: *elem, size, len: fit.min(most) })
     }
 
     /// The bytes here, as they lay in memory. Of a bitfield, the bytes that hold its bits.
@@ -389,8 +429,11 @@ impl Field {
     /// # Errors
     /// [`SnapshotError::TypeMismatch`] when this has no members.
     pub fn members(&self) -> SnapshotResult<Vec<String>> {
+        if let Some(Ok(shown)) = self.shown() {
+            return shown.members();
+        }
         match (&self.ty, self.kind()) {
-            (Type::Btf { btf, at }, FieldKind::Struct | FieldKind::Union) => {
+            (Type::Btf { btf, at, .. }, FieldKind::Struct | FieldKind::Union) => {
                 Ok(path::member_names(btf, at.ty))
             }
             (Type::Untyped, _) => Err(self.no_rendered()),
@@ -400,6 +443,11 @@ impl Field {
 
     /// The bytes here.
     pub(crate) fn bytes(&self) -> SnapshotResult<Cow<'_, [u8]>> {
+        if let Type::Btf { at, made: Some(bytes), .. } = &self.ty {
+            let start = usize::try_from(at.offset).unwrap_or(usize::MAX);
+            let bytes = bytes.get(start..).and_then(|rest| rest.get(..at.size as usize));
+            return bytes.map(Cow::Borrowed).ok_or_else(|| self.no_rendered());
+        }
         let (entry, side) = match (&self.base, &self.ty) {
             (Base::Entry(entry, side), _) => (entry, *side),
             (Base::Kernel(place), Type::Btf { at, .. }) => {
@@ -408,7 +456,7 @@ impl Field {
             (Base::Kernel(place), _) => return place.whole(),
         };
         let whole = entry.bytes(side)?;
-        let Type::Btf { btf, at } = &self.ty else { return Ok(whole) };
+        let Type::Btf { btf, at, .. } = &self.ty else { return Ok(whole) };
         let range = usize::try_from(at.offset)
             .ok()
             .zip(usize::try_from(at.size).ok())

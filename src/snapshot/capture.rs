@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crate::btf::Btf;
 use crate::introspect::{
     self, Budget, CpuAt, DomainAt, Domains, Dsq, DsqKind, GroupAt, IntrospectError, Kernel, Layout,
-    MapInfo, MapList, Owned, ProgInfo, ProgList, Psi, PsiAt, RawMap, RawSched, SchedRequest,
+    Leads, MapInfo, MapList, Owned, ProgInfo, ProgList, Psi, PsiAt, RawMap, RawSched, SchedRequest,
     ScxSched, TaskAt, Where,
 };
 use crate::mem::GuestMem;
@@ -153,6 +153,10 @@ impl Capturer {
             // Reads the types of their objects; what is wrong is told by the capture.
             let _ = self.kernel.progs(&mut budget);
         }
+        for map in &maps {
+            // What is special in its type is found out once.
+            map.btf.iter().for_each(|btf| drop(btf.specials(map.value_type)));
+        }
         self.learn_casts(&maps, &mut budget);
         let practice = self.kernel.copy_sched(request.of_kernel(), &mut budget);
         self.kernel.recycle_sched(practice);
@@ -204,7 +208,7 @@ impl Capturer {
         let start = Instant::now();
         let mut budget = Budget::new(request.bytes, request.time);
         // First, because it is small: a huge map must not use up what is granted to all.
-        let sched = self.kernel.copy_sched(request.of_kernel(), &mut budget);
+        let mut sched = self.kernel.copy_sched(request.of_kernel(), &mut budget);
         let progs = request.sched.then(|| self.kernel.progs(&mut budget));
         let MapList { maps, torn } = self.kernel.maps()?;
         let owned = self.owned(&sched, &maps, progs.as_ref());
@@ -212,6 +216,8 @@ impl Capturer {
         for index in order(&maps, request) {
             raw[index] = Some(self.kernel.copy_map(&maps[index], &mut budget));
         }
+        let copied = maps.iter().zip(&raw).filter_map(|(map, raw)| Some((map, raw.as_ref()?)));
+        let leads = self.kernel.copy_leads(copied, &mut sched.memory, &mut budget);
         let maps = maps.into_iter().zip(raw).collect();
         let room = || std::mem::take(&mut *self.room());
         let ram = request.ram.map(|most| ram::copy(&*self.mem, most, room()));
@@ -219,7 +225,7 @@ impl Capturer {
         let took = start.elapsed();
         let casts = self.casts.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let registers = (Vec::new(), None);
-        Ok(RawCapture { maps, torn, kernel, progs, owned, ram, casts, took, registers })
+        Ok(RawCapture { maps, torn, kernel, progs, leads, owned, ram, casts, took, registers })
     }
 
     /// What belongs to each scheduler.
@@ -305,6 +311,8 @@ pub struct RawCapture {
     /// What was copied of the kernel, what of it stays, and whether its state was asked for.
     kernel: Option<(RawSched, OfKernel, bool)>,
     progs: Option<Result<ProgList, IntrospectError>>,
+    /// Of what special members lead to, all but the bytes.
+    leads: Leads,
     /// What belongs to each scheduler, in their order.
     owned: Vec<Owned>,
     /// Those of the CPUs, and why some are missing.
@@ -368,6 +376,10 @@ impl RawCapture {
                     None => {}
                 }
                 (state.progs, state.progs_incomplete) = progs(self.progs);
+                let Leads { code, cgroups, incomplete } = self.leads;
+                state.code = code.into_iter().map(|c| (c.start, c.end, c.name)).collect();
+                state.cgroups.extend(cgroups.into_iter().map(|c| (c.id, c.path)));
+                state.leads_incomplete = incomplete;
                 (state.registers, state.registers_incomplete) = self.registers;
                 Snapshot::with_kernel(meta, maps.collect(), torn, state)
             }
@@ -442,6 +454,8 @@ fn kernel_state(raw: RawSched, owned: Vec<Owned>, of: OfKernel, asked: bool) -> 
         domain_flags: raw.domain_flags,
         progs: Vec::new(),
         progs_incomplete: None,
+        code: Vec::new(),
+        leads_incomplete: None,
     }
 }
 
@@ -614,6 +628,7 @@ mod tests {
             torn: Some("map_idr_lock is held".into()),
             kernel: None,
             progs: None,
+            leads: Leads::default(),
             owned: Vec::new(),
             registers: (Vec::new(), None),
             ram: None,

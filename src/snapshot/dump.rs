@@ -3,18 +3,21 @@
 //! Trees are built first (bounded in nodes, so that no type of a guest makes an endless one) and
 //! laid out afterwards, for a terminal of 80 columns.
 
+mod leaf;
+
 use std::fmt;
 use std::sync::Arc;
 
-use super::access::{Field, Side};
+use super::access::{Field, Objects, Side};
 use super::contents::Detail;
 use super::entry::Entry;
 use super::error::{SnapshotError, SnapshotResult};
 use super::error_text::escaped_text;
 use super::map::Map;
 use super::path::{MEMBERS, for_each_member};
-use super::value::{FieldKind, Scalar, hex};
+use super::value::{FieldKind, Scalar};
 use super::{Pause, Snapshot};
+use leaf::leaf_text;
 
 /// Columns of a line.
 const WIDTH: usize = 80;
@@ -98,6 +101,9 @@ impl Field {
 
     /// The first members with their names.
     fn each_member(&self, limit: usize) -> Vec<(String, Field)> {
+        if let Some(Ok(shown)) = self.shown() {
+            return shown.each_member(limit);
+        }
         let Some((btf, at)) = self.typed() else { return Vec::new() };
         let mut out = Vec::new();
         for_each_member(btf, at.ty, limit, &mut |name, member| {
@@ -152,7 +158,8 @@ fn write_inline(field: &Field, out: &mut Limited, depth: usize) {
 }
 
 fn write_elements(field: &Field, out: &mut Limited, depth: usize) {
-    let runs = match runs(field, out.elements) {
+    // Each takes a character at least.
+    let runs = match runs(field, out.elements.min(out.left + 1)) {
         Ok(runs) => runs,
         Err(error) => return out.push(&unreadable(&error)),
     };
@@ -166,16 +173,17 @@ fn write_elements(field: &Field, out: &mut Limited, depth: usize) {
             return;
         }
     }
-    if runs.more > 0 {
-        out.push(&format!(", .. {} more", runs.more));
+    if let Some(rest) = &runs.rest {
+        out.push(if runs.shown.is_empty() { "" } else { ", " });
+        out.push(&format!(".. {rest}"));
     }
 }
 
 /// The elements of an array as they are shown.
 struct Runs {
     shown: Vec<Run>,
-    /// Elements that are not.
-    more: usize,
+    /// What is to be said of those that are not: how many there are, or why they are missing.
+    rest: Option<String>,
 }
 
 /// Neighbours that are shown as one.
@@ -189,6 +197,9 @@ struct Run {
 
 /// Groups equal neighbours (fewer than four stay single) into at most `limit` runs.
 fn runs(field: &Field, limit: usize) -> SnapshotResult<Runs> {
+    if let Some(objects) = field.objects(limit) {
+        return Ok(of_objects(objects));
+    }
     let elements = field.elements()?;
     let bytes = field.bytes()?;
     let chunk = |i: usize| bytes.get(i * elements.size..(i + 1) * elements.size);
@@ -201,40 +212,23 @@ fn runs(field: &Field, limit: usize) -> SnapshotResult<Runs> {
         shown.push(Run { first: at, len, element: elements.at(at), zero });
         at += len;
     }
-    Ok(Runs { shown, more: elements.len - at })
+    Ok(Runs { shown, rest: rest(elements.len - at) })
 }
 
-/// What holds a single value, as text.
-fn leaf_text(field: &Field) -> String {
-    match field.kind() {
-        FieldKind::Pointer => match field.as_u64() {
-            Ok(0) => "NULL".to_owned(),
-            Ok(at) => format!("{at:#x}"),
-            Err(error) => unreadable(&error),
-        },
-        FieldKind::Bytes => match field.bytes() {
-            Ok(bytes) => hex(&bytes, 256),
-            Err(error) => unreadable(&error),
-        },
-        _ => match field.scalar() {
-            Ok(Scalar::Str(text)) => format!("\"{}\"", escaped_text(&text)),
-            Ok(Scalar::Enum(e)) => match e.name() {
-                Some(name) if e.value() > i128::from(u32::MAX) => {
-                    format!("{} ({:#x})", escaped_text(name), e.value())
-                }
-                Some(name) => format!("{} ({})", escaped_text(name), e.value()),
-                // Mostly flags, which are told apart in hexadecimal only.
-                None if e.value() > 0 => format!("{:#x}", e.value()),
-                None => e.value().to_string(),
-            },
-            Ok(scalar) => scalar.to_string(),
-            Err(SnapshotError::TypeMismatch { .. }) => match field.bytes() {
-                Ok(bytes) => hex(&bytes, 64),
-                Err(error) => unreadable(&error),
-            },
-            Err(error) => unreadable(&error),
-        },
-    }
+fn rest(more: usize) -> Option<String> {
+    (more > 0).then(|| format!("{} more", grouped(more as u64)))
+}
+
+/// The objects of a list, each for itself.
+fn of_objects(objects: Objects) -> Runs {
+    let Objects { found, more, broken, torn } = objects;
+    let run = |(first, element)| Run { first, len: 1, element, zero: false };
+    let rest = match (broken, torn.first()) {
+        (Some(why), _) => Some(format!("the rest is missing: {why}")),
+        (None, Some(why)) => Some(format!("torn: {why}")),
+        (None, None) => more.then(|| "more".to_owned()),
+    };
+    Runs { shown: found.into_iter().enumerate().map(run).collect(), rest }
 }
 
 fn unreadable(error: &SnapshotError) -> String {
@@ -329,8 +323,8 @@ fn element_nodes(runs: Runs, budget: &mut Budget, depth: usize) -> Vec<Node> {
         }
         node(label, &run.element, budget, depth + 1)
     });
-    if runs.more > 0 {
-        below.push(more(runs.more));
+    if let Some(text) = runs.rest {
+        below.push(Node::Leaf { label: "..".to_owned(), text });
     }
     below
 }

@@ -14,7 +14,7 @@ use serde_json::{Map as Object, Value, json};
 use super::path::{MEMBERS, for_each_member};
 use super::value;
 use super::{Entry, Field, FieldKind, Map, Scalar, Side};
-use crate::btf::{self, Btf, Shape};
+use crate::btf::{self, Btf, Shape, Special};
 
 /// Levels of members and elements.
 const MAX_LEVELS: usize = 32;
@@ -45,16 +45,19 @@ fn any(f: &Field, level: usize) -> Value {
                     |name: String| Some((name.clone(), any(&f.get(&name).ok()?, level + 1)));
                 return Value::Object(names.filter_map(member).collect::<Object<_, _>>());
             }
+            // Lists in the objects of a list may lead round and round.
+            FieldKind::Array if level > 0 && f.is_list() && f.is_followed() => {}
             FieldKind::Array => {
-                let elements = f.as_array().unwrap_or_default();
-                return elements.iter().map(|element| any(element, level + 1)).collect();
+                if let Ok(elements) = f.as_array() {
+                    return elements.iter().map(|element| any(element, level + 1)).collect();
+                }
             }
             _ => {}
         }
     }
     match f.leaf() {
         Ok(Some(leaf)) => scalar(leaf),
-        // Bytes without a type, and what has no value.
+        // Bytes without a type, what has no value, and what is too wide for a number.
         _ => f.inline(1 << 16).into(),
     }
 }
@@ -111,6 +114,12 @@ impl Planner<'_> {
         if self.left == 0 || level >= MAX_LEVELS {
             return other();
         }
+        // What timers and locks mean is not in their bytes.
+        if let Ok(Shape::Struct(s)) = self.btf.shape(at.ty).as_deref()
+            && Special::of_struct(&s.name).is_some()
+        {
+            return other();
+        }
         let narrow = at.size <= 8 && at.size > 0;
         match (FieldKind::of(self.btf, at.ty), self.btf.shape(at.ty).as_deref()) {
             (FieldKind::Bool, _) if narrow => Plan::Bool { bits: at.bits },
@@ -121,7 +130,7 @@ impl Planner<'_> {
             (FieldKind::Struct | FieldKind::Union, _) => {
                 self.members(at, path, level).unwrap_or_else(other)
             }
-            (FieldKind::Array, Ok(Shape::Array { elem, len, elem_size })) => {
+            (FieldKind::Array, Ok(Shape::Array { elem, len, elem_size })) if *len > 0 => {
                 let (size, whole) = (*elem_size as usize, at.size as usize);
                 let element = self.btf.field(*elem, "").ok().filter(|e| e.size == *elem_size);
                 let len = whole.checked_div(size).unwrap_or_default().min(*len as usize);

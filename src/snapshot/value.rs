@@ -1,5 +1,6 @@
 //! Single values, as they come out of bytes.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -134,16 +135,30 @@ impl EnumValue {
         self.value
     }
 
-    /// The first name that the enum gives to the number; none for combined flags and the like.
+    /// The first name that the enum gives to the number; of an enum whose names are bits, the names
+    /// of all that are set, as in `A|B`. None when some of the number has no name.
     #[must_use]
-    pub fn name(&self) -> Option<&str> {
-        self.shape()?.name_of(self.value)
+    pub fn name(&self) -> Option<Cow<'_, str>> {
+        match self.spelled()? {
+            (name, 0) => Some(name),
+            _ => None,
+        }
     }
 
-    /// The number that the enum gives to a name.
+    /// What of the number has a name, and the bits that have none.
+    fn spelled(&self) -> Option<(Cow<'_, str>, i128)> {
+        let shape = self.shape()?;
+        if let Some(name) = shape.name_of(self.value) {
+            return Some((name.into(), 0));
+        }
+        let (names, rest) = shape.flags_of(self.value)?;
+        Some((names.join("|").into(), rest))
+    }
+
+    /// The number that the enum gives to a name, or to names of bits: `A|B`.
     #[must_use]
     pub fn value_of(&self, name: &str) -> Option<i128> {
-        self.shape()?.variants.iter().find(|(n, _)| n == name).map(|(_, value)| *value)
+        self.shape()?.value_of(name)
     }
 
     /// Every name that the enum has, in the order of its declaration.
@@ -169,15 +184,18 @@ impl PartialEq for EnumValue {
 
 impl fmt::Debug for EnumValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} ({})", self.type_name(), self.name().unwrap_or("?"), self.value)
+        let name = self.name();
+        write!(f, "{} {} ({})", self.type_name(), name.as_deref().unwrap_or("?"), self.value)
     }
 }
 
 impl fmt::Display for EnumValue {
-    /// The name; the number when it has none.
+    /// The name; the number when it has none. Bits without a name stand behind those that have
+    /// one: `A|B|0x40`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.name() {
-            Some(name) => f.write_str(name),
+        match self.spelled() {
+            Some((name, 0)) => f.write_str(&name),
+            Some((names, rest)) => write!(f, "{names}|{rest:#x}"),
             None => write!(f, "{}", self.value),
         }
     }
@@ -287,7 +305,7 @@ impl Scalar {
         match self {
             Scalar::Str(s) => Ok(s.clone()),
             Scalar::Enum(e) => match e.name() {
-                Some(name) => Ok(name.to_owned()),
+                Some(name) => Ok(name.into_owned()),
                 None => Err(self.is_not("a value that the enum has a name for", requested)),
             },
             other => Err(other.is_not("text", requested)),
@@ -347,8 +365,14 @@ pub(crate) fn decode(
     bytes: &[u8],
 ) -> Result<Scalar, String> {
     let shape = btf.shape(ty).map_err(|e| e.to_string())?;
-    let wide =
-        || format!("{} of {} bytes, more than a number holds", btf.type_name(ty), bytes.len());
+    let wide = || match wide(btf, ty, bytes) {
+        Some(digits) => format!(
+            "{digits} ({}, more than a number holds; .as_str() gives the digits, .as_f64() comes \
+             near)",
+            btf.type_name(ty)
+        ),
+        None => format!("{} of {} bytes, more than a number holds", btf.type_name(ty), bytes.len()),
+    };
     match &*shape {
         Shape::Int { bool: true, .. } => {
             Ok(Scalar::Bool(number(bytes, bits, false).ok_or_else(wide)? != 0))
@@ -376,6 +400,16 @@ pub(crate) fn decode(
             Err(format!("{kind} ({})", btf.type_name(ty)))
         }
     }
+}
+
+/// The digits of an integer that takes 16 bytes; `None` for any other type.
+pub(crate) fn wide(btf: &Btf, ty: TypeId, bytes: &[u8]) -> Option<String> {
+    let Shape::Int { size: 16, signed, .. } = *btf.shape(ty).ok()? else { return None };
+    let bytes = bytes.try_into().ok()?;
+    Some(match signed {
+        true => i128::from_le_bytes(bytes).to_string(),
+        false => u128::from_le_bytes(bytes).to_string(),
+    })
 }
 
 /// Bytes up to the first zero, as text.

@@ -175,7 +175,7 @@ fn words(snapshot: &Arc<Snapshot>, made: &MadeMap) {
 fn text(field: &Field) -> String {
     match field.scalar().unwrap_or_else(|e| panic!("{e}")) {
         Scalar::Str(text) => text,
-        Scalar::Enum(value) => value.name().expect("a name").to_owned(),
+        Scalar::Enum(value) => value.name().expect("a name").into_owned(),
         _ => field.as_u64().unwrap_or_else(|e| panic!("{e}")).to_string(),
     }
 }

@@ -124,6 +124,24 @@ impl RawMap {
         RawMap::new(RawData::Unreadable(reason))
     }
 
+    /// Shows each value that was copied, on each CPU; of tables also elements that are not in use,
+    /// in whose values the kernel leaves no references.
+    pub(super) fn for_each_value(&self, show: &mut dyn FnMut(&[u8])) {
+        match &self.data {
+            RawData::Array { bytes, stride, value_size } => {
+                for value in bytes.chunks(*stride) {
+                    show(value.get(..*value_size).unwrap_or(value));
+                }
+            }
+            RawData::PerCpuArray(raw) => raw.for_each_value(show),
+            RawData::Htab(raw) => raw.for_each_value(show),
+            RawData::Found(MapData::Array { values } | MapData::Hash { values, .. }) => {
+                values.iter().for_each(show);
+            }
+            RawData::Found(_) | RawData::Unreadable(_) => {}
+        }
+    }
+
     /// How many bytes were copied.
     #[must_use]
     pub fn bytes(&self) -> usize {

@@ -90,6 +90,19 @@ pub(super) struct RawHtab {
     pub(super) cpus: u64,
 }
 
+impl RawHtab {
+    /// Shows the value of each element, in use or not.
+    pub(super) fn for_each_value(&self, show: &mut dyn FnMut(&[u8])) {
+        if let Some(percpu) = &self.percpu {
+            return percpu.for_each_value(show);
+        }
+        let g = &self.geometry;
+        let (Elems::Whole(Slab { bytes, .. }) | Elems::Walked { arena: bytes, .. }) = &self.elems;
+        let values = bytes.chunks_exact(g.elem_size);
+        values.filter_map(|elem| elem.get(g.value..g.value + g.value_size)).for_each(show);
+    }
+}
+
 /// The elements of a table, as copied.
 pub(super) enum Elems {
     /// All of them, in use or not.

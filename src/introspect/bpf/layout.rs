@@ -7,6 +7,7 @@ use crate::btf::{Btf, TypeId};
 use super::super::error::{IntrospectError, ReadError};
 use super::casts::CodeLayout;
 use super::kinds::KindLayouts;
+use super::leads::LeadLayout;
 use super::owners::LinkLayout;
 use super::progs::RunLayout;
 use crate::introspect::kernel::Kernel;
@@ -251,6 +252,7 @@ pub(crate) struct Layouts {
     pub(crate) runs: Result<RunLayout, IntrospectError>,
     pub(crate) code: Result<CodeLayout, IntrospectError>,
     pub(crate) links: Result<LinkLayout, IntrospectError>,
+    pub(crate) leads: Result<LeadLayout, IntrospectError>,
     /// The lock that is held while a map gets or loses its id.
     pub(crate) idr_lock: Option<At>,
 }
@@ -267,6 +269,7 @@ impl Layouts {
             runs: RunLayout::new(btf),
             code: CodeLayout::new(btf),
             links: LinkLayout::new(btf),
+            leads: LeadLayout::new(btf),
             idr_lock: Finder::new(btf, "spinlock_t").ok().and_then(|f| {
                 let words = ["rlock.raw_lock.val", "lock.owner"];
                 words.iter().find_map(|word| f.number(word).ok())

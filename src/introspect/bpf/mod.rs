@@ -13,6 +13,7 @@ mod decode;
 mod htab;
 mod kinds;
 mod layout;
+mod leads;
 mod names;
 mod owners;
 mod percpu;
@@ -27,6 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use casts::Cast;
 pub use copy::{Budget, RawMap};
+pub use leads::{Code, Leads};
 pub use owners::Owned;
 pub use progs::{ProgInfo, ProgList, Runs};
 

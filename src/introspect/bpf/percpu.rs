@@ -145,6 +145,14 @@ impl RawPerCpu {
         PerCpuValues::by_cpu(wanted.len(), self.value_size, slots)
     }
 
+    /// Shows each value that is there.
+    pub(super) fn for_each_value(&self, show: &mut dyn FnMut(&[u8])) {
+        for start in self.rows.iter().filter_map(|row| self.place(*row)) {
+            let on_each = self.cpus.iter().flatten();
+            on_each.filter_map(|cpu| cpu.get(start, self.value_size)).for_each(&mut *show);
+        }
+    }
+
     /// Where the value behind `pointer` begins in each CPU's bytes.
     fn place(&self, pointer: u64) -> Option<usize> {
         let after = self.runs.partition_point(|run| run.start <= pointer);

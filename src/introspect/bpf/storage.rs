@@ -44,17 +44,22 @@ pub(crate) struct StorageLayout {
     sock: Layout<SockLayout>,
 }
 
+fn offset(f: &Finder<'_>, path: &str) -> Layout<u64> {
+    f.at(path).map(|at| at.offset as u64)
+}
+
+/// From a cgroup to its path.
+pub(super) fn cgroup_node(btf: &Btf) -> Layout<CgroupNode> {
+    let cgroup = Finder::new(btf, "struct cgroup")?;
+    let node = Finder::new(btf, "struct kernfs_node")?;
+    CgroupNode::new(|path| offset(&cgroup, path), |path| offset(&node, path))
+}
+
 impl StorageLayout {
     pub(super) fn new(btf: &Btf) -> Layout<Self> {
         let f = Finder::new(btf, "struct bpf_local_storage_map")?;
         let bucket = Finder::new(btf, "struct bpf_local_storage_map_bucket")?;
         let elem = Finder::new(btf, "struct bpf_local_storage_elem")?;
-        let offset = |f: &Finder<'_>, path: &str| f.at(path).map(|at| at.offset as u64);
-        let cgroup = || {
-            let cgroup = Finder::new(btf, "struct cgroup")?;
-            let node = Finder::new(btf, "struct kernfs_node")?;
-            CgroupNode::new(|path| offset(&cgroup, path), |path| offset(&node, path))
-        };
         Ok(StorageLayout {
             buckets: f.number("buckets")?,
             bucket_log: f.number("bucket_log")?,
@@ -66,7 +71,7 @@ impl StorageLayout {
             elem_state: elem.number("state.counter").ok(),
             owner: Finder::new(btf, "struct bpf_local_storage")?.number("owner")?,
             task_pid: Finder::new(btf, "struct task_struct")?.number("pid")?,
-            cgroup: cgroup(),
+            cgroup: cgroup_node(btf),
             inode: InodeLayout::new(btf),
             sock: SockLayout::new(btf),
         })

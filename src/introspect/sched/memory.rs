@@ -37,7 +37,7 @@ impl Memory {
     }
 
     /// Copies `len` bytes at `at`, unless they are there already.
-    pub(super) fn copy(
+    pub(in crate::introspect) fn copy(
         &mut self,
         kernel: &Kernel,
         at: u64,
@@ -72,12 +72,18 @@ impl Memory {
         })
     }
 
-    pub(super) fn u64(&self, at: u64) -> Option<u64> {
+    pub(in crate::introspect) fn u64(&self, at: u64) -> Option<u64> {
         Some(u64::from_le_bytes(self.get(at, 8)?.try_into().ok()?))
     }
 
-    pub(super) fn u32(&self, at: u64) -> Option<u32> {
+    pub(in crate::introspect) fn u32(&self, at: u64) -> Option<u32> {
         Some(u32::from_le_bytes(self.get(at, 4)?.try_into().ok()?))
+    }
+
+    /// Whether anything between `at` and `len` bytes behind it was copied.
+    pub(in crate::introspect) fn touches(&self, at: u64, len: u64) -> bool {
+        let begins_there = self.pieces.range(at..at.saturating_add(len)).next().is_some();
+        begins_there || self.get(at, 1).is_some()
     }
 
     /// Bytes that were copied.
@@ -93,7 +99,7 @@ impl Memory {
     }
 
     /// Nothing more is copied.
-    pub(super) fn close(&mut self) {
+    pub(in crate::introspect) fn close(&mut self) {
         self.bytes.truncate(self.used);
     }
 

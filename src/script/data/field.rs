@@ -79,12 +79,14 @@ fn reading(pkg: &mut Package<'_>) {
     )
     .func(
         "as_str(self: SnapshotField) -> string",
-        "Text up to its first zero, or an enum's name. Throws when it is not UTF-8.",
+        "Text up to its first zero, an enum's name (`A|B` for several bits), or the digits of an \
+         `__int128`. Throws when it is not UTF-8.",
         |f: Field| native(f.as_str()),
     )
     .func(
         "as_array(self: SnapshotField) -> array",
-        "The elements of an array: values for leaves, fields for everything else.",
+        "The elements of an array: values for leaves, fields for everything else. Of a \
+         `bpf_list_head` or a `bpf_rb_root` the objects in it, in their order.",
         |f: Field| -> Native<Array> { values_of(native(f.as_array())?) },
     )
     .func(
@@ -112,8 +114,20 @@ fn reading(pkg: &mut Package<'_>) {
     )
     .func(
         "as_cpus(self: SnapshotField) -> string",
-        "The CPUs in a CPU mask, `\"0-3,8\"`: a `struct cpumask`, a `struct bpf_cpumask`.",
+        "The CPUs in a CPU mask, `\"0-3,8\"`: a `struct cpumask`, a `struct bpf_cpumask`, or a pointer \
+         to one.",
         |f: Field| native(f.as_cpus()),
+    )
+    .func(
+        "cpu(self: SnapshotField, cpu: int) -> SnapshotField",
+        "What a per-CPU pointer (`__percpu_kptr`) leads to on one CPU.",
+        |f: Field, cpu: INT| native(f.on_cpu(cpu)),
+    )
+    .func(
+        "torn(self: SnapshotField) -> array",
+        "Why a list, a tree, or a struct with a `bpf_spin_lock` may be half-changed, usually nothing: \
+         the lock is held, an object was just being moved.",
+        |f: Field| -> Array { f.torn().into_iter().map(Dynamic::from).collect() },
     )
     .func(
         "raw(self: SnapshotField) -> blob",

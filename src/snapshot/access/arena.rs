@@ -26,7 +26,7 @@ pub(super) fn lookup(
     let size = btf.size_of(ty).unwrap_or_default();
     let at = btf::Field { offset: address % PAGE, bits: None, ty, size };
     let (base, path) = (Base::Entry(entry, Side::Value), path.clone());
-    Some(Field { base, ty: Type::Btf { btf, at }, path })
+    Some(Field { base, ty: Type::Btf { btf, at, root: ty, made: None }, path })
 }
 
 /// The page at an address.

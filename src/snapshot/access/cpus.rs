@@ -3,20 +3,24 @@
 use super::{Base, Field, Type};
 use crate::btf::{Btf, Shape, TypeId};
 use crate::snapshot::error::SnapshotResult;
+use crate::snapshot::value::FieldKind;
 
 /// Members that are entered on the way to the bits: `struct bpf_cpumask` has a `cpumask_t`.
 const MAX_DEPTH: usize = 4;
 
 impl Field {
-    /// The CPUs in a mask, as a CPU set: `0-3,8`. The kernel's types have room for all CPUs that it
+    /// The CPUs in a mask, or in the one that a pointer leads to, as a CPU set: `0-3,8`. The kernel's types have room for all CPUs that it
     /// can be built for, but only as many bits are there as this machine can have CPUs.
     ///
     /// # Errors
     /// [`SnapshotError::TypeMismatch`](crate::snapshot::SnapshotError::TypeMismatch) when this is
     /// no mask; why its bytes are not there.
     pub fn as_cpus(&self) -> SnapshotResult<String> {
+        if self.kind() == FieldKind::Pointer {
+            return self.target()?.as_cpus();
+        }
         let not = || self.mismatch("a CPU mask", self.described());
-        let Type::Btf { btf, at } = &self.ty else { return Err(not()) };
+        let Type::Btf { btf, at, .. } = &self.ty else { return Err(not()) };
         let bits = mask(btf, at.ty, 0).ok_or_else(not)?;
         let cpus = self.snapshot().kernel_state()?.cpu_ids();
         let len = (cpus.div_ceil(64) * 8).min(bits);
@@ -31,7 +35,12 @@ impl Field {
     pub(crate) fn cpumask(&self) -> Option<String> {
         let (btf, at) = self.typed()?;
         let named = matches!(&*btf.shape(at.ty).ok()?, Shape::Struct(s) if s.name == "cpumask");
-        match named.then(|| self.as_cpus())?.ok()?.as_str() {
+        named.then(|| self.cpus_text())?
+    }
+
+    /// The CPUs in a mask, for a reader.
+    pub(super) fn cpus_text(&self) -> Option<String> {
+        match self.as_cpus().ok()?.as_str() {
             "" => Some("no CPUs".to_owned()),
             cpus => Some(format!("CPUs {cpus}")),
         }

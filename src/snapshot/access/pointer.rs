@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Base, Field, Type, arena};
 use crate::btf::{Btf, Kind, Shape, TypeId};
 use crate::snapshot::Cast;
-use crate::snapshot::error::SnapshotResult;
+use crate::snapshot::error::{SnapshotError, SnapshotResult};
 use crate::snapshot::kernel::{Place, at_address};
 use crate::snapshot::path;
 
@@ -14,15 +14,39 @@ use crate::snapshot::path;
 const POINTER: u64 = 8;
 /// Addresses below are user space's (Documentation/arch/x86/x86_64/mm.rst).
 const KERNEL: u64 = 1 << 63;
+/// Tags of pointers to memory of which each CPU has its own.
+const PER_CPU: [&str; 2] = ["percpu", "percpu_kptr"];
 /// Tags and qualifiers that one pointer has, at most.
 const MAX_TAGS: usize = 32;
 
 impl Field {
     /// Whether at a path there is something that [`Field::target`] follows.
     pub(super) fn leads_on(&self, path: &str) -> bool {
-        let Type::Btf { btf, at } = &self.ty else { return false };
+        let Type::Btf { btf, at, .. } = &self.ty else { return false };
         let found = path::walk(btf, at.ty, path);
         found.is_ok_and(|found| self.placed(path, found).pointee().is_some())
+    }
+
+    /// What this is in, for messages: `task_ctx[17]`.
+    pub(super) fn here(&self) -> String {
+        let origin = self.origin();
+        match origin.key.as_str() {
+            "" => origin.map,
+            key => format!("{}[{key}]", origin.map),
+        }
+    }
+
+    /// Whether this is not in a map's entry, but behind a pointer or of the kernel's.
+    pub(crate) fn is_followed(&self) -> bool {
+        matches!(self.base, Base::Kernel(_))
+    }
+
+    /// Where a pointer is followed from.
+    pub(super) fn start(&self) -> Place {
+        match &self.base {
+            Base::Kernel(place) => place.clone(),
+            Base::Entry(..) => Place::new(self.snapshot(), self.here(), 0, 0),
+        }
     }
 
     /// What this points to, as far as it was copied.
@@ -30,17 +54,7 @@ impl Field {
         let Some((btf, to)) = self.pointee() else {
             return Err(self.mismatch("a pointer", self.described()));
         };
-        let from = match &self.base {
-            Base::Kernel(place) => place.clone(),
-            Base::Entry(entry, _) => {
-                let origin = self.origin();
-                let what = match origin.key.as_str() {
-                    "" => origin.map,
-                    key => format!("{}[{key}]", origin.map),
-                };
-                Place::new(entry.map().snapshot(), what, 0, 0)
-            }
-        };
+        let from = self.start();
         if let Some(no) = self.typed().and_then(|(btf, at)| elsewhere(btf, at.ty)) {
             return Err(self.mismatch("a pointer into the kernel's memory", no.to_owned()));
         }
@@ -57,9 +71,45 @@ impl Field {
         Ok(Field { path: self.path.clone(), ..Field::of_kernel(place, Some((btf, to))) })
     }
 
+    /// What a per-CPU pointer leads to on one CPU.
+    ///
+    /// # Errors
+    /// [`SnapshotError::TypeMismatch`](crate::snapshot::SnapshotError::TypeMismatch) when this is
+    /// no such pointer, [`SnapshotError::PerCpuSlot`](crate::snapshot::SnapshotError::PerCpuSlot)
+    /// when there is no such CPU,
+    /// [`SnapshotError::MapRenderIncomplete`](crate::snapshot::SnapshotError::MapRenderIncomplete)
+    /// when what is there was not copied.
+    pub fn on_cpu(&self, cpu: i64) -> SnapshotResult<Field> {
+        let tag = self.typed().and_then(|(btf, at)| match btf.shape(at.ty).as_deref() {
+            Ok(Shape::Ptr { to }) => btf.pointer_tags(*to).find(|tag| PER_CPU.contains(tag)),
+            _ => None,
+        });
+        let Some((tag, pointee)) = tag.zip(self.pointee()) else {
+            return Err(self.mismatch("a per-CPU pointer", self.described()));
+        };
+        let per_cpu = &self.snapshot().kernel_state()?.per_cpu;
+        let slot = usize::try_from(cpu).ok().and_then(|cpu| per_cpu.get(cpu).copied().flatten());
+        let Some(offset) = slot else {
+            let (map, len) = (self.here(), per_cpu.len());
+            return Err(SnapshotError::PerCpuSlot { map, cpu, len, unmapped: false });
+        };
+        let mut place = self.start().follow(self.as_u64()?, &self.path)?;
+        // What a program allocates begins with the per-CPU pointer (kernel/bpf/memalloc.c).
+        let base = match tag {
+            "percpu_kptr" => {
+                let word = place.bytes(0, 8, &self.path)?;
+                u64::from_le_bytes(word[..].try_into().unwrap_or_default())
+            }
+            _ => self.as_u64()?,
+        };
+        place = place.follow(if base == 0 { 0 } else { base.wrapping_add(offset) }, &self.path)?;
+        place.bytes(0, 1, &self.path)?;
+        Ok(Field { path: self.path.clone(), ..Field::of_kernel(place, Some(pointee)) })
+    }
+
     /// The type behind this pointer, or behind the number that programs prove to be one.
     fn pointee(&self) -> Option<(Arc<Btf>, TypeId)> {
-        let Type::Btf { btf, at } = &self.ty else { return None };
+        let Type::Btf { btf, at, .. } = &self.ty else { return None };
         let own = match &*btf.shape(at.ty).ok()? {
             // A `void *` leads somewhere, but nobody says to what.
             Shape::Ptr { to } if btf.resolve(*to).ok() == Some(0) => return None,
@@ -96,7 +146,7 @@ impl Field {
     /// What the programs prove of the number here: that it is a pointer.
     #[must_use]
     pub fn cast(&self) -> Option<&Cast> {
-        let (Base::Entry(entry, super::Side::Value), Type::Btf { btf, at }) =
+        let (Base::Entry(entry, super::Side::Value), Type::Btf { btf, at, made: None, .. }) =
             (&self.base, &self.ty)
         else {
             return None;
@@ -155,9 +205,9 @@ fn elsewhere(btf: &Btf, ty: TypeId) -> Option<&'static str> {
     let shape = btf.shape(ty).ok()?;
     let Shape::Ptr { to } = &*shape else { return None };
     tags(btf, *to).find_map(|(tag, _)| match tag {
-        "percpu" | "percpu_kptr" => Some(
-            "a per-CPU pointer, which leads to another place on each CPU; .as_u64() gives what is \
-             stored",
+        tag if PER_CPU.contains(&tag) => Some(
+            "a per-CPU pointer, which leads to another place on each CPU: .cpu(n) goes there, \
+             .as_u64() gives what is stored",
         ),
         "user" => Some("an address in a process's memory, which is not copied; .as_u64() gives it"),
         _ => None,

@@ -170,6 +170,12 @@ pub struct KernelState {
     /// Why programs may be missing.
     #[serde(default)]
     pub progs_incomplete: Option<String>,
+    /// Functions of BPF programs that timers and works call: start, end, the kernel's name.
+    #[serde(default)]
+    pub code: Vec<(u64, u64, String)>,
+    /// Why not all was copied that timers, lists, trees and pointers in maps lead to.
+    #[serde(default)]
+    pub leads_incomplete: Option<String>,
 }
 
 impl KernelState {
@@ -195,15 +201,16 @@ impl KernelState {
 
     /// Ends the sentence that something was not copied: what would have.
     pub(crate) fn if_not_copied(&self) -> String {
-        match &self.ram_incomplete {
-            Some(why) => format!("of all memory nothing was kept: {why}"),
-            None => {
-                "a freeze copies CPUs, tasks, dispatch queues, schedulers, and what its option \
-                     `kernel` names; `ram: true` keeps all of memory, as in t.freeze(\"tag\", #{ \
-                     ram: true })"
-                    .to_owned()
-            }
+        if let Some(why) = &self.ram_incomplete {
+            return format!("of all memory nothing was kept: {why}");
         }
+        let cut = self.leads_incomplete.as_ref();
+        let cut = cut.map_or_else(String::new, |why| format!(" (some of it is missing: {why})"));
+        format!(
+            "a freeze copies CPUs, tasks, dispatch queues, schedulers, what timers, lists, trees and \
+             kptrs in maps lead to{cut}, and what its option `kernel` names; `ram: true` keeps all of \
+             memory, as in t.freeze(\"tag\", #{{ ram: true }})"
+        )
     }
 
     /// The kernel's symbols.
@@ -239,6 +246,8 @@ impl KernelState {
             domain_flags: self.domain_flags.clone(),
             progs: self.progs.clone(),
             progs_incomplete: self.progs_incomplete.clone(),
+            code: self.code.clone(),
+            leads_incomplete: self.leads_incomplete.clone(),
         }
     }
 

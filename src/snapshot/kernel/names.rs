@@ -1,5 +1,6 @@
 //! Names of what lies at addresses of the kernel.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::super::Snapshot;
@@ -13,8 +14,8 @@ const MAX_MADE: usize = 16 << 10;
 /// Code that the kernel made while it ran: a BPF program, a trampoline (`struct bpf_ksym`,
 /// include/linux/bpf.h).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Made {
-    pub(super) start: u64,
+pub(crate) struct Made {
+    pub(crate) start: u64,
     pub(super) end: u64,
     pub(super) name: String,
 }
@@ -25,13 +26,23 @@ pub(super) fn in_image(symbols: &Symbols, at: u64) -> bool {
     once("_text").zip(once("_end")).is_some_and(|(start, end)| (start..end).contains(&at))
 }
 
-/// All such code, as far as the list of it can be followed in memory, ascending.
+/// All such code, as far as it is known, ascending.
 pub(super) fn made(snapshot: &Arc<Snapshot>, state: &KernelState) -> Vec<Made> {
-    let symbols = state.symbols.as_deref();
-    let head = symbols.and_then(|symbols| symbols.addresses("bpf_kallsyms").first().copied());
-    let (Some(head), Ok(btf)) = (head, state.types()) else { return Vec::new() };
-    let ty = btf.find_c("struct bpf_ksym");
-    let Some(link) = ty.and_then(|ty| btf.field(ty, "lnode").ok()) else { return Vec::new() };
+    let mut out = listed(snapshot, state).unwrap_or_default();
+    let known: HashSet<u64> = out.iter().map(|made| made.start).collect();
+    let named = state.code.iter().filter(|(start, ..)| !known.contains(start));
+    let named =
+        named.map(|(start, end, name)| Made { start: *start, end: *end, name: name.clone() });
+    out.extend(named);
+    out.sort_by_key(|made| made.start);
+    out
+}
+
+/// As far as the kernel's list of it can be followed in memory.
+fn listed(snapshot: &Arc<Snapshot>, state: &KernelState) -> Option<Vec<Made>> {
+    let head = state.symbols.as_deref()?.addresses("bpf_kallsyms").first().copied()?;
+    let btf = state.types().ok()?;
+    let link = btf.field(btf.find_c("struct bpf_ksym")?, "lnode").ok()?;
     let word = |at| {
         let bytes = state.at(at, 8).ok()?;
         Some(u64::from_le_bytes(bytes[..].try_into().ok()?))
@@ -52,8 +63,18 @@ pub(super) fn made(snapshot: &Arc<Snapshot>, state: &KernelState) -> Vec<Made> {
         out.extend(one());
         at = word(node);
     }
-    out.sort_by_key(|made| made.start);
-    out
+    Some(out)
+}
+
+impl Made {
+    /// The function's own name: the kernel puts the program's tag in front of it.
+    pub(crate) fn function(&self) -> &str {
+        let tagged = self.name.strip_prefix("bpf_prog_").and_then(|rest| rest.split_once('_'));
+        match tagged {
+            Some((tag, name)) if tag.len() == 16 => name,
+            _ => &self.name,
+        }
+    }
 }
 
 impl Snapshot {
@@ -87,7 +108,7 @@ impl Snapshot {
     }
 
     /// The code that was made at an address.
-    pub(super) fn made_at(self: &Arc<Self>, at: u64) -> SnapshotResult<Option<&Made>> {
+    pub(crate) fn made_at(self: &Arc<Self>, at: u64) -> SnapshotResult<Option<&Made>> {
         let Some(held) = self.copied_kernel()? else { return Ok(None) };
         let all = held.made.get_or_init(|| made(self, &held.state));
         let after = all.partition_point(|made| made.start <= at);

@@ -141,7 +141,7 @@ fn masks_and_flags_are_shown_as_such() {
         dump.lines().any(|l| line(l.trim()) == Some((label.to_owned(), text.to_owned())))
     };
     assert!(shows("mask", "CPUs 0-3,8"), "{dump}");
-    assert!(shows("flags", "0x3"), "{dump}");
+    assert!(shows("flags", "ONE|TWO (0x3)"), "{dump}");
 }
 
 /// A scheduler whose list lies in an arena, across two pages.

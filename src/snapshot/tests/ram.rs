@@ -64,8 +64,8 @@ fn what_cannot_be_read_says_why() {
     assert_eq!(
         text(place.unwrap().get("nr_running")),
         "the struct rq at 0x1000 could not be read: nr_running (4 bytes at 0x1000) was not copied: \
-         a freeze copies CPUs, tasks, dispatch queues, schedulers, and what its option `kernel` \
-         names; `ram: true` keeps all of memory, as in t.freeze(\"tag\", #{ ram: true })"
+         a freeze copies CPUs, tasks, dispatch queues, schedulers, what timers, lists, trees and kptrs \
+         in maps lead to, and what its option `kernel` names; `ram: true` keeps all of memory, as in t.freeze(\"tag\", #{ ram: true })"
     );
     assert_eq!(
         text(parts.ram()),

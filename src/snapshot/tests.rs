@@ -10,7 +10,7 @@ mod pointers;
 mod pressure;
 mod ram;
 mod registers;
-mod special;
+pub(crate) mod special;
 mod store;
 mod store_ram;
 mod texts;

@@ -2,6 +2,7 @@
 
 mod catalogue;
 mod live;
+mod special;
 
 use std::sync::{Arc, LazyLock};
 

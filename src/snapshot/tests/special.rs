@@ -110,7 +110,7 @@ fn program(row: Vec<u8>) -> Object {
     b.decl_tag("contains:thing:node", value, 4);
     b.decl_tag("contains:thing:rb", value, 5);
     let mut o = Object { btf: Some(b.parse()), maps: Vec::new() };
-    o.map("m", "array", (int, value), Rows { values: vec![row], ..Rows::default() });
+    o.map("queues", "array", (int, value), Rows { values: vec![row], ..Rows::default() });
     o
 }
 
@@ -176,12 +176,13 @@ fn snapshot_with(next_of_last: u64, lock: u32) -> Arc<Snapshot> {
     Snapshot::with_kernel(meta("s"), program(row).maps, Vec::new(), kernel)
 }
 
-fn snapshot() -> Arc<Snapshot> {
+/// A snapshot with one of each.
+pub(crate) fn snapshot() -> Arc<Snapshot> {
     snapshot_with(HEAD, 0)
 }
 
 fn entry(snap: &Arc<Snapshot>) -> Entry {
-    snap.map("m").unwrap().at(0).unwrap()
+    snap.map("queues").unwrap().at(0).unwrap()
 }
 
 #[test]
@@ -250,7 +251,7 @@ fn lists_and_trees_are_their_objects_in_order() {
         assert!(second.origin().to_string().contains(&format!("{path}[1].x")));
         assert_eq!(
             text(entry.get(&format!("{path}[3].x"))),
-            format!("\"m: {path}\" has no index 3: it has 3, from 0 to 2")
+            format!("\"queues: {path}\" has no index 3: it has 3, from 0 to 2")
         );
         assert_eq!(to_json(&list)[2]["x"], json!(30));
     }
@@ -274,7 +275,8 @@ fn what_contradicts_itself_is_told_and_ends() {
     assert_eq!(entry.get("head[0].node.linked").unwrap().as_bool(), Ok(true));
     // The last one is not in the list any more: its owner is another.
     let snap = snapshot_with(HEAD, 0);
-    let head = |snap: &Arc<Snapshot>| snap.map("m").unwrap().at(0).unwrap().get("head").unwrap();
+    let head =
+        |snap: &Arc<Snapshot>| snap.map("queues").unwrap().at(0).unwrap().get("head").unwrap();
     assert!(head(&snap).torn().is_empty());
     let mut memory = Filled::default();
     objects(&mut memory, HEAD);
@@ -325,7 +327,7 @@ fn a_file_shows_the_same() {
         entry(&snap).get("timer").unwrap().to_string()
     );
     let all = |snap: &Arc<Snapshot>| {
-        serde_json::to_value(snap.map("m").unwrap().entries_as_json()).unwrap()
+        serde_json::to_value(snap.map("queues").unwrap().entries_as_json()).unwrap()
     };
     assert_eq!(all(&file), all(&snap));
     assert_eq!(all(&snap), json!([{ "value": to_json(&entry(&snap).value().unwrap()) }]));

@@ -4,6 +4,8 @@
 
 #[path = "kstate/levels.rs"]
 mod levels;
+#[path = "kstate/modules.rs"]
+mod modules;
 mod place;
 mod support;
 

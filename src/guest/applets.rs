@@ -11,7 +11,8 @@ use crate::process::signal_number;
 use crate::sys::reason;
 
 /// Their names.
-pub(crate) const NAMES: [&str; 7] = ["cat", "echo", "false", "kill", "ls", "sleep", "true"];
+pub(crate) const NAMES: [&str; 8] =
+    ["cat", "echo", "false", "insmod", "kill", "ls", "sleep", "true"];
 
 /// Runs one; its exit code.
 pub(crate) fn main(argv: &[String]) -> i32 {
@@ -23,6 +24,7 @@ pub(crate) fn main(argv: &[String]) -> i32 {
         "cat" => each(name, args, cat),
         "echo" => writeln!(io::stdout(), "{}", args.join(" ")).is_ok(),
         "false" => false,
+        "insmod" => each(name, args, load),
         "kill" => kill(args),
         "ls" if args.is_empty() => each(name, &["/".to_owned()], list),
         "ls" => each(name, args, list),
@@ -48,6 +50,12 @@ fn each(name: &str, args: &[String], what: fn(&str) -> io::Result<()>) -> bool {
 fn cat(path: &str) -> io::Result<()> {
     let mut file = fs::File::open(path)?;
     io::copy(&mut file, &mut io::stdout()).map(drop)
+}
+
+/// Loads a module that is not packed, without parameters.
+fn load(path: &str) -> io::Result<()> {
+    let file = fs::File::open(path)?;
+    Ok(rustix::system::finit_module(&file, c"", 0)?)
 }
 
 fn list(path: &str) -> io::Result<()> {

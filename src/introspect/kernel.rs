@@ -142,6 +142,11 @@ impl Kernel {
         self.space.read(at, buf)
     }
 
+    /// Fills the beginning of `buf` from `at`, as far as there is memory; how far that is.
+    pub(super) fn read_prefix(&self, at: Kva, buf: &mut [u8]) -> usize {
+        self.space.read_prefix(at, buf)
+    }
+
     /// Reads a 64-bit number.
     ///
     /// # Errors

@@ -127,6 +127,21 @@ impl Symbols {
         Symbols { names, addresses, repeated, by_address: OnceLock::new() }
     }
 
+    /// Symbols by letter, name and address, in this order. `None` when there are too many, or names
+    /// are not ASCII or chosen to collide.
+    #[must_use]
+    pub fn of<'a>(all: impl Iterator<Item = (char, &'a str, u64)>) -> Option<Symbols> {
+        let (mut text, mut ends, mut addresses) = (String::new(), Vec::new(), Vec::new());
+        for (kind, name, at) in all {
+            text.push(kind);
+            text.push_str(name);
+            ends.push(u32::try_from(text.len()).ok()?);
+            addresses.push(at);
+        }
+        let names = text.is_ascii().then(|| Names::new(text, ends))??;
+        Some(Symbols::new(names, addresses))
+    }
+
     /// The addresses that `name` stands for, ascending; empty when there is no such symbol.
     #[must_use]
     pub fn lookup(&self, name: &str) -> &[u64] {
@@ -283,6 +298,13 @@ impl Symbols {
             address: Kva(self.addresses[i]),
             kind: self.names.kind(i),
         })
+    }
+}
+
+impl Default for Symbols {
+    /// None at all.
+    fn default() -> Self {
+        Symbols::of(std::iter::empty()).unwrap_or_else(|| unreachable!("no names do not collide"))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Snapshots as scripts see them: `Snapshot`, `SnapshotMap`, `SnapshotEntry`, `SnapshotField`, of
 //! the kernel's own state `SnapshotCpu`, `SnapshotDomain`, `SnapshotTask`, `SnapshotDsq`,
-//! `SnapshotSched` and `SnapshotStack`, and the `SnapshotError` that all of them throw.
+//! `SnapshotSched`, `SnapshotModule` and `SnapshotStack`, and the `SnapshotError` that all of them throw.
 //!
 //! The types are the model's own handles, registered by value, so that a closure may capture what
 //! its caller works on. A leaf (a number, a truth value, text, an enum's value) comes out as a
@@ -13,6 +13,7 @@ mod error;
 mod field;
 mod lend;
 mod map;
+mod module;
 mod origin;
 mod prog;
 mod sched;
@@ -44,6 +45,7 @@ pub(crate) fn register(pkg: &mut Package<'_>) {
     field::register(pkg);
     cpu::register(pkg);
     domain::register(pkg);
+    module::register(pkg);
     task::register(pkg);
     dsq::register(pkg);
     prog::register(pkg);

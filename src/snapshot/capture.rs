@@ -189,7 +189,10 @@ impl Capturer {
         request: &'a CaptureRequest,
     ) -> impl Iterator<Item = SnapshotError> + use<'a> {
         let symbols = self.kernel.symbols();
-        let unknown = request.kernel.iter().filter(|name| symbols.lookup(name).is_empty());
+        let modules = self.kernel.module_symbols();
+        let unknown = request.kernel.iter().filter(move |name| {
+            symbols.lookup(name).is_empty() && !modules.contains(name.as_str())
+        });
         unknown.map(|name| SnapshotError::NoMatch {
             map: "kallsyms".to_owned(),
             op: format!("kernel: {name:?}"),
@@ -421,6 +424,7 @@ fn kernel_state(raw: RawSched, owned: Vec<Owned>, of: OfKernel, asked: bool) -> 
     let state = |t: &TaskAt| TaskState { at: t.at, cgroup: t.cgroup };
     let mut tasks: Vec<TaskState> = raw.tasks.iter().map(state).collect();
     tasks.sort_by_key(|task| task.at);
+    let modules = super::symbols::of_modules(raw.modules);
     let domains = raw.domains.into_iter().map(|domains| Some(domain_states(domains)));
     let domains = domains.chain(std::iter::repeat(None));
     let (bytes, pieces) = raw.memory.into_parts();
@@ -451,6 +455,9 @@ fn kernel_state(raw: RawSched, owned: Vec<Owned>, of: OfKernel, asked: bool) -> 
         dsqs,
         variables: raw.variables.into_iter().map(variable).collect(),
         psi: raw.psi.map(psi_state),
+        modules: modules.0,
+        modules_incomplete: raw.modules_incomplete,
+        module_symbols: Some(Arc::new(modules.1)),
         domain_flags: raw.domain_flags,
         progs: Vec::new(),
         progs_incomplete: None,

@@ -51,9 +51,9 @@ pub use error::{ExcludedMap, SnapshotError, SnapshotResult};
 pub use json::to_json;
 pub use kernel::{
     Cpu, CpuRegisters, CpuState, Domain, DomainGroup, DomainState, DomainStates, Dsq, DsqState,
-    Exit, Extents, Frame, KernelState, OwnState, PerCpu, Places, Pressure, Prog, ProgState,
-    PsiGroup, PsiState, Sched, SchedState, ScxState, Stack, StackEnd, Stall, Task, TaskState,
-    Variable,
+    Exit, Extents, Frame, KernelState, Module, ModuleState, OwnState, PerCpu, Places, Pressure,
+    Prog, ProgState, PsiGroup, PsiState, Sched, SchedState, ScxState, Stack, StackEnd, Stall, Task,
+    TaskState, Variable,
 };
 pub use key::KeyArg;
 pub use map::Map;

@@ -1,10 +1,10 @@
 //! The kernel's symbols: names of its functions and variables, and their addresses.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
-use super::Snapshot;
 use super::error::SnapshotResult;
-use crate::introspect;
+use super::{ModuleState, Snapshot};
+use crate::introspect::{self, ModuleAt, ModuleSymbol};
 use crate::mem::Kva;
 
 /// The symbols of the kernel's image, not those of modules and BPF programs. A name may stand for
@@ -13,7 +13,7 @@ pub struct Symbols {
     table: LazyLock<Table, Load>,
 }
 
-type Table = std::sync::Arc<introspect::Symbols>;
+type Table = Arc<introspect::Symbols>;
 type Load = Box<dyn FnOnce() -> Table + Send>;
 
 impl Symbols {
@@ -26,9 +26,18 @@ impl Symbols {
     /// Those that `load` gives, as [`Symbols::pack`] made them, once they are needed; bytes that
     /// are not give none.
     pub(super) fn deferred(load: impl FnOnce() -> Vec<u8> + Send + 'static) -> Symbols {
-        let none = || introspect::Symbols::unpack(&[0; 4]).expect("no symbols at all");
-        let load = move || introspect::Symbols::unpack(&load()).unwrap_or_else(none).into();
+        let load = move || introspect::Symbols::unpack(&load()).unwrap_or_default().into();
         Symbols { table: LazyLock::new(Box::new(load)) }
+    }
+
+    /// Those that `make` gives, once they are needed.
+    pub(super) fn made(make: impl FnOnce() -> introspect::Symbols + Send + 'static) -> Symbols {
+        Symbols { table: LazyLock::new(Box::new(move || make().into())) }
+    }
+
+    /// Names and addresses of some of them, in the kernel's order.
+    pub(crate) fn range(&self, first: usize, count: usize) -> impl Iterator<Item = (&str, u64)> {
+        self.table.iter().skip(first).take(count).map(|symbol| (symbol.name, symbol.address.0))
     }
 
     /// All of them as bytes.
@@ -72,6 +81,27 @@ impl Symbols {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// The modules, and the symbols of all of them in one table.
+pub(super) fn of_modules(modules: Vec<ModuleAt>) -> (Vec<ModuleState>, Symbols) {
+    let mut states = Vec::with_capacity(modules.len());
+    let mut tables: Vec<Arc<Vec<ModuleSymbol>>> = Vec::with_capacity(modules.len());
+    let mut first = 0;
+    for module in modules {
+        let ModuleAt { name, at, memory, per_cpu, symbols, btf, incomplete } = module;
+        let range = (first, symbols.len());
+        first += symbols.len();
+        tables.push(symbols);
+        states.push(ModuleState { name, at, memory, per_cpu, symbols: range, btf, incomplete });
+    }
+    let all = move || {
+        let symbols = tables.iter().flat_map(|table| table.iter());
+        let symbols = symbols.map(|symbol| (symbol.kind, symbol.name.as_str(), symbol.at));
+        // A guest that chose its names to collide has none.
+        introspect::Symbols::of(symbols).unwrap_or_default()
+    };
+    (states, Symbols::made(all))
 }
 
 impl std::fmt::Debug for Symbols {

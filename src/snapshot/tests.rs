@@ -6,6 +6,7 @@ mod diff;
 mod json;
 mod kinds;
 mod live;
+mod modules;
 mod pointers;
 mod pressure;
 mod ram;

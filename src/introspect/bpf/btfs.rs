@@ -14,6 +14,9 @@ const MAX_BTF: u64 = 16 << 20;
 /// Bytes of BTF that are kept at most; more is an error of its own, not a slow machine.
 const MAX_KEPT: usize = 64 << 20;
 
+/// Bytes of a module's name (`MODULE_NAME_LEN`).
+const MAX_MODULE_NAME: usize = 64;
+
 /// What one `struct btf` said about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Identity {
@@ -108,6 +111,41 @@ impl BtfCache {
         self.kept.retain(|at, _| wanted(Kva(*at)));
         self.extended.retain(|at, _| wanted(Kva(*at)));
         self.bytes = self.kept.values().map(|k| k.identity.len as usize).sum();
+    }
+}
+
+/// Loaded objects with types that are looked at.
+const MAX_OBJECTS: usize = 16 << 10;
+
+impl Kernel {
+    /// The types of loaded modules by the modules' names: those of the entries of `btf_idr` that
+    /// are the kernel's own (`struct btf`, kernel/bpf/btf.c) and split from its types. What was
+    /// read before is not read again.
+    pub(in crate::introspect) fn module_types(&self) -> HashMap<String, Result<Arc<Btf>, String>> {
+        let mut out = HashMap::new();
+        let Ok(state) = self.bpf() else { return out };
+        let Some(idr) = self.symbols().get("btf_idr") else { return out };
+        let Ok(ty) = self.type_id("struct btf") else { return out };
+        let members = [self.field(ty, "kernel_btf"), self.field(ty, "name")];
+        let [Ok(own), Ok(name)] = members else { return out };
+        let Ok(walk) = self.idr(idr, MAX_OBJECTS) else { return out };
+        let mut caches = state.caches();
+        let mut seen = Vec::new();
+        for (_, at) in walk.items {
+            let mut flag = [0];
+            if self.read(at.offset(own), &mut flag).is_err() || flag == [0] {
+                continue;
+            }
+            let Ok(name) = self.read_cstr(at.offset(name), MAX_MODULE_NAME) else { continue };
+            if name == "vmlinux" {
+                continue;
+            }
+            seen.push(at);
+            let btf = caches.modules.get(self, &state.layouts.btf, at);
+            out.insert(name, btf.and_then(|btf| btf.ok_or_else(|| "there are none".to_owned())));
+        }
+        caches.modules.forget_all_but(|at| seen.contains(&at));
+        out
     }
 }
 

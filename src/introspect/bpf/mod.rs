@@ -162,6 +162,8 @@ pub(crate) struct BpfState {
 #[derive(Default)]
 struct Caches {
     btfs: BtfCache,
+    /// Those of modules, which no map refers to.
+    modules: BtfCache,
     names: NameCache,
     casts: CastCache,
 }

@@ -9,6 +9,7 @@ use super::super::error::IntrospectError;
 use super::super::kernel::Kernel;
 use super::super::rhashtable::TableLayout;
 use super::domains::DomainLayout;
+use super::modules::ModuleLayout;
 use super::psi::PsiLayout;
 
 /// Structs larger than this are not read whole: nothing of the kernel's is.
@@ -346,6 +347,7 @@ pub(super) struct Layout {
     pub(super) classes: Vec<(u64, String)>,
     pub(super) psi: Found<PsiLayout>,
     pub(super) domains: Found<DomainLayout>,
+    pub(super) modules: Found<ModuleLayout>,
     /// The byte of `tasklist_lock` that is not zero while somebody writes.
     pub(super) tasks_lock: Option<u64>,
 }
@@ -371,6 +373,7 @@ impl Layout {
             classes: classes.collect(),
             psi: PsiLayout::new(kernel),
             domains: DomainLayout::new(kernel),
+            modules: ModuleLayout::new(kernel),
             tasks_lock: lock.map(|(at, within)| at.offset(within).0),
         })
     }

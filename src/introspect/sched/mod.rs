@@ -5,6 +5,7 @@
 //! init_task.tasks ──▶ group leaders ──signal->thread_head──▶ struct task_struct ──▶ cgroup
 //! scx_root, scx_sched_all ──▶ struct scx_sched ──▶ pcpu, global queues, dsq_hash ──▶ user queues
 //! rq->sd ──parent──▶ struct sched_domain ──▶ groups, their capacity
+//! modules ──▶ struct module ──▶ its symbols, its types
 //! psi_system, the tree of cgroups ──▶ struct psi_group
 //! ```
 //!
@@ -15,6 +16,7 @@
 mod domains;
 pub(in crate::introspect) mod layout;
 mod memory;
+mod modules;
 mod psi;
 mod scheds;
 mod scx;
@@ -29,6 +31,8 @@ use std::sync::{Mutex, PoisonError};
 
 pub use domains::{DomainAt, Domains, GroupAt};
 pub use memory::{Memory, Piece};
+use modules::ModuleCache;
+pub use modules::{ModuleAt, ModuleSymbol};
 pub use psi::{Psi, PsiAt};
 pub use scx::{Dsq, DsqKind, ScxSched, ScxState};
 pub use tasks::{Cgroup, TaskAt};
@@ -47,6 +51,7 @@ pub(crate) struct SchedState {
     layout: Layout,
     /// Memory that was written before: writing to fresh memory costs a page fault per page.
     spare: Mutex<Vec<u8>>,
+    modules: Mutex<ModuleCache>,
 }
 
 /// A CPU and what of it was copied.
@@ -97,6 +102,10 @@ pub struct RawSched {
     pub domain_flags: Vec<(u64, String)>,
     /// Pressure stall information.
     pub psi: Option<Psi>,
+    /// The loaded modules, in the kernel's order: the last one that was loaded first.
+    pub modules: Vec<ModuleAt>,
+    /// Why modules may be missing.
+    pub modules_incomplete: Option<String>,
     /// Why there is nothing at all.
     pub unreadable: Option<String>,
 }
@@ -124,6 +133,7 @@ impl Kernel {
         let mut copy = Copy {
             kernel: self,
             layout: &state.layout,
+            modules: &state.modules,
             budget,
             raw: RawSched { memory: Memory::new(spare), ..RawSched::default() },
             steps: 4 * MAX_TASKS,
@@ -138,6 +148,10 @@ impl Kernel {
             copy.scx();
             copy.psi();
         }
+        let symbols = self.symbols();
+        if request.state || request.variables.iter().any(|name| symbols.get(name).is_none()) {
+            copy.modules();
+        }
         copy.variables(request.variables);
         copy.raw.memory.close();
         copy.raw
@@ -150,10 +164,17 @@ impl Kernel {
         }
     }
 
+    /// The names of modules' symbols, as of the last copy.
+    #[must_use]
+    pub fn module_symbols(&self) -> std::collections::HashSet<String> {
+        let Ok(state) = self.sched() else { return Default::default() };
+        state.modules.lock().unwrap_or_else(PoisonError::into_inner).names()
+    }
+
     fn sched(&self) -> Result<&SchedState, IntrospectError> {
         let state = self.sched.get_or_init(|| {
             let layout = Layout::new(self)?;
-            Ok(SchedState { layout, spare: Mutex::default() })
+            Ok(SchedState { layout, spare: Mutex::default(), modules: Mutex::default() })
         });
         state.as_ref().map_err(Clone::clone)
     }
@@ -163,6 +184,7 @@ impl Kernel {
 struct Copy<'a> {
     kernel: &'a Kernel,
     layout: &'a Layout,
+    modules: &'a Mutex<ModuleCache>,
     budget: &'a mut Budget,
     raw: RawSched,
     /// Links of lists that may still be followed: a hostile guest can have many lists lead into

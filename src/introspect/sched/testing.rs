@@ -8,6 +8,7 @@
 //!
 //! CPU 1 is idle. Queue 7 has an iterator's cursor in it, too.
 
+pub(crate) mod modules;
 pub(crate) mod pressure;
 
 use std::collections::BTreeMap;
@@ -58,6 +59,7 @@ pub(crate) struct Machine {
     pub(crate) buckets: Kva,
     pub(crate) table: Kva,
     pub(crate) sched: Kva,
+    pub(crate) module: modules::MadeModule,
     groups: [Kva; 2],
 }
 
@@ -138,6 +140,7 @@ fn types(guest: &mut Guest, with_scx: bool) {
         ("clock", u64_, bit(24)),
         ("__lock", lock, bit(32)),
     ];
+    modules::types(t, [u32_, s32, u64_, char_, void, list]);
     let (domain, of_cgroup) = pressure::types(t, [u32_, s32, u64_, void, list]);
     rq.push(("sd", domain, bit(at::SD)));
     let scx_rq = t.structure("scx_rq", at::DSQ as u32, &[("local_dsq", dsq, 0)]);
@@ -238,11 +241,13 @@ impl Machine {
             buckets: none,
             table: none,
             sched: none,
+            module: modules::MadeModule { at: none, text: none, data: none, table: none },
             groups: [none; 2],
         };
         machine.cgroups();
         machine.all_tasks();
         machine.cpus();
+        machine.module = machine.module();
         machine.guest.variable("jiffies_64", &4_294_892_296u64.to_le_bytes());
         if scx {
             machine.scheduler();

@@ -1,6 +1,6 @@
 //! Variables of the kernel that were asked for by name.
 
-use super::Copy;
+use super::{Copy, ModuleAt, ModuleSymbol};
 use crate::btf::{TypeId, Want};
 use crate::mem::Kva;
 
@@ -42,10 +42,32 @@ impl Copy<'_> {
         }
     }
 
+    /// One that a module brings: it ends where the module's next symbol begins.
+    fn module_variable(&mut self, var: &mut Variable) -> Result<Where, String> {
+        let of = |module: &ModuleAt| {
+            let named = |symbol: &&ModuleSymbol| symbol.name == var.name;
+            let found = module.symbols.iter().filter(named).map(|symbol| symbol.at);
+            found.map(|at| (at, module.room_at(at), module.is_per_cpu(at))).collect::<Vec<_>>()
+        };
+        let found: Vec<(u64, u64, bool)> = self.raw.modules.iter().flat_map(of).collect();
+        let (at, room, per_cpu) = match found[..] {
+            [] => return Err("the kernel has no such symbol".into()),
+            [one] => one,
+            [..] => {
+                let n = found.len();
+                return Err(format!(
+                    "{n} variables of modules are called so, and which is meant cannot be told"
+                ));
+            }
+        };
+        var.len = room.clamp(1, MAX_VARIABLE);
+        self.places(at, var.len, per_cpu)
+    }
+
     fn variable(&mut self, var: &mut Variable) -> Result<Where, String> {
         let symbols = self.kernel.symbols();
         let at = match symbols.lookup(&var.name) {
-            [] => return Err("the kernel has no such symbol".into()),
+            [] => return self.module_variable(var),
             [at] => *at,
             several => {
                 let places: Vec<String> = several.iter().map(|at| format!("{at:#x}")).collect();
@@ -62,15 +84,20 @@ impl Copy<'_> {
         var.len = size.unwrap_or_else(room).clamp(1, MAX_VARIABLE);
         let end = |name| symbols.get(name).map(|at| at.0);
         let per_cpu = end("__per_cpu_start").zip(end("__per_cpu_end"));
-        if !per_cpu.is_some_and(|(start, end)| (start..end).contains(&at)) {
-            self.piece(at, var.len)?;
+        let per_cpu = per_cpu.is_some_and(|(start, end)| (start..end).contains(&at));
+        self.places(at, var.len, per_cpu)
+    }
+
+    fn places(&mut self, at: u64, len: u64, per_cpu: bool) -> Result<Where, String> {
+        if !per_cpu {
+            self.piece(at, len)?;
             return Ok(Where::Once(at));
         }
         let mut places = Vec::new();
         for cpu in 0..self.kernel.nr_cpu_ids() {
             let Some(offset) = self.kernel.per_cpu_offset(cpu) else { continue };
             let at = at.wrapping_add(offset);
-            self.piece(at, var.len)?;
+            self.piece(at, len)?;
             places.push((cpu, at));
         }
         Ok(Where::PerCpu(places))

@@ -229,6 +229,16 @@ fn kernel(pkg: &mut Package<'_>) {
          kernel without sched_ext.",
         |s: Snap| native(s.sched()),
     );
+    pkg.func(
+        "modules(self: Snapshot) -> array",
+        "The loaded modules of the kernel, each a `SnapshotModule`, the last one first.",
+        |s: Snap| all(s.modules()),
+    )
+    .func(
+        "module(self: Snapshot, name: string) -> SnapshotModule",
+        "The module of that name. Throws `NoMatch` with the nearest names.",
+        |s: Snap, name: &str| native(s.module(name)),
+    );
     pressure(pkg);
     variables(pkg);
 }
@@ -276,8 +286,8 @@ fn variables(pkg: &mut Package<'_>) {
     )
     .func(
         "symbol(self: Snapshot, address: any) -> string|()",
-        "What lies at an address of the kernel's: `\"sched_tick+0x1c\"`, with `#{ ram: true }` also \
-         in BPF programs: `\"bpf_prog_4b5a18c6d9e2f013_enqueue+0x20 [bpf]\"`; `()` for anything else.",
+        "What lies at an address of the kernel's: `\"sched_tick+0x1c\"`, in a module \
+         `\"loop_queue_rq+0x1c [loop]\"`, with `#{ ram: true }` also in BPF programs: `\"bpf_prog_4b5a18c6d9e2f013_enqueue+0x20 [bpf]\"`; `()` for anything else.",
         |s: Snap, address: Dynamic| -> Native<Dynamic> {
             let symbol = native(s.symbol(number(&address)?))?;
             Ok(symbol.map_or(Dynamic::UNIT, Into::into))

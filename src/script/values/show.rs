@@ -5,7 +5,8 @@ use std::sync::Arc;
 use rhai::{Array, Dynamic, Map};
 
 use crate::snapshot::{
-    Cpu, Domain, Dsq, Entry, EnumValue, Field, PerCpu, Sched, Snapshot, SnapshotError, Stack, Task,
+    Cpu, Domain, Dsq, Entry, EnumValue, Field, Module, PerCpu, Sched, Snapshot, SnapshotError,
+    Stack, Task,
 };
 
 use crate::vm::topology::Topology;
@@ -57,6 +58,7 @@ fn type_of(value: &Dynamic) -> &'static str {
         .or_else(|| is(value.is::<Cpu>(), "SnapshotCpu"))
         .or_else(|| is(value.is::<Domain>(), "SnapshotDomain"))
         .or_else(|| is(value.is::<Dsq>(), "SnapshotDsq"))
+        .or_else(|| is(value.is::<Module>(), "SnapshotModule"))
         .or_else(|| is(value.is::<Sched>(), "SnapshotSched"))
         .or_else(|| is(value.is::<Stack>(), "SnapshotStack"))
         .or_else(|| is(value.is::<PerCpu>(), "SnapshotPerCpu"))
@@ -174,6 +176,7 @@ fn of_the_kernel(value: &Dynamic) -> Option<String> {
     let task = || value.read_lock::<Task>().map(|task| task.headline());
     let cpu = || value.read_lock::<Cpu>().map(|cpu| cpu.headline());
     let domain = || value.read_lock::<Domain>().map(|domain| domain.headline());
+    let module = || value.read_lock::<Module>().map(|module| module.headline());
     let dsq = || value.read_lock::<Dsq>().map(|dsq| dsq.headline());
     let sched = || value.read_lock::<Sched>().map(|sched| sched.headline());
     let variable = || {
@@ -185,7 +188,14 @@ fn of_the_kernel(value: &Dynamic) -> Option<String> {
         let frames: Vec<String> = stack.frames.iter().map(|f| f.to_string()).collect();
         Some(format!("[{}], then {}", frames.join(", "), stack.ending()))
     };
-    task().or_else(cpu).or_else(domain).or_else(dsq).or_else(sched).or_else(variable).or_else(stack)
+    task()
+        .or_else(cpu)
+        .or_else(domain)
+        .or_else(module)
+        .or_else(dsq)
+        .or_else(sched)
+        .or_else(variable)
+        .or_else(stack)
 }
 
 /// A value on as many lines as it takes, without a line break at its end.

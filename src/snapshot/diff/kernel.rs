@@ -1,5 +1,5 @@
 //! What changed of the kernel's own state: tasks by number, CPUs, dispatch queues, the scheduler,
-//! programs, variables, pressure. Of what moves all the time only what says something about scheduling is compared.
+//! programs, variables, pressure, modules. Of what moves all the time only what says something about scheduling is compared.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,7 +7,8 @@ use std::sync::Arc;
 use super::{Differ, Value, unique};
 use crate::snapshot::kernel::KernelState;
 use crate::snapshot::{
-    Cpu, Domain, Dsq, FieldKind, Pressure, Prog, Scalar, Snapshot, SnapshotResult, Stall, Task,
+    Cpu, Domain, Dsq, FieldKind, Module, Pressure, Prog, Scalar, Snapshot, SnapshotResult, Stall,
+    Task,
 };
 
 /// Where a thing comes in the order, the number by which it does, and how it is called.
@@ -88,6 +89,9 @@ impl Differ {
             of_variables(snapshot, state, self.addresses)
                 .into_iter()
                 .for_each(|thing| put(6, 0, thing));
+        }
+        for module in snapshot.modules().unwrap_or_default() {
+            put(8, 0, of_module(&module));
         }
         of_psi(snapshot).into_iter().for_each(|thing| put(7, 0, thing));
         out
@@ -183,6 +187,13 @@ fn of_prog(prog: &Prog) -> (String, Thing) {
     }
     // Ids differ from boot to boot; programs of one name come in their order.
     (format!("progs[{}]", state.name), Thing { headline: prog.headline(), facts: facts.0 })
+}
+
+fn of_module(module: &Module) -> (String, Thing) {
+    let mut facts = Facts::default();
+    facts.text("state", module.state());
+    facts.number("refcount", module.refcount());
+    (format!("modules[{}]", module.name()), Thing { headline: module.headline(), facts: facts.0 })
 }
 
 /// The pressure of the system and of each cgroup, where the kernel accounts for it.

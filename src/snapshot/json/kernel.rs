@@ -9,8 +9,8 @@ use serde_json::{Map as Object, Value, json};
 
 use super::{scalar, to_json};
 use crate::snapshot::{
-    Cpu, CpuRegisters, Domain, DomainGroup, Dsq, Field, Pressure, Prog, Scalar, Sched, Snapshot,
-    SnapshotResult, Stall, Task,
+    Cpu, CpuRegisters, Domain, DomainGroup, Dsq, Field, Module, Pressure, Prog, Scalar, Sched,
+    Snapshot, SnapshotResult, Stall, Task,
 };
 
 /// Members of a task that its kernel may have.
@@ -58,6 +58,7 @@ impl Snapshot {
         };
         part("cpus", all(self.cpus(), cpu));
         part("dsqs", all(self.dsqs(), dsq));
+        part("modules", all(self.modules(), module));
         part("progs", all(self.progs(), prog));
         part("psi", psi(self));
         part("sched", sched_ext(self));
@@ -191,6 +192,17 @@ fn sched(sched: &Sched) -> Value {
         "maps": told(maps),
         "ops": told(sched.ops().and_then(|name| name.as_str())),
         "progs": told(progs),
+    })
+}
+
+fn module(module: &Module) -> Value {
+    json!({
+        "address": module.address(),
+        "name": module.name(),
+        "refcount": told(module.refcount()),
+        "size": module.size(),
+        "state": told(module.state()),
+        "taints": told(module.taints()),
     })
 }
 

@@ -48,6 +48,7 @@ impl Snapshot {
             count(state.cpus.len(), "CPU", "CPUs"),
             count(state.dsqs.len(), "dispatch queue", "dispatch queues"),
             count(state.progs.len(), "program", "programs"),
+            count(state.modules.len(), "module", "modules"),
         ];
         let counts = match &state.left_out {
             None => counts.join(", "),

@@ -19,6 +19,7 @@ mod domain;
 mod dsq;
 mod lines;
 mod live;
+mod module;
 mod names;
 mod owner;
 mod place;
@@ -48,6 +49,7 @@ use super::symbols::Symbols;
 pub use cpu::Cpu;
 pub use domain::{Domain, DomainGroup, DomainState, DomainStates};
 pub use dsq::Dsq;
+pub use module::{Module, ModuleState};
 pub use owner::Exit;
 pub(crate) use place::Place;
 pub use prog::{Prog, ProgState};
@@ -164,6 +166,15 @@ pub struct KernelState {
     /// The flags of scheduling domains: bits and names.
     #[serde(default)]
     pub domain_flags: Vec<(u64, String)>,
+    /// Modules, the last one that was loaded first.
+    #[serde(default)]
+    pub modules: Vec<ModuleState>,
+    /// Why modules may be missing.
+    #[serde(default)]
+    pub modules_incomplete: Option<String>,
+    /// The symbols of all modules; `None` in a file that kept none.
+    #[serde(skip)]
+    pub module_symbols: Option<Arc<Symbols>>,
     /// BPF programs.
     #[serde(default)]
     pub progs: Vec<ProgState>,
@@ -244,6 +255,9 @@ impl KernelState {
             variables: self.variables.clone(),
             psi: self.psi.clone(),
             domain_flags: self.domain_flags.clone(),
+            modules: self.modules.clone(),
+            modules_incomplete: self.modules_incomplete.clone(),
+            module_symbols: None,
             progs: self.progs.clone(),
             progs_incomplete: self.progs_incomplete.clone(),
             code: self.code.clone(),

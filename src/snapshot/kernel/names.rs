@@ -78,9 +78,9 @@ impl Made {
 }
 
 impl Snapshot {
-    /// What lies at an address of the kernel's, as `sched_tick+0x1c`, or, with all of memory, in a
-    /// BPF program as `bpf_prog_0123456789abcdef_fifo_enqueue+0x20 [bpf]`. `None` for anything
-    /// else; modules are not looked into.
+    /// What lies at an address of the kernel's, as `sched_tick+0x1c`, in a module as
+    /// `loop_queue_rq+0x1c [loop]`, or, with all of memory, in a BPF program as
+    /// `bpf_prog_0123456789abcdef_fifo_enqueue+0x20 [bpf]`. `None` for anything else.
     ///
     /// # Errors
     /// As [`Snapshot::symbols`].
@@ -102,6 +102,10 @@ impl Snapshot {
         };
         if in_image(symbols, at) {
             return Ok(symbols.at(at).map(|(name, within)| spelled(name, within)));
+        }
+        let state = self.kernel_state()?;
+        if let Some((name, within, module)) = state.module_symbol(at) {
+            return Ok(Some(format!("{} [{}]", spelled(&name, within), module.name)));
         }
         let found = self.made_at(at)?;
         Ok(found.map(|made| format!("{} [bpf]", spelled(&made.name, at - made.start))))

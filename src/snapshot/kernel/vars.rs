@@ -75,7 +75,7 @@ fn by_symbol(state: &KernelState, symbols: &Symbols, name: &str) -> Option<Varia
     let btf = state.btf.as_deref()?;
     let ty = btf.find(name, Want::Var).and_then(|var| btf.target(var));
     let at = match symbols.addresses(name) {
-        [] => return None,
+        [] => return of_module(state, name),
         [at] => *at,
         several => {
             let all: Vec<String> = several.iter().map(|at| format!("{at:#x}")).collect();
@@ -90,16 +90,36 @@ fn by_symbol(state: &KernelState, symbols: &Symbols, name: &str) -> Option<Varia
     let size = ty.and_then(|ty| btf.size_of(ty)).filter(|size| *size > 0);
     let len = size.or_else(|| symbols.room_at(at)).unwrap_or(8).clamp(1, MAX_VARIABLE);
     let per_cpu = once("__per_cpu_start").zip(once("__per_cpu_end"));
-    let places = match per_cpu.is_some_and(|(start, end)| (start..end).contains(&at)) {
-        true => {
-            let offsets = (0..).zip(&state.per_cpu);
-            let place =
-                |(cpu, offset): (u32, &Option<u64>)| Some((cpu, at.wrapping_add((*offset)?)));
-            Places::PerCpu(offsets.filter_map(place).collect())
+    let per_cpu = per_cpu.is_some_and(|(start, end)| (start..end).contains(&at));
+    Some(Variable { places: places(state, at, per_cpu), len, ty })
+}
+
+/// Where a variable lies whose symbol is at an address.
+fn places(state: &KernelState, at: u64, per_cpu: bool) -> Places {
+    if !per_cpu {
+        return Places::Once(at);
+    }
+    let offsets = (0..).zip(&state.per_cpu);
+    let place = |(cpu, offset): (u32, &Option<u64>)| Some((cpu, at.wrapping_add((*offset)?)));
+    Places::PerCpu(offsets.filter_map(place).collect())
+}
+
+/// Where a module has a variable.
+fn of_module(state: &KernelState, name: &str) -> Option<Variable> {
+    let symbols = state.module_symbols.as_deref()?;
+    let at = match symbols.addresses(name) {
+        [] => return None,
+        [at] => *at,
+        several => {
+            let n = several.len();
+            let why =
+                format!("{n} symbols of modules are called so, and which is meant cannot be told");
+            return Some(Variable { places: Places::Nowhere(why), len: 0, ty: None });
         }
-        false => Places::Once(at),
     };
-    Some(Variable { places, len, ty })
+    let module = state.module_at(at)?;
+    let len = module.room_at(symbols, at).clamp(1, MAX_VARIABLE);
+    Some(Variable { places: places(state, at, module.is_per_cpu(at)), len, ty: None })
 }
 
 /// A variable's place as a field: of the type that the author gives, else of its own.
@@ -111,20 +131,38 @@ pub(super) fn field(
     symbol: &str,
     ty: Option<&str>,
 ) -> SnapshotResult<Field> {
-    let btf = snapshot.kernel_state()?.types()?;
+    let state = snapshot.kernel_state()?;
     let ty = match ty {
-        Some(ty) => Some(type_named(btf, ty, symbol)?),
-        None => variable.ty,
+        Some(ty) => Some(type_of(state, ty, symbol, at)?),
+        None => variable.ty.map(|id| Ok((state.types()?.clone(), id))).transpose()?,
     };
-    let field = Field::of_kernel(
-        Place::new(snapshot, what, at, variable.len),
-        ty.map(|id| (btf.clone(), id)),
-    );
+    let field = Field::of_kernel(Place::new(snapshot, what, at, variable.len), ty);
     field.bytes()?;
     Ok(field)
 }
 
-/// A type as C spells it; `*` makes it a pointer.
+/// A type as C spells it: of the module that has the address, else the kernel's, else of any
+/// module.
+fn type_of(
+    state: &KernelState,
+    spelled: &str,
+    symbol: &str,
+    at: u64,
+) -> SnapshotResult<(Arc<Btf>, TypeId)> {
+    let own = state.module_at(at).and_then(|module| module.btf.as_ref());
+    let modules = state.modules.iter().filter_map(|module| module.btf.as_ref());
+    let kernel = state.types()?;
+    let found = |btf: &Arc<Btf>| Some((btf.clone(), type_named(btf, spelled, symbol).ok()?));
+    if let Some(found) = own.and_then(found) {
+        return Ok(found);
+    }
+    match type_named(kernel, spelled, symbol) {
+        Ok(id) => Ok((kernel.clone(), id)),
+        Err(e) => modules.into_iter().find_map(found).ok_or(e),
+    }
+}
+
+/// A type of some types as C spells it; `*` makes it a pointer.
 fn type_named(btf: &Btf, spelled: &str, symbol: &str) -> SnapshotResult<TypeId> {
     let name = spelled.trim_end_matches(['*', ' ']);
     let stars = spelled.matches('*').count().min(4);
@@ -167,10 +205,9 @@ pub(crate) fn at_address(
     ty: &str,
     path: &str,
 ) -> SnapshotResult<Field> {
-    let btf = snapshot.kernel_state()?.types()?;
-    let id = type_named(btf, ty, path)?;
+    let meant = type_of(snapshot.kernel_state()?, ty, path, at)?;
     let place = Place::new(snapshot, format!("the {ty} at {at:#x}"), at, 0).follow(at, path)?;
-    Ok(Field::of_kernel(place, Some((btf.clone(), id))))
+    Ok(Field::of_kernel(place, Some(meant)))
 }
 
 /// A per-CPU variable of the kernel. A cheap handle.

@@ -51,6 +51,12 @@ pub(super) struct StoredKernel {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) symbols: Option<Blob>,
     pub(super) bytes: Blob,
+    /// The symbols of modules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) module_symbols: Option<Blob>,
+    /// Types of modules in the list of types, in the order of modules.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) module_btfs: Vec<Option<usize>>,
     /// All of memory, which lies behind the blobs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) ram: Option<About>,

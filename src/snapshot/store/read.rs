@@ -32,7 +32,10 @@ impl Snapshot {
     pub fn open(path: &Path) -> Result<Arc<Snapshot>, StoreError> {
         let stored = Stored::open(path)?;
         let header = stored.header()?;
-        let kernel = header.kernel.iter().flat_map(|k| k.symbols.into_iter().chain([k.bytes]));
+        let kernel = header
+            .kernel
+            .iter()
+            .flat_map(|k| k.symbols.into_iter().chain(k.module_symbols).chain([k.bytes]));
         let all = header.maps.iter().flat_map(StoredMap::blobs).chain(kernel);
         let all = all.map(|blob| blob.unpacked);
         if all.fold(0, u64::saturating_add) > MAX_BLOBS {
@@ -167,15 +170,21 @@ impl Stored {
         let btf = btfs.get(stored.btf).cloned();
         let btf = btf.ok_or_else(|| self.damaged("the kernel has types that are not there"))?;
         let bytes = self.unpack(self.blobs, stored.bytes, MAX_BLOB).map_err(|e| self.damaged(e))?;
-        let symbols = stored.symbols.map(|blob| {
+        let table = |blob| {
             let packed = self.packed(self.blobs, blob, MAX_SYMBOLS).map_err(|e| self.damaged(e))?;
             let len = blob.unpacked as usize;
             let load = move || zstd::bulk::decompress(&packed, len).unwrap_or_default();
             Ok::<_, StoreError>(Symbols::deferred(load))
-        });
+        };
+        let symbols = stored.symbols.map(table).transpose()?;
+        let module_symbols = stored.module_symbols.map(table).transpose()?;
         let ram = stored.ram.map(|about| super::ram::open(self, about));
         let ram = ram.transpose().map_err(|e| self.damaged(e))?;
-        let mut state = stored.state.with_bytes(btf, symbols.transpose()?, bytes);
+        let mut state = stored.state.with_bytes(btf, symbols, bytes);
+        state.module_symbols = module_symbols.map(Arc::new);
+        for (module, btf) in state.modules.iter_mut().zip(stored.module_btfs) {
+            module.btf = btf.and_then(|index| btfs.get(index).cloned());
+        }
         state.ram = ram.map(Arc::new);
         Ok(state)
     }

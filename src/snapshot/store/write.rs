@@ -158,12 +158,25 @@ impl Blobs {
         let Some(btf) = &state.btf else { return Ok(None) };
         let (btf, bytes) = (self.btf(btf)?, self.add(state.memory.bytes())?);
         let symbols = state.symbols.as_ref().map(|s| self.add(&s.pack())).transpose()?;
+        let of_modules = state.module_symbols.as_ref();
+        let module_symbols = of_modules.map(|s| self.add(&s.pack())).transpose()?;
+        let types = state.modules.iter().map(|module| module.btf.as_ref());
+        let module_btfs = types.map(|btf| btf.map(|btf| self.btf(btf)).transpose());
+        let module_btfs = module_btfs.collect::<io::Result<_>>()?;
         let mut plain = state.clone_without_bytes();
         if state.ram.is_some() && ram.is_none() {
             plain.ram_incomplete = Some(LEFT_OUT.to_owned());
         }
         let ram = ram.map(Ram::about);
-        Ok(Some(StoredKernel { btf, symbols, bytes, ram, state: plain }))
+        Ok(Some(StoredKernel {
+            btf,
+            symbols,
+            bytes,
+            module_symbols,
+            module_btfs,
+            ram,
+            state: plain,
+        }))
     }
 
     fn map(&mut self, map: &CapturedMap) -> io::Result<StoredMap> {

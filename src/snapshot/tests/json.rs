@@ -100,7 +100,7 @@ fn what_there_is_is_counted() {
     assert_eq!(
         lines(&made_up(true)),
         [
-            "kernel: 5 tasks, 2 CPUs, 6 dispatch queues, 0 programs",
+            "kernel: 5 tasks, 2 CPUs, 6 dispatch queues, 0 programs, 1 module",
             "domains of CPU 0: MC 0-1: 0 | 1; PKG 0-1: 0-1",
             "pressure: cpu 4.25 %, memory 2.25 %, io 0.25 %, irq 6.25 % of 10 s; also of 2 cgroups",
             "kept: jiffies_64, scx_root",

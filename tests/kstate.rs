@@ -7,6 +7,8 @@ mod levels;
 #[path = "kstate/modules.rs"]
 mod modules;
 mod place;
+#[path = "kstate/proc.rs"]
+mod proc;
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};

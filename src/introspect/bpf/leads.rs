@@ -11,6 +11,9 @@
 //! Nothing is judged here: whoever follows the copies later finds where a list is broken. Each
 //! object is copied once, however many ways lead to it.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 

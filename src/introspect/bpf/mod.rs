@@ -20,6 +20,7 @@ mod percpu;
 mod progs;
 mod ringbuf;
 mod rows;
+mod sock;
 mod storage;
 #[cfg(test)]
 pub(super) mod tests;

@@ -7,17 +7,18 @@
 //! The kernel has pointers where a key would be. A task's key is its id; the others' is text.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::copy::Budget;
 use super::kinds::{Found, text};
 use super::layout::{At, Finder};
 use super::rows::Rows;
+use super::sock::{INET, INET6, SockLayout};
 use super::{BpfState, MapInfo, kind};
 use crate::btf::Btf;
 use crate::introspect::contents::{Details, Values};
 use crate::introspect::error::IntrospectError;
 use crate::introspect::kernel::Kernel;
+use crate::introspect::sched::Cgroup;
 use crate::introspect::sched::layout::CgroupNode;
 use crate::mem::Kva;
 
@@ -41,7 +42,7 @@ pub(crate) struct StorageLayout {
     task_pid: At,
     cgroup: Layout<CgroupNode>,
     inode: Layout<InodeLayout>,
-    sock: Layout<SockLayout>,
+    sock: Layout<OwningSock>,
 }
 
 fn offset(f: &Finder<'_>, path: &str) -> Layout<u64> {
@@ -73,7 +74,7 @@ impl StorageLayout {
             task_pid: Finder::new(btf, "struct task_struct")?.number("pid")?,
             cgroup: cgroup_node(btf),
             inode: InodeLayout::new(btf),
-            sock: SockLayout::new(btf),
+            sock: OwningSock::new(btf),
         })
     }
 }
@@ -106,39 +107,19 @@ impl InodeLayout {
     }
 }
 
-/// `struct sock` (include/net/sock.h) and, where it is known, the inode of its file.
-struct SockLayout {
-    family: At,
-    state: At,
-    kind: At,
-    protocol: At,
-    cookie: Option<At>,
-    local: (At, Option<At>, At),
-    remote: (At, Option<At>, At),
-    socket: At,
+/// A socket and, where it is known, the inode of its file.
+struct OwningSock {
+    sock: SockLayout,
     inode: Option<At>,
 }
 
-impl SockLayout {
+impl OwningSock {
     fn new(btf: &Btf) -> Layout<Self> {
-        let f = Finder::new(btf, "struct sock")?;
-        let common = |name: &str| f.at(&format!("__sk_common.{name}"));
-        let ip6 = |name: &str| common(name).ok().filter(|at| at.size == 16);
         let inode = || {
             let whole = Finder::new(btf, "struct socket_alloc").ok()?;
             (whole.at("socket").ok()?.offset == 0).then(|| whole.number("vfs_inode.i_ino").ok())?
         };
-        Ok(SockLayout {
-            family: common("skc_family")?,
-            state: common("skc_state")?,
-            kind: f.number("sk_type")?,
-            protocol: f.number("sk_protocol")?,
-            cookie: common("skc_cookie.counter").ok(),
-            local: (common("skc_rcv_saddr")?, ip6("skc_v6_rcv_saddr"), common("skc_num")?),
-            remote: (common("skc_daddr")?, ip6("skc_v6_daddr"), common("skc_dport")?),
-            socket: f.number("sk_socket")?,
-            inode: inode(),
-        })
+        Ok(OwningSock { sock: SockLayout::new(btf)?, inode: inode() })
     }
 }
 
@@ -170,7 +151,7 @@ impl Kernel {
         let ids = map.kind.number == kind::TASK_STORAGE;
         let keys = if ids { Values::empty(4) } else { Values::uneven() };
         let mut rows = Rows::of(Some(keys), Values::empty(size));
-        let mut known = Known::new();
+        let (mut known, mut value) = (Known::new(), vec![0; size]);
         for bucket in 0..1u64 << log {
             if let Err(e) = budget.take(layout.bucket_size as u64) {
                 rows.incomplete(e);
@@ -185,7 +166,8 @@ impl Kernel {
                     return Ok(rows.into());
                 }
                 let elem = Kva(node.0.wrapping_sub(layout.elem_node));
-                if let Err(e) = self.element(layout, map, elem, &mut rows, &mut known) {
+                let into = (&mut rows, &mut known);
+                if let Err(e) = self.element(layout, map, elem, &mut value, into) {
                     rows.incomplete(e);
                 }
             }
@@ -199,8 +181,8 @@ impl Kernel {
         layout: &StorageLayout,
         map: &MapInfo,
         elem: Kva,
-        rows: &mut Rows,
-        known: &mut Known,
+        value: &mut [u8],
+        (rows, known): (&mut Rows, &mut Known),
     ) -> Result<(), String> {
         let storage = Kva(self.member(elem, layout.elem_storage).map_err(text)?);
         let owner = match storage.is_null() {
@@ -217,9 +199,8 @@ impl Kernel {
             kind::SK_STORAGE => self.sock_owner(layout, owner)?,
             _ => Owner::from(self.member(owner, layout.task_pid).map_err(text)? as u32),
         };
-        let mut value = vec![0; map.value_size as usize];
-        self.read(elem.offset(layout.elem_value), &mut value).map_err(text)?;
-        rows.push(&found.key, &value);
+        self.read(elem.offset(layout.elem_value), value).map_err(text)?;
+        rows.push(&found.key, value);
         if layout.elem_state.is_some_and(|at| self.member(elem, at).is_ok_and(|n| n != 0)) {
             rows.torn_row("it is being freed".into());
         }
@@ -236,12 +217,16 @@ impl Kernel {
         Ok(())
     }
 
-    /// A cgroup: its path from the root, and its id.
-    fn cgroup_owner(&self, layout: &StorageLayout, at: Kva) -> Result<Owner, String> {
+    /// A cgroup's path and id.
+    pub(super) fn cgroup_path(&self, layout: &StorageLayout, at: Kva) -> Result<Cgroup, String> {
         let nodes = layout.cgroup.as_ref().map_err(text)?;
         let cgroup = self.cgroup_at(nodes, at);
-        let cgroup =
-            cgroup.ok_or_else(|| format!("the path of the cgroup at {at} is unreadable"))?;
+        cgroup.ok_or_else(|| format!("the path of the cgroup at {at} is unreadable"))
+    }
+
+    /// A cgroup: its path from the root, and its id.
+    fn cgroup_owner(&self, layout: &StorageLayout, at: Kva) -> Result<Owner, String> {
+        let cgroup = self.cgroup_path(layout, at)?;
         Ok(Owner { key: cgroup.path.into_bytes(), details: vec![("id", cgroup.id.into())] })
     }
 
@@ -267,36 +252,30 @@ impl Kernel {
     /// A socket: `inet 127.0.0.1:80 > 10.0.0.1:5000 inode 4711`, and the same in parts.
     fn sock_owner(&self, layout: &StorageLayout, at: Kva) -> Result<Owner, String> {
         let layout = layout.sock.as_ref().map_err(text)?;
-        let member = |member| self.member(at, member).map_err(text);
-        let family = member(layout.family)?;
-        // AF_* of include/linux/socket.h: ABI.
-        let family_name = match family {
+        let sock = self.sock(&layout.sock, at).map_err(text)?;
+        let family = match sock.family {
             1 => "unix".to_owned(),
-            2 => "inet".to_owned(),
-            10 => "inet6".to_owned(),
+            INET => "inet".to_owned(),
+            INET6 => "inet6".to_owned(),
             16 => "netlink".to_owned(),
             17 => "packet".to_owned(),
             other => format!("family {other}"),
         };
-        let mut key = family_name.clone();
-        let mut details = vec![("family", family_name.into())];
-        if matches!(family, 2 | 10) {
-            let ports =
-                (member(layout.local.2)? as u16, (member(layout.remote.2)? as u16).swap_bytes());
-            let local = self.endpoint(at, family, (layout.local.0, layout.local.1), ports.0)?;
-            let remote = self.endpoint(at, family, (layout.remote.0, layout.remote.1), ports.1)?;
+        let mut key = family.clone();
+        let mut details = vec![("family", family.into())];
+        if let Some((local, remote)) = sock.ends {
             key.push_str(&format!(" {local} > {remote}"));
-            details.extend([("local", local.into()), ("remote", remote.into())]);
+            let ends = [("local", local), ("remote", remote)];
+            details.extend(ends.map(|(name, end)| (name, end.to_string().into())));
         }
-        for (name, at) in
-            [("type", layout.kind), ("protocol", layout.protocol), ("state", layout.state)]
-        {
-            details.push((name, member(at)?.into()));
+        for (name, n) in [("type", sock.kind), ("protocol", sock.protocol), ("state", sock.state)] {
+            details.push((name, u64::from(n).into()));
         }
-        let cookie = layout.cookie.map_or(Ok(0), member)?;
-        let socket = Kva(member(layout.socket)?);
+        let cookie = sock.cookie;
         let inode = match layout.inode {
-            Some(inode) if !socket.is_null() => self.member(socket, inode).map_err(text)?,
+            Some(inode) if !sock.socket.is_null() => {
+                self.member(sock.socket, inode).map_err(text)?
+            }
             _ => 0,
         };
         match (inode, cookie) {
@@ -307,21 +286,5 @@ impl Kernel {
         let numbers = [("inode", inode), ("cookie", cookie)];
         details.extend(numbers.into_iter().filter(|(_, n)| *n != 0).map(|(s, n)| (s, n.into())));
         Ok(Owner { key: key.into_bytes(), details })
-    }
-
-    fn endpoint(
-        &self,
-        sock: Kva,
-        family: u64,
-        (v4, v6): (At, Option<At>),
-        port: u16,
-    ) -> Result<String, String> {
-        if let (10, Some(v6)) = (family, v6) {
-            let mut address = [0; 16];
-            self.read(sock.offset(v6.offset as u64), &mut address).map_err(text)?;
-            return Ok(format!("[{}]:{port}", Ipv6Addr::from(address)));
-        }
-        let address = self.member(sock, v4).map_err(text)? as u32;
-        Ok(format!("{}:{port}", Ipv4Addr::from(address.to_le_bytes())))
     }
 }

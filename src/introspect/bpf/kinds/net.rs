@@ -2,13 +2,12 @@
 //! pointers in them; an entry is what the bpf() syscall says where it says anything, and who the
 //! socket or the device is.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
-
 use super::made::{ADDRESS, NAME};
 use super::{Found, Rows, text};
 use crate::btf::Btf;
 use crate::introspect::bpf::copy::Budget;
 use crate::introspect::bpf::layout::{At, Finder};
+use crate::introspect::bpf::sock::SockLayout;
 use crate::introspect::bpf::{BpfState, MapInfo, kind};
 use crate::introspect::error::IntrospectError;
 use crate::introspect::kernel::Kernel;
@@ -109,21 +108,9 @@ impl CpuLayout {
     }
 }
 
-/// `struct sock` (include/net/sock.h), and the maps of sockets (net/core/sock_map.c,
-/// kernel/bpf/reuseport_array.c, net/xdp/xskmap.c).
+/// The maps of sockets (net/core/sock_map.c, kernel/bpf/reuseport_array.c, net/xdp/xskmap.c).
 pub(crate) struct SocketLayout {
-    size: usize,
-    family: At,
-    state: At,
-    protocol: At,
-    cookie: At,
-    local_port: At,
-    remote_port: At,
-    local: At,
-    remote: At,
-    /// Kernels can be built without IPv6.
-    local6: Option<At>,
-    remote6: Option<At>,
+    sock: SockLayout,
     map: Layout<Table>,
     hash: Layout<(Buckets, u64)>,
     reuseport: Layout<Table>,
@@ -141,22 +128,8 @@ struct XdpLayout {
 
 impl SocketLayout {
     pub(super) fn new(btf: &Btf) -> Layout<Self> {
-        let f = Finder::new(btf, "struct sock")?;
-        let common = |name: &str| format!("__sk_common.{name}");
-        let number = |name: &str| f.number(&common(name));
-        let place = |name: &str| f.at(&common(name));
         Ok(SocketLayout {
-            size: f.size,
-            family: number("skc_family")?,
-            state: number("skc_state")?,
-            protocol: f.number("sk_protocol")?,
-            cookie: number("skc_cookie.counter")?,
-            local_port: number("skc_num")?,
-            remote_port: number("skc_dport")?,
-            local: number("skc_rcv_saddr")?,
-            remote: number("skc_daddr")?,
-            local6: place("skc_v6_rcv_saddr").ok(),
-            remote6: place("skc_v6_daddr").ok(),
+            sock: SockLayout::new(btf)?,
             map: Table::pointed(btf, "struct bpf_stab", "sks"),
             hash: Self::hash(btf),
             reuseport: Table::within(btf, "struct reuseport_array", "ptrs"),
@@ -258,7 +231,9 @@ impl Kernel {
             kind::SOCKHASH => {
                 layouts.socket.as_ref().map_err(text).and_then(|l| job.hashed_sockets(l))
             }
-            kind::XSKMAP => layouts.socket.as_ref().map_err(text).and_then(|l| job.xdp_sockets(l)),
+            kind::XSKMAP => layouts.socket.as_ref().map_err(text).and_then(|sockets| {
+                layouts.device.as_ref().map_err(text).and_then(|l| job.xdp_sockets(sockets, l))
+            }),
             _ => return None,
         };
         Some(done.map(|()| job.rows.into()))
@@ -433,38 +408,28 @@ impl Job<'_> {
     /// A socket: cookie (0 while nobody has asked for it), family, protocol, state, ports and
     /// addresses.
     fn socket(&mut self, layout: &SocketLayout, at: Kva) -> Result<Vec<u8>, String> {
-        let raw = self.copy(at, layout.size)?;
-        let family = number(layout.family, &raw);
-        let mut ports = [0, 0];
-        let (mut local, mut remote) = (String::new(), String::new());
-        if matches!(family, INET | INET6) {
-            let network = number(layout.remote_port, &raw) as u16;
-            ports = [number(layout.local_port, &raw), u16::from_be(network).into()];
-            let text = |four: At, six: Option<At>| match six.filter(|_| family == INET6) {
-                Some(at) => address::<16>(at, &raw).map(|a| Ipv6Addr::from(a).to_string()),
-                None => address::<4>(four, &raw).map(|a| Ipv4Addr::from(a).to_string()),
-            };
-            local = text(layout.local, layout.local6).unwrap_or_default();
-            remote = text(layout.remote, layout.remote6).unwrap_or_default();
-        }
-        let (protocol, state) = (number(layout.protocol, &raw), number(layout.state, &raw));
-        let mut out = layout.cookie.read(&raw).unwrap_or(0).to_le_bytes().to_vec();
-        for n in [family, protocol, state, ports[0], ports[1]] {
+        self.budget.take(layout.sock.size() as u64)?;
+        let sock = self.kernel.sock(&layout.sock, at).map_err(text)?;
+        let ends = sock.ends.map_or([None, None], |(local, remote)| [Some(local), Some(remote)]);
+        let ports = ends.map(|end| end.map_or(0, |end| end.port().into()));
+        let mut out = Vec::with_capacity(SOCKET);
+        out.extend(sock.cookie.to_le_bytes());
+        for n in [sock.family, sock.protocol, sock.state, ports[0], ports[1]] {
             out.extend(n.to_le_bytes());
         }
-        for text in [local, remote] {
-            let from = out.len();
-            out.extend(text.bytes().take(ADDRESS - 1));
+        for end in ends {
+            let (from, ip) = (out.len(), end.map(|end| end.ip().to_string()));
+            out.extend(ip.unwrap_or_default().bytes().take(ADDRESS - 1));
             out.resize(from + ADDRESS, 0);
         }
         Ok(out)
     }
 
-    fn xdp_sockets(&mut self, layout: &SocketLayout) -> Done {
+    fn xdp_sockets(&mut self, layout: &SocketLayout, devices: &DeviceLayout) -> Done {
         self.numbered(20 + NAME);
         let xdp = layout.xdp.as_ref().map_err(text)?;
         for (index, at) in self.table(&xdp.table)? {
-            let found = self.xdp_socket(layout, xdp, at);
+            let found = self.xdp_socket((layout, xdp, devices), at);
             self.entry(&index.to_le_bytes(), found);
         }
         Ok(())
@@ -473,19 +438,17 @@ impl Job<'_> {
     /// An XDP socket: which queue of which device it serves.
     fn xdp_socket(
         &mut self,
-        layout: &SocketLayout,
-        xdp: &XdpLayout,
+        (sockets, xdp, devices): (&SocketLayout, &XdpLayout, &DeviceLayout),
         at: Kva,
     ) -> Result<Vec<u8>, String> {
         let raw = self.copy(at, xdp.size)?;
         let dev = Kva(xdp.dev.read(&raw).unwrap_or(0));
         let (mut ifindex, mut name) = (0, [0; NAME]);
         if !dev.is_null() {
-            let f = DeviceLayout::new(self.kernel.btf()).map_err(text)?;
-            ifindex = self.kernel.read_u32(dev.offset(f.ifindex)).map_err(text)?;
-            name = self.name(dev, f.name)?;
+            ifindex = self.kernel.read_u32(dev.offset(devices.ifindex)).map_err(text)?;
+            name = self.name(dev, devices.name)?;
         }
-        let mut out = layout.cookie.read(&raw).unwrap_or(0).to_le_bytes().to_vec();
+        let mut out = sockets.sock.cookie(&raw).to_le_bytes().to_vec();
         for n in [number(xdp.state, &raw), ifindex, number(xdp.queue, &raw)] {
             out.extend(n.to_le_bytes());
         }
@@ -496,16 +459,6 @@ impl Job<'_> {
 
 /// Bytes of a socket's row.
 const SOCKET: usize = 28 + 2 * ADDRESS;
-/// `AF_INET`.
-const INET: u32 = 2;
-/// `AF_INET6`.
-const INET6: u32 = 10;
-
 fn number(at: At, raw: &[u8]) -> u32 {
     at.read(raw).unwrap_or(0) as u32
-}
-
-/// An address, in the order in which it is sent.
-fn address<const N: usize>(at: At, raw: &[u8]) -> Option<[u8; N]> {
-    raw.get(at.offset..at.offset.checked_add(N)?)?.try_into().ok()
 }

@@ -465,6 +465,7 @@ impl Field {
             Cow::Borrowed(bytes) => bytes.get(range).map(Cow::Borrowed),
             Cow::Owned(bytes) => bytes.get(range).map(|b| Cow::Owned(b.to_vec())),
         });
+        let cut = cut.or_else(|| arena::across(entry, at.offset, at.size).map(Cow::Owned));
         cut.ok_or_else(|| SnapshotError::MapRenderIncomplete {
             map: entry.map().name().to_owned(),
             error: format!(

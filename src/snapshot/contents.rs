@@ -62,6 +62,15 @@ impl MapAttrs {
     pub fn shown_name(&self) -> &str {
         self.full_name.as_deref().unwrap_or(&self.name)
     }
+
+    /// Bytes of a key as it was captured. To the kernel, arenas and ring buffers have no keys.
+    pub(super) fn key_bytes(&self) -> u64 {
+        let made = || self.btf.as_ref().filter(|_| self.key_type != 0)?.size_of(self.key_type);
+        match self.key_size {
+            0 => made().unwrap_or(0),
+            size => size.into(),
+        }
+    }
 }
 
 /// Facts by name, in an order that reads well.

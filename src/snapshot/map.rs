@@ -353,7 +353,7 @@ impl Map {
     }
 
     fn encoded(&self, key: &KeyArg) -> SnapshotResult<Wanted> {
-        self.encoded_as(key, self.attrs().key_size as usize)
+        self.encoded_as(key, self.attrs().key_bytes().try_into().unwrap_or(usize::MAX))
     }
 
     fn encoded_as(&self, key: &KeyArg, size: usize) -> SnapshotResult<Wanted> {
@@ -418,7 +418,7 @@ impl KeyOrder {
     fn of(attrs: &MapAttrs) -> KeyOrder {
         let shape =
             attrs.btf.as_ref().filter(|_| attrs.key_type != 0).map(|b| b.shape(attrs.key_type));
-        match (shape.as_ref().map(|s| s.as_deref()), attrs.key_size) {
+        match (shape.as_ref().map(|s| s.as_deref()), attrs.key_bytes()) {
             (Some(Ok(Shape::Int { signed: true, .. })), 1..=8) => KeyOrder::Signed,
             (Some(Ok(Shape::Enum(e))), 1..=8) if e.signed => KeyOrder::Signed,
             (Some(Ok(Shape::Int { .. } | Shape::Enum(_) | Shape::Ptr { .. })), 1..=8)

@@ -13,8 +13,11 @@ const PAGE: u64 = 4096;
 /// What the low half of an address spans.
 const WINDOW: u64 = 1 << 32;
 
+/// Bytes that are put together from several pages at most.
+const MOST: u64 = 1 << 20;
+
 /// What lies at an address of an arena that was captured, as a type; `None` when no arena has a page
-/// there. What goes past the page's end is read member by member.
+/// there.
 pub(super) fn lookup(
     snapshot: &Arc<Snapshot>,
     address: u64,
@@ -27,6 +30,27 @@ pub(super) fn lookup(
     let at = btf::Field { offset: address % PAGE, bits: None, ty, size };
     let (base, path) = (Base::Entry(entry, Side::Value), path.clone());
     Some(Field { base, ty: Type::Btf { btf, at, root: ty, made: None }, path })
+}
+
+/// What lies `offset` bytes behind the start of a page, over as many pages as it takes; `None` when
+/// one of them is not there, and for what is no page.
+pub(super) fn across(page: &Entry, offset: u64, len: u64) -> Option<Vec<u8>> {
+    let arena = page.map();
+    if arena.attrs().kind != "arena" || len > MOST {
+        return None;
+    }
+    let mut at = page.key().as_u64().ok()?.checked_add(offset)?;
+    let end = at.checked_add(len)?;
+    let mut out = Vec::new();
+    while at < end {
+        let within = at % PAGE;
+        let n = (PAGE - within).min(end - at);
+        let page = arena.get(&KeyArg::Number((at - within).into())).ok()?;
+        let bytes = page.bytes(Side::Value).ok()?;
+        out.extend_from_slice(bytes.get(within as usize..(within + n) as usize)?);
+        at += n;
+    }
+    Some(out)
 }
 
 /// The page at an address.

@@ -157,6 +157,29 @@ impl Field {
         casts.iter().find(|cast| whole && cast.offset == at.offset)
     }
 
+    /// A type of that name which is not this field's: the kernel's, else that of whatever object
+    /// has one, if only one object has. Addresses of an arena's pages have no types of their own.
+    fn anybodys(&self, ty: &str) -> Option<(Arc<Btf>, TypeId)> {
+        let kernel = self.kernel_types();
+        if let Some(found) = kernel.and_then(|btf| Some((btf.clone(), btf.find_c(ty)?))) {
+            return Some(found);
+        }
+        let mut found: Option<(Arc<Btf>, TypeId)> = None;
+        for map in self.snapshot().maps().ok()? {
+            // Types of ours may stand behind those of an object.
+            let Some(btf) = map.attrs().btf.as_ref().map(|btf| btf.base().unwrap_or(btf)) else {
+                continue;
+            };
+            let known = found.as_ref().is_some_and(|(known, _)| Arc::ptr_eq(known, btf));
+            match btf.find_c(ty) {
+                Some(_) if found.is_some() && !known => return None,
+                Some(id) => found = Some((btf.clone(), id)),
+                None => {}
+            }
+        }
+        found
+    }
+
     /// What the address here points to, as the kernel's type that C calls `ty`, or the object's own
     /// where the kernel has none of that name or means something else by it, when it was copied.
     ///
@@ -168,7 +191,8 @@ impl Field {
     pub fn as_ptr(&self, ty: &str) -> SnapshotResult<Field> {
         let at = self.as_u64()?;
         let own = self.typed().and_then(|(btf, _)| Some(self.meant(btf, btf.find_c(ty)?)));
-        let field = match own {
+        let in_arena = at != 0 && at < KERNEL;
+        let field = match own.or_else(|| if in_arena { self.anybodys(ty) } else { None }) {
             Some((btf, ty)) if at != 0 && at < KERNEL => {
                 let found = arena::lookup(self.snapshot(), at, (btf, ty), &Arc::from(""));
                 let why = "an address of user space, and no captured arena has a page there";

@@ -157,21 +157,27 @@ fn pointers_into_an_arena_lead_to_its_pages() {
     assert_eq!(made, node);
     let first = b.var("first", next);
     let number = b.var("number", u64_);
-    let bss = b.datasec(".bss", 16, &[(first, 0, 8), (number, 8, 8)]);
+    let crossing = b.var("crossing", u64_);
+    let bss = b.datasec(".bss", 24, &[(first, 0, 8), (number, 8, 8), (crossing, 16, 8)]);
     let page = |at: usize, value: u64, next: u64| {
         let mut page = vec![0; 4096];
         page[at..at + 16].copy_from_slice(&bytes![value, next]);
         page
     };
     let mut o = Object { btf: Some(b.parse()), maps: Vec::new() };
-    let section = bytes![START + 0x10, (START + 0x2ff0) & 0xffff_ffff];
+    let section = bytes![START + 0x10, (START + 0x2ff0) & 0xffff_ffff, START + 0x2ff8];
     o.map("a.bss", "array", (0, bss), Rows { values: vec![section], ..Rows::default() });
     let pages = Rows {
-        keys: Some(vec![bytes![START], bytes![START + 0x2000]]),
-        values: vec![page(0x10, 7, (START + 0x2ff0) & 0xffff_ffff), page(0xff0, 8, START + 0x1000)],
+        keys: Some(vec![bytes![START], bytes![START + 0x2000], bytes![START + 0x3000]]),
+        values: vec![
+            page(0x10, 7, (START + 0x2ff0) & 0xffff_ffff),
+            page(0xff0, 8, START + 0x1000),
+            page(0, START + 0x10, START),
+        ],
         ..Rows::default()
     };
-    o.map("heap", "arena", (u64_, 0), pages);
+    // To the kernel it has no keys.
+    o.map("heap", "arena", (u64_, 0), pages).maps[1].attrs.key_size = 0;
     let kernel = KernelState { btf: Some(kernel_types()), ..KernelState::default() };
     let snap = Snapshot::with_kernel(meta("p"), o.maps, Vec::new(), kernel);
     let number = |path: &str| snap.global(path).unwrap().as_u64().unwrap();
@@ -183,4 +189,12 @@ fn pointers_into_an_arena_lead_to_its_pages() {
     assert!(error.contains("was not copied"), "a page that is not there: {error}");
     let cast = snap.global("number").unwrap().as_ptr("struct thing").unwrap();
     assert_eq!(cast.get("value").unwrap().as_u64(), Ok(8));
+    let page = snap.map("heap").unwrap().at(0).unwrap();
+    assert_eq!(page.as_type("struct thing").unwrap().get("value").unwrap().as_u64(), Ok(0));
+    let error = text(page.as_type("struct thingy"));
+    assert!(error.contains("struct thingy"), "{error}");
+    // One whose second half lies in the next page.
+    let crossing = snap.global("crossing").unwrap().as_ptr("struct thing").unwrap();
+    let number = |path: &str| crossing.get(path).unwrap().as_u64().unwrap();
+    assert_eq!((number("value"), number("next.value")), (START + 0x1000, 7));
 }

@@ -350,6 +350,8 @@ pub(super) struct Layout {
     pub(super) modules: Found<ModuleLayout>,
     /// The byte of `tasklist_lock` that is not zero while somebody writes.
     pub(super) tasks_lock: Option<u64>,
+    /// In `struct bpf_ksym`: the link to the next one; and how large it is.
+    pub(super) ksym: Option<(u64, u64)>,
 }
 
 impl Layout {
@@ -364,6 +366,7 @@ impl Layout {
         let lock = Struct::new(kernel, "rwlock_t").ok();
         let lock = lock.and_then(|l| l.maybe("raw_lock.wlocked"));
         let lock = kernel.symbols().get("tasklist_lock").zip(lock);
+        let ksym = Struct::new(kernel, "struct bpf_ksym").ok();
         Ok(Layout {
             rq: RqLayout::new(kernel)?,
             task: TaskLayout::new(kernel)?,
@@ -375,6 +378,7 @@ impl Layout {
             domains: DomainLayout::new(kernel),
             modules: ModuleLayout::new(kernel),
             tasks_lock: lock.map(|(at, within)| at.offset(within).0),
+            ksym: ksym.and_then(|ksym| Some((ksym.maybe("lnode")?, ksym.size))),
         })
     }
 }

@@ -13,6 +13,7 @@
 //! What the bytes mean is found out later, from the same BTF (`snapshot/kernel/`). Members that
 //! only some kernels have are looked for, and what depends on a missing one is left out.
 
+mod code;
 mod domains;
 pub(in crate::introspect) mod layout;
 mod memory;
@@ -147,6 +148,7 @@ impl Kernel {
             copy.tasks();
             copy.scx();
             copy.psi();
+            copy.made_code();
         }
         let symbols = self.symbols();
         if request.state || request.variables.iter().any(|name| symbols.get(name).is_none()) {

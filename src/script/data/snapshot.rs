@@ -287,7 +287,8 @@ fn variables(pkg: &mut Package<'_>) {
     .func(
         "symbol(self: Snapshot, address: any) -> string|()",
         "What lies at an address of the kernel's: `\"sched_tick+0x1c\"`, in a module \
-         `\"loop_queue_rq+0x1c [loop]\"`, with `#{ ram: true }` also in BPF programs: `\"bpf_prog_4b5a18c6d9e2f013_enqueue+0x20 [bpf]\"`; `()` for anything else.",
+         `\"loop_queue_rq+0x1c [loop]\"`, in a BPF program \
+         `\"bpf_prog_4b5a18c6d9e2f013_enqueue+0x20 [bpf]\"`; `()` for anything else.",
         |s: Snap, address: Dynamic| -> Native<Dynamic> {
             let symbol = native(s.symbol(number(&address)?))?;
             Ok(symbol.map_or(Dynamic::UNIT, Into::into))

@@ -79,8 +79,9 @@ impl Made {
 
 impl Snapshot {
     /// What lies at an address of the kernel's, as `sched_tick+0x1c`, in a module as
-    /// `loop_queue_rq+0x1c [loop]`, or, with all of memory, in a BPF program as
-    /// `bpf_prog_0123456789abcdef_fifo_enqueue+0x20 [bpf]`. `None` for anything else.
+    /// `loop_queue_rq+0x1c [loop]`, in a BPF program as
+    /// `bpf_prog_0123456789abcdef_fifo_enqueue+0x20 [bpf]`, unless the freeze left the kernel's
+    /// state out. `None` for anything else.
     ///
     /// # Errors
     /// As [`Snapshot::symbols`].

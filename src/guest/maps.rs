@@ -272,6 +272,15 @@ fn lookup(fd: &OwnedFd, key: &[u8], size: usize) -> io::Result<Vec<u8>> {
     if result == 0 { Ok(value) } else { Err(io::Error::from_raw_os_error(-result)) }
 }
 
+/// How many CPUs this machine can have.
+pub(crate) fn possible_cpus() -> io::Result<usize> {
+    let list = fs::read_to_string("/sys/devices/system/cpu/possible")?;
+    match parse_list(&list).map_or(0, |l| l.len()) {
+        0 => Err(io::Error::other("how many CPUs are possible is unknown")),
+        cpus => Ok(cpus),
+    }
+}
+
 /// Bytes that one lookup writes (kernel: `bpf_map_value_size` in `kernel/bpf/syscall.c`): kinds
 /// with a value per CPU give one for each *possible* CPU, rounded up to 8 bytes; kinds that hold
 /// descriptors give ids, for which the kernel demands values of 4 bytes.
@@ -282,14 +291,7 @@ fn value_size(info: &HeldMap) -> io::Result<usize> {
         b::BPF_MAP_TYPE_PERCPU_HASH
         | b::BPF_MAP_TYPE_LRU_PERCPU_HASH
         | b::BPF_MAP_TYPE_PERCPU_ARRAY
-        | b::BPF_MAP_TYPE_PERCPU_CGROUP_STORAGE => {
-            let list = fs::read_to_string("/sys/devices/system/cpu/possible")?;
-            let cpus = parse_list(&list).map_or(0, |l| l.len());
-            if cpus == 0 {
-                return Err(io::Error::other("how many CPUs are possible is unknown"));
-            }
-            one.next_multiple_of(8) * cpus
-        }
+        | b::BPF_MAP_TYPE_PERCPU_CGROUP_STORAGE => one.next_multiple_of(8) * possible_cpus()?,
         _ => one,
     };
     if size > 3 * PAGE / 2 {

@@ -1,19 +1,27 @@
-//! Maps of the kinds that user space fills: arenas, resizable hashes, devices, CPUs and sockets.
-//! For tests of the truth, which compare them with what the host reads from RAM.
+//! Maps of the kinds that user space fills: arenas, resizable hashes, devices, CPUs and sockets;
+//! cgroups, perf events, rings and what small programs of our own put in. For tests of the truth,
+//! which compare them with what the host reads from RAM.
+
+mod code;
+mod events;
+mod groups;
+mod mapping;
+mod rings;
+mod stacks;
 
 use std::ffi::CString;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::ptr::NonNull;
 
 use cryoscope::wire::{Answer, HeldMap, Hex, MadeMap};
 use libbpf_rs::libbpf_sys as b;
-use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 use rustix::net::{AddressFamily, SocketType, bind, socket, sockopt, xdp};
 
 use crate::maps::{Held, describe_map, owned};
 use crate::sys::reason;
+use mapping::Mapping;
 
 /// Kinds that libbpf does not name yet (`enum bpf_map_type`).
 const INSN_ARRAY: u32 = 34;
@@ -24,32 +32,20 @@ const PAGE: usize = 4096;
 
 /// An arena in this process, and which of its pages were touched.
 pub(crate) struct Arena {
-    start: NonNull<u8>,
-    len: usize,
+    memory: Mapping,
     pages: Vec<usize>,
 }
 
 impl Arena {
     fn new(fd: &OwnedFd, pages: usize, touched: &[usize]) -> io::Result<Arena> {
-        let len = pages * PAGE;
-        let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
-        // SAFETY: the kernel chooses a free range, which nothing else in this process uses.
-        #[allow(unsafe_code)]
-        let start = unsafe { mmap(std::ptr::null_mut(), len, prot, flags, fd, 0)? };
-        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Arena { start, len, pages: touched.to_vec() })
+        Ok(Arena { memory: Mapping::writable(fd, 0, pages * PAGE)?, pages: touched.to_vec() })
     }
 
     /// Writes into its pages, which the kernel allocates when they are touched.
     fn write(&self, at: usize, bytes: &[u8]) {
         let touched = |at: usize| self.pages.contains(&(at / PAGE));
-        assert!(at + bytes.len() <= self.len && touched(at) && touched(at + bytes.len() - 1));
-        // SAFETY: the range lies in the mapping, which lives as long as this; nobody has a
-        // reference into it.
-        #[allow(unsafe_code)]
-        unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.start.add(at).as_ptr(), bytes.len());
-        }
+        assert!(touched(at) && touched(at + bytes.len() - 1));
+        self.memory.write(at, bytes);
     }
 
     /// User addresses of the pages that were touched, as keys.
@@ -59,7 +55,7 @@ impl Arena {
     }
 
     fn address(&self) -> u64 {
-        self.start.as_ptr() as u64
+        self.memory.address()
     }
 
     /// What a page holds, by its key.
@@ -69,22 +65,7 @@ impl Arena {
         if !self.pages.contains(&page) {
             return Err(io::Error::from_raw_os_error(libc::ENOENT));
         }
-        let mut out = vec![0; PAGE];
-        // SAFETY: as in `write`.
-        #[allow(unsafe_code)]
-        unsafe {
-            let from = self.start.add(page * PAGE).as_ptr();
-            std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), PAGE);
-        }
-        Ok(out)
-    }
-}
-
-impl Drop for Arena {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is this one's own, and no reference into it is left.
-        #[allow(unsafe_code)]
-        let _ = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
+        Ok(self.memory.read(page * PAGE, PAGE))
     }
 }
 
@@ -131,33 +112,6 @@ fn delete(map: &OwnedFd, key: &[u8]) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-result)) }
 }
 
-/// A program that lets every packet pass, for maps that have programs in their entries.
-fn pass(attach: b::bpf_attach_type) -> io::Result<OwnedFd> {
-    // r0 = XDP_PASS; exit
-    let code = [(0xb7, 2), (0x95, 0)];
-    let code = code.map(|(code, imm)| b::bpf_insn { code, imm, ..Default::default() });
-    let mut opts = b::bpf_prog_load_opts {
-        sz: size_of::<b::bpf_prog_load_opts>() as _,
-        expected_attach_type: attach,
-        ..Default::default()
-    };
-    // SAFETY: what is pointed to outlives the call; the descriptor is new and owned by nobody
-    // else.
-    #[allow(unsafe_code)]
-    unsafe {
-        let (kind, name, licence) = (b::BPF_PROG_TYPE_XDP, c"pass".as_ptr(), c"GPL".as_ptr());
-        let fd = b::bpf_prog_load(kind, name, licence, code.as_ptr(), 2, &raw mut opts);
-        owned(fd)
-    }
-}
-
-fn prog_id(prog: &OwnedFd) -> io::Result<u32> {
-    let path = format!("/proc/self/fdinfo/{}", prog.as_raw_fd());
-    let text = std::fs::read_to_string(path)?;
-    let id = text.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok());
-    id.ok_or_else(|| io::Error::other("the kernel does not tell the program's id"))
-}
-
 /// Bytes that look like nothing.
 fn noise(seed: u64) -> impl Iterator<Item = u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -191,6 +145,10 @@ pub(crate) fn make(held: &mut Held) -> Answer {
     maker.arenas();
     maker.devices();
     maker.sockets();
+    maker.stacks();
+    maker.groups();
+    maker.events();
+    maker.rings();
     Answer::Made(maker.made)
 }
 
@@ -246,8 +204,8 @@ impl Maker<'_> {
         });
     }
 
-    /// A small arena, whose second and third page share a `struct list_head`, and one that spans
-    /// all that an arena can.
+    /// A small arena, whose second and third page share a `struct list_head` to which the first one
+    /// leads, and one that spans all that an arena can.
     fn arenas(&mut self) {
         let arena = Spec { kind: b::BPF_MAP_TYPE_ARENA, ..Spec::default() };
         let arena = Spec { flags: b::BPF_F_MMAPABLE, ..arena };
@@ -269,6 +227,10 @@ impl Maker<'_> {
                     let (next, prev) = (start + 0x10, start + 0x20_0000);
                     let list = [next, prev].map(u64::to_le_bytes).concat();
                     arena.write(2 * PAGE - 8, &list);
+                    // What leads there, as user space has it and as programs may store it.
+                    let there = start + 2 * PAGE as u64 - 8;
+                    let low = u64::from(there as u32);
+                    arena.write(0, &[there, low].map(u64::to_le_bytes).concat());
                     facts.extend([fact("next", next), fact("prev", prev)]);
                 }
                 held.keep_arena(describe_map(map)?.id, arena);
@@ -281,8 +243,8 @@ impl Maker<'_> {
     fn devices(&mut self) {
         let fill = |keys: &'static [u32], attach, first: u32, what: &'static str| {
             move |map: &OwnedFd, held: &mut Held| {
-                let prog = pass(attach)?;
-                let id = prog_id(&prog)?;
+                let prog = code::pass(attach)?;
+                let id = code::id_of(&prog)?;
                 let mut entries = Entries::new();
                 for (i, key) in keys.iter().enumerate() {
                     let with = i != 1;

@@ -373,6 +373,16 @@ fn detail_node((name, value): &(String, Detail), budget: &mut Budget) -> Node {
 }
 
 fn value_node(label: String, entry: &Entry, budget: &mut Budget) -> Node {
+    if entry.map().attrs().kind == "stack_trace"
+        && let Ok(stack) = entry.stack()
+    {
+        let frames = stack.frames.iter().enumerate().collect();
+        let below = nodes(frames, budget, |(i, frame), budget| {
+            budget.spend();
+            Node::Leaf { label: format!("[{i}]"), text: frame.to_string() }
+        });
+        return Node::Branch { label, below };
+    }
     match entry.value() {
         Ok(value) => match node(label.clone(), &value, budget, 1) {
             // An entry is known by its map: its type would only repeat.

@@ -107,11 +107,27 @@ impl Entry {
         found.ok_or_else(|| self.gone("program", id))
     }
 
+    /// What begins with this page of an arena, as a type of the kernel's or of an object's own. It
+    /// may go on in the pages behind it.
+    ///
+    /// # Errors
+    /// [`SnapshotError::TypeMismatch`] in maps of other kinds, and those of [`Field::as_ptr`].
+    pub fn as_type(&self, ty: &str) -> SnapshotResult<Field> {
+        self.of_kind(&["arena"], "an arena")?;
+        self.key().as_ptr(ty)
+    }
+
     /// The id that is the value in maps of these kinds.
     fn leads_to(&self, kinds: &[&str], what: &str) -> SnapshotResult<u64> {
+        self.of_kind(kinds, what)?;
+        self.value()?.as_u64()
+    }
+
+    /// Whether it is an entry of a map of these kinds.
+    pub(super) fn of_kind(&self, kinds: &[&str], what: &str) -> SnapshotResult<()> {
         let kind = self.map.attrs().kind.as_str();
         if kinds.contains(&kind) {
-            return self.value()?.as_u64();
+            return Ok(());
         }
         Err(SnapshotError::TypeMismatch {
             expected: format!("an entry of {what}"),

@@ -4,9 +4,12 @@
 //! What an entry is, where the kernel has a pointer: its id, as the bpf() syscall says it.
 
 mod arena;
+mod cgroups;
 mod made;
 mod net;
+mod perf;
 mod rhash;
+mod stacks;
 
 use super::bloom::BloomLayout;
 use super::copy::{Budget, RawMap};
@@ -21,9 +24,12 @@ use crate::introspect::error::IntrospectError;
 use crate::introspect::kernel::Kernel;
 use crate::mem::Kva;
 use arena::ArenaLayout;
+use cgroups::CgroupStorageLayout;
 pub(super) use made::Made;
 use net::NetLayouts;
+use perf::EventLayout;
 use rhash::RhashLayout;
+use stacks::StackLayout;
 
 /// Bytes that are read at once from what is one array in the kernel.
 const CHUNK: usize = 64 << 10;
@@ -107,6 +113,9 @@ pub(crate) struct KindLayouts {
     trie: Result<TrieLayout, IntrospectError>,
     arena: Result<ArenaLayout, IntrospectError>,
     rhash: Result<RhashLayout, IntrospectError>,
+    stacks: Result<StackLayout, IntrospectError>,
+    cgroup_storage: Result<CgroupStorageLayout, IntrospectError>,
+    event: Result<EventLayout, IntrospectError>,
     net: NetLayouts,
 }
 
@@ -121,6 +130,9 @@ impl KindLayouts {
             trie: TrieLayout::new(btf),
             arena: ArenaLayout::new(btf),
             rhash: RhashLayout::new(btf),
+            stacks: StackLayout::new(btf),
+            cgroup_storage: CgroupStorageLayout::new(btf),
+            event: EventLayout::new(btf),
             net: NetLayouts::new(btf),
         }
     }
@@ -170,6 +182,14 @@ impl Kernel {
             kind::RHASH => {
                 layouts.rhash.as_ref().map_err(text).and_then(|l| self.rhash(l, map, budget))
             }
+            kind::STACK_TRACE => {
+                layouts.stacks.as_ref().map_err(text).and_then(|l| self.stacks(l, map, budget))
+            }
+            kind::CGROUP_ARRAY => self.cgroups(state, map, budget),
+            kind::CGROUP_STORAGE | kind::PERCPU_CGROUP_STORAGE => {
+                self.cgroup_storage(state, map, budget)
+            }
+            kind::PERF_EVENT_ARRAY => self.perf_events(state, map, budget),
             kind::PROG_ARRAY | kind::ARRAY_OF_MAPS => self.pointers(state, map, budget),
             kind::HASH_OF_MAPS => self.hash_of_maps(state, map, budget),
             _ => return self.copy_net(state, map, budget),

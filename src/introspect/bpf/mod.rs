@@ -53,8 +53,11 @@ pub(crate) mod kind {
     pub(crate) const HASH: u32 = 1;
     pub(crate) const ARRAY: u32 = 2;
     pub(crate) const PROG_ARRAY: u32 = 3;
+    pub(crate) const PERF_EVENT_ARRAY: u32 = 4;
     pub(crate) const PERCPU_HASH: u32 = 5;
     pub(crate) const PERCPU_ARRAY: u32 = 6;
+    pub(crate) const STACK_TRACE: u32 = 7;
+    pub(crate) const CGROUP_ARRAY: u32 = 8;
     pub(crate) const LRU_HASH: u32 = 9;
     pub(crate) const LRU_PERCPU_HASH: u32 = 10;
     pub(crate) const LPM_TRIE: u32 = 11;
@@ -65,7 +68,9 @@ pub(crate) mod kind {
     pub(crate) const CPUMAP: u32 = 16;
     pub(crate) const XSKMAP: u32 = 17;
     pub(crate) const SOCKHASH: u32 = 18;
+    pub(crate) const CGROUP_STORAGE: u32 = 19;
     pub(crate) const REUSEPORT_SOCKARRAY: u32 = 20;
+    pub(crate) const PERCPU_CGROUP_STORAGE: u32 = 21;
     pub(crate) const QUEUE: u32 = 22;
     pub(crate) const STACK: u32 = 23;
     pub(crate) const DEVMAP_HASH: u32 = 25;
@@ -175,7 +180,7 @@ impl BpfState {
         let buffers = Buffers::default();
         let (kinds, caches) =
             (names::enumerators(btf, "enum bpf_map_type", "BPF_MAP_TYPE_"), Mutex::default());
-        let made = Made::new();
+        let made = Made::new(btf);
         Ok(BpfState { layouts, buffers, kinds, made, caches })
     }
 
@@ -272,6 +277,10 @@ impl Kernel {
         match kind.number {
             // What is asked for is a value; what is there are bits.
             kind::BLOOM_FILTER => (key_type, value_type) = (value_type, 0),
+            kind::CGROUP_STORAGE | kind::PERCPU_CGROUP_STORAGE if btf.is_none() => {
+                let (made, key, value) = state.made.of_storage(key_size);
+                (btf, key_type, value_type) = (Some(made), key, value);
+            }
             kind::CGRP_STORAGE | kind::INODE_STORAGE | kind::SK_STORAGE => {
                 let both = btfs.with_basics(btf_kva, btf.as_ref());
                 value_type = if both.btf.base().is_some() { value_type } else { 0 };
@@ -280,7 +289,9 @@ impl Kernel {
             }
             _ => {}
         }
-        if let Some((made, key, value)) = state.made.types(kind.number, key_size) {
+        let (value_size, flags) = (small(layout.value_size), small(layout.map_flags));
+        let sizes = (key_size, value_size);
+        if let Some((made, key, value)) = state.made.types(kind.number, sizes, flags) {
             // Loaders give these no types, or some that fit what the kernel takes, not what it has.
             (btf, key_type, value_type) = (Some(made), key, value);
         }
@@ -292,9 +303,9 @@ impl Kernel {
             full_name: None,
             section: None,
             key_size,
-            value_size: small(layout.value_size),
+            value_size,
             max_entries: small(layout.max_entries),
-            map_flags: small(layout.map_flags),
+            map_flags: flags,
             map_extra: maybe(layout.map_extra),
             frozen: maybe(layout.frozen) & 0xff != 0,
             btf,

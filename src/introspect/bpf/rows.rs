@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::copy::{RawData, RawMap};
-use crate::introspect::contents::{Detail, Details, MapData, Values};
+use crate::introspect::contents::{Detail, Details, MapData, PerCpuValues, Values};
 use crate::introspect::kernel::Kernel;
 use crate::introspect::walk::Walk;
 use crate::mem::Kva;
@@ -93,6 +93,15 @@ impl Rows {
             self.incomplete(error);
         }
         walk.items
+    }
+
+    /// The entries with values of each CPU's own, as many as there are keys.
+    pub(super) fn per_cpu(self, values: PerCpuValues) -> RawMap {
+        let mut raw = RawMap::from(self);
+        if let RawData::Found(MapData::Hash { keys, .. }) = raw.data {
+            raw.data = RawData::Found(MapData::PerCpuHash { keys, values });
+        }
+        raw
     }
 
     /// The nodes of a list, as far as it can be followed.

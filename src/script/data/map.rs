@@ -253,6 +253,20 @@ pub(super) fn register_entry(pkg: &mut Package<'_>) {
         |e: Entry| strings(e.torn()),
     )
     .func(
+        "details(self: SnapshotEntry) -> map",
+        "What the kernel keeps of the entry beside key and value, by name: a cgroup's id, where a \
+         socket leads. Empty for most kinds.",
+        |e: Entry| facts(e.details()),
+    )
+    .func("to_string(self: SnapshotEntry) -> string", "Key and value on one line.", one_line)
+    .func("to_debug(self: SnapshotEntry) -> string", "Key and value on one line.", one_line);
+    of_some_kinds(pkg);
+    incomparable::<Entry>(pkg, "SnapshotEntry");
+}
+
+/// What entries of some kinds of map lead to.
+fn of_some_kinds(pkg: &mut Package<'_>) {
+    pkg.func(
         "map(self: SnapshotEntry) -> SnapshotMap",
         "The map that an entry of a map of maps leads to; its value is that map's id. Throws \
          `TypeMismatch` in other maps.",
@@ -265,14 +279,19 @@ pub(super) fn register_entry(pkg: &mut Package<'_>) {
         |e: Entry| native(e.prog()),
     )
     .func(
-        "details(self: SnapshotEntry) -> map",
-        "What the kernel keeps of the entry beside key and value, by name: a cgroup's id, where a \
-         socket leads. Empty for most kinds.",
-        |e: Entry| facts(e.details()),
+        "as_type(self: SnapshotEntry, type: string) -> SnapshotField",
+        "What begins with a page of an arena, read as a type of the scheduler's own (or of the \
+         kernel's) in C's words: `\"struct queue\"`. It may go on in the pages behind. Throws \
+         `TypeMismatch` in other maps.",
+        |e: Entry, ty: &str| native(e.as_type(ty)),
     )
-    .func("to_string(self: SnapshotEntry) -> string", "Key and value on one line.", one_line)
-    .func("to_debug(self: SnapshotEntry) -> string", "Key and value on one line.", one_line);
-    incomparable::<Entry>(pkg, "SnapshotEntry");
+    .func(
+        "stack(self: SnapshotEntry) -> SnapshotStack",
+        "The stack that an entry of a map of stacks is: functions of the kernel and of BPF programs \
+         by their names, places in files by the file's build id, anything else as an address. \
+         Throws `TypeMismatch` in other maps.",
+        |e: Entry| native(e.stack()),
+    );
 }
 
 fn one_line(entry: Entry) -> String {

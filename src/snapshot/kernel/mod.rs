@@ -25,6 +25,7 @@ mod owner;
 mod place;
 mod prog;
 mod psi;
+mod recorded;
 mod registers;
 mod sched;
 mod stack;

@@ -229,7 +229,7 @@ impl Guest {
     }
 
     /// The `struct bpf_map` at `at` gets an id and its attributes.
-    fn fill_map(&mut self, at: Kva, name: &str, attrs: [u64; 5]) -> u64 {
+    pub(crate) fn fill_map(&mut self, at: Kva, name: &str, attrs: [u64; 5]) -> u64 {
         let id = self.maps.len() as u64 + 2;
         self.maps.insert(id, at.0);
         let [kind, key_size, value_size, max_entries, flags] = attrs;

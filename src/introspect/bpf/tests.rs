@@ -1,5 +1,8 @@
 //! Maps of made-up guests, whole and damaged.
 
+mod hostile;
+mod world;
+
 use std::time::Duration;
 
 use super::super::testing::{Guest, HashAt, HashSpec, at, hash};

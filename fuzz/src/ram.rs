@@ -224,8 +224,8 @@ pub(crate) fn run(data: &[u8]) {
             0 => walk::maps(&snapshot),
             _ => walk::kernel(&snapshot),
         }
-        if thorough >> 4 == 0 && !all {
-            walk::same_from_a_file(&snapshot);
+        if thorough >> 4 == 0 {
+            walk::same_from_a_file(&snapshot, snapshot.ram().is_ok());
         }
     }
 }
@@ -236,10 +236,14 @@ pub(crate) fn check_seeds() {
     for image in images() {
         let name = &image.name;
         let part = freeze(Arc::new(Mutant::new(image.clone())), true, false);
-        walk::same_from_a_file(&part.unwrap_or_else(|| panic!("{name}: it cannot be frozen")));
+        walk::same_from_a_file(
+            &part.unwrap_or_else(|| panic!("{name}: it cannot be frozen")),
+            false,
+        );
         let snapshot = freeze(Arc::new(Mutant::new(image.clone())), true, true);
         let snapshot = snapshot.unwrap_or_else(|| panic!("{name}: it cannot be frozen"));
         walk::snapshot(&snapshot);
+        walk::same_from_a_file(&snapshot, true);
         let maps = snapshot.maps().unwrap_or_else(|e| panic!("{name}: {e}"));
         let read = maps.iter().filter(|map| map.len().is_ok()).count();
         assert!(read > 0 || snapshot.tasks().is_ok_and(|t| !t.is_empty()), "{name}: it is empty");

@@ -163,9 +163,10 @@ fn memory(snapshot: &Arc<Snapshot>) {
 }
 
 /// What is saved and opened again must say the same.
-pub(crate) fn same_from_a_file(live: &Arc<Snapshot>) {
+pub(crate) fn same_from_a_file(live: &Arc<Snapshot>, ram: bool) {
     let path = scratch("same.cryo");
-    live.save(&path).expect("a snapshot can be saved");
+    let saved = if ram { live.save_with_ram(&path) } else { live.save(&path) };
+    saved.expect("a snapshot can be saved");
     let opened = match Snapshot::open(&path) {
         Ok(opened) => opened,
         Err(e) => panic!("what was saved cannot be opened: {e}"),

@@ -32,7 +32,7 @@ mod vmcoreinfo;
 mod walk;
 
 #[cfg(test)]
-pub(crate) use bpf::tests::busy_guest as made_up_guest;
+pub(crate) use bpf::tests::{busy_guest as made_up_guest, guest_of_kinds as made_up_kinds};
 pub use bpf::{
     Budget, Cast, Code, Leads, MAX_MAPS, MapInfo, MapKind, MapList, Owned, ProgInfo, ProgList,
     RawMap, Runs,

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::introspect::{Kernel, made_up_guest, made_up_sched::Machine};
+use crate::introspect::{Kernel, made_up_guest, made_up_kinds, made_up_sched::Machine};
 use crate::mem::{Gpa, GuestMem};
 use crate::snapshot::testing::{meta, sample};
 use crate::snapshot::{CaptureRequest, Capturer, Snapshot};
@@ -19,9 +19,10 @@ fn seeds(kind: &str) -> PathBuf {
 }
 
 /// The guests by name.
-fn guests() -> [(&'static str, Arc<dyn GuestMem>); 3] {
+fn guests() -> [(&'static str, Arc<dyn GuestMem>); 4] {
     [
         ("maps", made_up_guest().mem()),
+        ("kinds", made_up_kinds().mem()),
         ("sched", Machine::new(true).guest.mem()),
         ("no-sched-ext", Machine::new(false).guest.mem()),
     ]

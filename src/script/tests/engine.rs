@@ -190,12 +190,19 @@ fn a_wish_to_end_reaches_loops_and_waits() {
     for (body, at) in cases {
         for why in [Why::Told, Why::Deadline(Duration::from_millis(50))] {
             let bench = Bench::new();
-            let cancel = bench.cancel.clone();
+            let (cancel, lab) = (bench.cancel.clone(), bench.lab.clone());
             let raiser = std::thread::spawn(move || {
+                // Not before the body has begun.
+                for _ in 0..60_000 {
+                    if !lab.asked.lock().unwrap().is_empty() {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(1));
+                }
                 std::thread::sleep(Duration::from_millis(50));
                 cancel.raise(why);
             });
-            let path_text = format!("scenario(\"x\", |t| {{\n{body}\n}});");
+            let path_text = format!("scenario(\"x\", |t| {{ t.hold(\"1ms\");\n{body}\n}});");
             let ran = bench.run_unlimited(&path_text);
             raiser.join().unwrap();
             let told = ran.one();

@@ -11,8 +11,7 @@ use libbpf_rs::{
     set_print,
 };
 
-use crate::refuse;
-use crate::sys;
+use crate::{refuse, subsched, sys};
 
 /// What the loader tells the agent, as JSON, once.
 pub(crate) type Report = Result<Vec<String>, Refusal>;
@@ -34,12 +33,28 @@ fn print(_: PrintLevel, message: String) {
 }
 
 /// The same for a person or a script: failures go to standard error.
-pub(crate) fn hold(path: &str) -> i32 {
+pub(crate) fn hold(path: &str, options: &[String]) -> i32 {
+    let _ = rustix::thread::set_name(c"hold");
     set_print(Some((PrintLevel::Info, print)));
     sys::block_termination();
-    match load(path, &[]).and_then(|mut object| Ok((attach(path, &mut object)?, object))) {
-        Ok(((links, names), object)) => {
-            println!("attached {}", names.join(", "));
+    let held = hold_options(options).and_then(|(cgroup, background)| {
+        let mut object = load(path, |object| match cgroup {
+            Some(cgroup) => subsched::aim(path, object, cgroup)
+                .map(|id| println!("cgroup {cgroup} has id {id}")),
+            None => Ok(()),
+        })?;
+        let (links, names) = attach(path, &mut object)?;
+        println!("attached {}", names.join(", "));
+        if background {
+            sys::to_background().map_err(|e| {
+                let why = format!("cannot go to the background: {}", sys::reason(&e));
+                refuse(RefusalKind::Kernel, why)
+            })?;
+        }
+        Ok((links, object))
+    });
+    match held {
+        Ok((links, object)) => {
             sys::wait_for_termination();
             drop(links);
             drop(object);
@@ -52,12 +67,35 @@ pub(crate) fn hold(path: &str) -> i32 {
     }
 }
 
+/// The cgroup that a scheduler is to be attached to, and whether a process of its own holds it.
+fn hold_options(options: &[String]) -> Result<(Option<&str>, bool), Refusal> {
+    let (mut cgroup, mut background) = (None, false);
+    let mut rest = options.iter();
+    while let Some(option) = rest.next() {
+        match (option.as_str(), rest.as_slice().first()) {
+            ("--background", _) => background = true,
+            ("--cgroup", Some(path)) => {
+                cgroup = Some(path.as_str());
+                rest.next();
+            }
+            _ => {
+                let message = format!(
+                    "hold OBJECT [--cgroup PATH] [--background]: \"{option}\" is none of these"
+                );
+                return Err(refuse(RefusalKind::Invalid, message));
+            }
+        }
+    }
+    Ok((cgroup, background))
+}
+
 /// The whole life of a loader of the object at `path`.
 pub(crate) fn main(path: &str, patches: &[Patch]) -> i32 {
     let report = sys::take_report();
     let _ = rustix::thread::set_name(c"loader");
     set_print(Some((PrintLevel::Info, print)));
-    let loaded = load(path, patches).and_then(|mut object| {
+    let patch = |object: &mut OpenObject| patches.iter().try_for_each(|p| apply(path, object, p));
+    let loaded = load(path, patch).and_then(|mut object| {
         // From here on a signal must not end the process before it has let go.
         sys::block_termination();
         // Nor may the scheduler that it brings up decide whether it goes on: a bad one could keep
@@ -82,7 +120,11 @@ pub(crate) fn main(path: &str, patches: &[Patch]) -> i32 {
     0
 }
 
-fn load(path: &str, patches: &[Patch]) -> Result<Object, Refusal> {
+/// Loads what `prepare` has made of the object.
+fn load(
+    path: &str,
+    prepare: impl FnOnce(&mut OpenObject) -> Result<(), Refusal>,
+) -> Result<Object, Refusal> {
     let mut object = ObjectBuilder::default().open_file(path).map_err(|e| {
         let kind = match e.kind() {
             ErrorKind::NotFound => RefusalKind::NotFound,
@@ -90,9 +132,7 @@ fn load(path: &str, patches: &[Patch]) -> Result<Object, Refusal> {
         };
         refuse(kind, format!("cannot open the BPF object {path}: {}{}", cause(&e), last_words()))
     })?;
-    for patch in patches {
-        apply(path, &mut object, patch)?;
-    }
+    prepare(&mut object)?;
     object.load().map_err(|e| load_failure(path, &cause(&e), &said()))
 }
 
@@ -183,6 +223,7 @@ fn attach(path: &str, object: &mut Object) -> Result<(Vec<Link>, Vec<String>), R
 fn attach_hint(errno: Option<i32>) -> &'static str {
     match errno {
         Some(libc::EBUSY) => " (another scheduler is in charge)",
+        Some(libc::EOPNOTSUPP) => " (the scheduler above lets none attach below it)",
         Some(libc::EINVAL) => {
             " (its flags or callbacks contradict each other; see the kernel's log)"
         }
@@ -191,7 +232,7 @@ fn attach_hint(errno: Option<i32>) -> &'static str {
 }
 
 /// What went wrong underneath all that libbpf-rs has wrapped around it.
-fn cause(error: &libbpf_rs::Error) -> String {
+pub(crate) fn cause(error: &libbpf_rs::Error) -> String {
     let text = innermost(error);
     match text.find(" (os error ") {
         Some(at) => text[..at].to_owned(),
@@ -274,6 +315,26 @@ mod tests {
         ] {
             assert_eq!(section_of(map), section, "{map}");
         }
+    }
+
+    #[test]
+    fn options_of_hold_are_read() {
+        let read = |words: &[&str]| {
+            let words: Vec<String> = words.iter().map(|w| (*w).to_owned()).collect();
+            match hold_options(&words) {
+                Ok((cgroup, background)) => Ok((cgroup.map(str::to_owned), background)),
+                Err(refusal) => Err(refusal.message),
+            }
+        };
+        let hot = || Some("/lab/hot".to_owned());
+        assert_eq!(read(&[]), Ok((None, false)));
+        assert_eq!(read(&["--cgroup", "/lab/hot"]), Ok((hot(), false)));
+        assert_eq!(read(&["--background", "--cgroup", "/lab/hot"]), Ok((hot(), true)));
+        let usage = "hold OBJECT [--cgroup PATH] [--background]:";
+        for words in [&["--cgroup"][..], &["--background", "--cgroup"]] {
+            assert_eq!(read(words), Err(format!("{usage} \"--cgroup\" is none of these")));
+        }
+        assert_eq!(read(&["/hot"]), Err(format!("{usage} \"/hot\" is none of these")));
     }
 
     #[test]

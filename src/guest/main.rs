@@ -3,8 +3,10 @@
 //! One program in several roles, told by its first argument: without one it is PID 1, which serves
 //! the host's requests ([`agent`]); it starts itself again as a `worker`, as the `loader` that
 //! holds a BPF scheduler, and as an `applet` for commands that the guest lacks. `/init hold
-//! OBJECT` is a scheduler program like any other, for whoever wants to start one by hand. PID 1 has one
-//! thread and never blocks; whatever may hang or crash runs in a process of its own.
+//! OBJECT` is a scheduler program like any other, for whoever wants to start one by hand; with
+//! `--cgroup PATH` it attaches the scheduler to that cgroup, below another one, and with
+//! `--background` it is done once the scheduler is attached, and a process of its own holds it.
+//! PID 1 has one thread and never blocks; whatever may hang or crash runs in a process of its own.
 
 mod agent;
 mod applets;
@@ -20,6 +22,7 @@ mod menagerie;
 mod process;
 mod sched;
 mod storage;
+mod subsched;
 mod sys;
 mod text;
 mod transport;
@@ -43,7 +46,7 @@ fn main() -> ExitCode {
     }
     let args: Vec<String> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
     let code = match &args[..] {
-        [_, role, path] if role == "hold" => loader::hold(path),
+        [_, role, path, options @ ..] if role == "hold" => loader::hold(path, options),
         _ => {
             eprintln!(
                 "cryoscope-agent is PID 1 of the machines that cryoscope boots; it is not run by \

@@ -1,11 +1,13 @@
 //! System calls that neither `std` nor `rustix` wraps, each behind a safe function.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use cryoscope::wire::Policy;
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Pid;
 
 /// `SCHED_EXT` of the kernel's `include/uapi/linux/sched.h`, which libc does not define yet.
@@ -272,6 +274,32 @@ pub(crate) fn block_termination() {
     #[allow(unsafe_code)]
     unsafe {
         libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+    }
+}
+
+/// Goes on in a new process, in a session of its own, with nothing to read and nobody to talk to.
+/// This one ends when that has come so far: whoever started it may then kill its group. Descriptors
+/// stay open.
+pub(crate) fn to_background() -> io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    let (ready, ready_end) = pipe_with(PipeFlags::CLOEXEC)?;
+    // SAFETY: the caller has one thread, so the child may run any code.
+    #[allow(unsafe_code)]
+    let forked = check(unsafe { libc::fork() })?;
+    if forked == 0 {
+        rustix::process::setsid()?;
+        rustix::stdio::dup2_stdin(&null)?;
+        rustix::stdio::dup2_stdout(&null)?;
+        rustix::stdio::dup2_stderr(&null)?;
+        rustix::io::write(&ready_end, b"1")?;
+        return Ok(());
+    }
+    drop(ready_end);
+    let came = rustix::io::retry_on_intr(|| rustix::io::read(&ready, &mut [0; 1]));
+    // SAFETY: ends this process; what it holds is the other's.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::_exit(i32::from(came != Ok(1)))
     }
 }
 

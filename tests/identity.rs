@@ -26,6 +26,7 @@ const ASKED: &[(&str, &[&str])] = &[
             "x.map(\"task_ctx\"); x.map(\"task_ctxx\"); x.maps(); x.progs(); x.sched(); x.sched(\"/\")",
             "x.sched(\"/no\"); x.scheds(); x.symbol(u64(\"0xffffffff81000000\")); x.symbol(0)",
             "x.symbol(x.kernel(\"init_task\", \"struct task_struct\").origin().address)",
+            "x.find_module(\"loop\"); x.modules(); x.psi(); x.psi(\"/\"); x.psi(\"/no\")",
             "x.task(1); x.task(999999); x.tasks(); x.to_string(); x.to_debug(); x.dump()",
         ],
     ),
@@ -34,7 +35,14 @@ const ASKED: &[(&str, &[&str])] = &[
         &[
             "x.cpustat; x.curr; x.dsq; x.is_idle; x.n; x[\"nr_running\"]; x[\"nr\"]; x.get(\"curr.pid\")",
             "x.kernel(\"runqueues\"); x.kernel(\"cpu_number\"); x.kernel(\"runqueues\", \"struct rq\")",
-            "x.registers(); x.schedstats(); x.stack(); x.torn(); x.whole(); x.to_string(); x.to_debug()",
+            "x.domains(); x.registers(); x.schedstats(); x.stack(); x.torn(); x.whole(); x.to_string(); x.to_debug()",
+        ],
+    ),
+    (
+        "SnapshotDomain",
+        &[
+            "x.cpu; x.flags; x.groups; x.name; x.span; x[\"imbalance_pct\"]; x.get(\"level\"); x.whole()",
+            "x.to_string(); x.to_debug()",
         ],
     ),
     (
@@ -59,7 +67,7 @@ const ASKED: &[(&str, &[&str])] = &[
             "x[0]; x[\"pid\"]; x.as_array(); x.as_bool(); x.as_cpus(); x.as_f64(); x.as_i64(); x.as_str()",
             "x.as_ptr(\"struct task_struct\"); x.as_u64(); x.get(\"comm\"); x.kind(); x.members(); x.max(3)",
             "x.min(3); x.origin(); x.points_to(); x.proven_by(); x.raw(); x.to_float(); x.to_int()",
-            "x.type_name(); x.to_string(); x.to_debug(); x.dump()",
+            "x.type_name(); x.cpu(0); x.torn(); x.to_string(); x.to_debug(); x.dump()",
         ],
     ),
     (
@@ -70,6 +78,13 @@ const ASKED: &[(&str, &[&str])] = &[
             "x.filter(|e| e.is_present()).len; x.find(|e| e.is_present()); x.find(|e| false)",
             "x.find_or(|e| false, \"none\"); x.get(1); x.get(\"no\"); x.keys(); x.max_by(|e| 1); x.torn()",
             "x.to_string(); x.to_debug(); x.dump()",
+        ],
+    ),
+    (
+        "SnapshotModule",
+        &[
+            "x.address; x.name; x.refcount; x.size; x.state; x.taints; x[\"state\"]; x.get(\"name\")",
+            "x.symbols(); x.whole(); x.to_string(); x.to_debug()",
         ],
     ),
     ("SnapshotPerCpu", &["x.cpu(0); x.cpu(99); x.to_string(); x.to_debug()"]),
@@ -215,8 +230,10 @@ fn all(s) {
     }
     for cpu in s.cpus() {
         out.snapshotcpu(s, cpu, `cpu ${cpu.n}`);
+        for domain in cpu.domains() { out.snapshotdomain(s, domain, `cpu ${cpu.n} ${domain.name}`); }
         out.parts(s, cpu.whole(), `cpu ${cpu.n}`, 1);
     }
+    for m in s.modules() { out.snapshotmodule(s, m, m.name); }
     for dsq in s.dsqs() { out.snapshotdsq(s, dsq, dsq.name); }
     for prog in s.progs() { out.snapshotprog(s, prog, prog.name); }
     for sched in s.scheds() { out.snapshotsched(s, sched, sched.cgroup); }
@@ -283,11 +300,8 @@ scenario("live", #{{ scheduler: "{fifo}", topology: "1n1l2c1t", schedstats: true
         let both = parts(both, "--- file");
         assert_eq!(both.len(), 2, "{i}");
         let refused = both[0].iter().filter(|line| line.contains(" throws ")).count();
-        assert!(
-            both[0].len() > 3000 && refused < both[0].len() / 3,
-            "{refused} of {}",
-            both[0].len()
-        );
+        let answered = both[0].len() - refused;
+        assert!(answered > 5000, "{answered} of {}", both[0].len());
         for (which, other) in [("file", &both[1]), ("file elsewhere", &elsewhere[i])] {
             let differ = both[0].iter().zip(other).find(|(a, b)| a != b);
             assert_eq!(differ, None, "freeze {i}, {which}");

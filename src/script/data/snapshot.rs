@@ -235,7 +235,7 @@ fn kernel(pkg: &mut Package<'_>) {
         |s: Snap| all(s.modules()),
     )
     .func(
-        "module(self: Snapshot, name: string) -> SnapshotModule",
+        "find_module(self: Snapshot, name: string) -> SnapshotModule",
         "The module of that name. Throws `NoMatch` with the nearest names.",
         |s: Snap, name: &str| native(s.module(name)),
     );

@@ -36,6 +36,14 @@ fn everything_is_documented_in_the_scripts_own_words() {
                 wrong.push(format!("{name}: a parameter has no name"));
             }
         }
+        let called = match f.kind {
+            Kind::Function => format!("x.{}()", f.name),
+            Kind::Property => format!("x.{}", f.name),
+            Kind::Index | Kind::Operator => "x".to_owned(),
+        };
+        if let Err(e) = rhai::Engine::new().compile(&called) {
+            wrong.push(format!("{name}: no script can say {called}: {e}"));
+        }
         if let Some(owner) = &f.owner
             && !types.contains(&owner.as_str())
             && !WORDS.contains(&owner.as_str())

@@ -57,7 +57,7 @@ const ASKED: &[(&str, &[&str])] = &[
         &[
             "x.key; x.value; x[0]; x[\"comm\"]; x[\"nope\"]; x.cpu(0); x.cpu(7); x.cpu_max(); x.cpu_min()",
             "x.cpu_sum(); x.cpu_max(\"nr_running\"); x.cpu_min(\"nr_running\"); x.cpu_sum(\"nr_running\")",
-            "x.details(); x.get(\"comm\"); x.get(\"a..b\"); x.is_present(); x.map(); x.prog(); x.torn()",
+            "x.as_type(\"struct task_struct\"); x.details(); x.stack(); x.get(\"comm\"); x.get(\"a..b\"); x.is_present(); x.map(); x.prog(); x.torn()",
             "x.to_string(); x.to_debug(); x.dump()",
         ],
     ),

@@ -142,6 +142,23 @@ impl MappedMem {
     /// # Errors
     /// As [`MappedMem::new`].
     pub fn from_parts(parts: Vec<(Region, File, u64)>) -> Result<Self, MemError> {
+        Self::mapped(parts, libc::PROT_READ)
+    }
+
+    /// As [`MappedMem::from_parts`], for whoever makes a machine of it and fills it.
+    ///
+    /// # Errors
+    /// As [`MappedMem::new`].
+    pub fn writable(parts: Vec<(Region, File, u64)>) -> Result<Self, MemError> {
+        Self::mapped(parts, libc::PROT_READ | libc::PROT_WRITE)
+    }
+
+    /// The mapping itself.
+    pub(crate) fn mapping(&self) -> &GuestMemoryMmap {
+        &self.mem
+    }
+
+    fn mapped(parts: Vec<(Region, File, u64)>, prot: i32) -> Result<Self, MemError> {
         let host = |e: &dyn fmt::Display| MemError::Host(e.to_string());
         let mut mapped = Vec::with_capacity(parts.len());
         let (mut regions, mut backing) = (Vec::new(), Vec::new());
@@ -150,7 +167,7 @@ impl MappedMem {
             let len = usize::try_from(region.len).map_err(|e| host(&e))?;
             let map = MmapRegionBuilder::new(len)
                 .with_file_offset(FileOffset::new(shared, offset))
-                .with_mmap_prot(libc::PROT_READ)
+                .with_mmap_prot(prot)
                 .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
                 .build()
                 .map_err(|e| host(&e))?;

@@ -19,7 +19,10 @@ fn bad_usage_is_64_and_names_what_is_near() {
         (&["run"], "<PATH>..."),
         (&["run", "good.rhai", "--filer", "x"], "a similar argument exists: '--filter'"),
         (&["run", "good.rhai", "--jobs", "0"], "give a number from 1 to 256"),
-        (&["run", "good.rhai", "--engine", "kvm"], "[possible values: auto, qemu, qemu-multi]"),
+        (
+            &["run", "good.rhai", "--engine", "xen"],
+            "[possible values: auto, qemu, qemu-multi, kvm]",
+        ),
         (&["run", "good.rhai", "--topology", "4"], "topology \"4\": "),
         (&["run", "goad.rhai"], "goad.rhai: No such file or directory; did you mean good.rhai?"),
         (&["run", "good.rhai", "--kernel", "debian"], "--kernel: bad kernel `debian`: "),

@@ -31,7 +31,7 @@ fn bad_usage_is_refused_before_anything_boots() {
         (&["--topology", "2x2"], "2x2"),
         (&["--memory", "512"], "it has no unit"),
         (&["--boot", "pvh"], "[possible values: auto, elf, bzimage]"),
-        (&["--engine", "kvm"], "[possible values: auto, qemu, qemu-multi]"),
+        (&["--engine", "xen"], "[possible values: auto, qemu, qemu-multi, kvm]"),
         (&["--kernel", "debian"], "--kernel: bad kernel `debian`: "),
         (&["x.cryo", "--kernel", "auto"], "cannot be used with '--kernel"),
         (&["--schedular", "x"], "a similar argument exists: '--scheduler'"),

@@ -9,7 +9,7 @@ use super::{Config, Failure, print};
 use crate::kernel::progress::Silent;
 use crate::kernel::{CacheDir, Kernels};
 use crate::vm::initramfs::Initramfs;
-use crate::vm::{QEMU, qemu_version};
+use crate::vm::{KvmSpeed, QEMU, kvm_speed, qemu_version};
 
 /// Memory that a small machine and we ourselves need.
 const MEMORY_NEEDED: u64 = 1 << 30;
@@ -28,7 +28,8 @@ struct Facts {
     agent: Result<PathBuf, String>,
     /// Specs of cached kernels, and whether each has sched_ext.
     kernels: Result<Vec<(String, bool)>, String>,
-    kvm: bool,
+    /// How fast it is, or why there is none.
+    kvm: Result<KvmSpeed, String>,
     memory: Option<u64>,
     cores: usize,
 }
@@ -83,7 +84,7 @@ fn judge(facts: &Facts) -> Vec<Finding> {
         fetching(facts),
         memory(facts.memory),
         Finding::note("cores", cores(facts.cores)),
-        Finding::note("kvm", kvm(facts.kvm)),
+        Finding::note("kvm", kvm(&facts.kvm)),
     ]
 }
 
@@ -176,9 +177,12 @@ fn cores(cores: usize) -> String {
     }
 }
 
-fn kvm(there: bool) -> String {
-    let there = if there { "/dev/kvm is there, but not used yet" } else { "there is no /dev/kvm" };
-    format!("{there}; machines are emulated (QEMU, TCG)")
+fn kvm(speed: &Result<KvmSpeed, String>) -> String {
+    match speed {
+        Ok(speed) if speed.is_real() => format!("{speed}; --engine kvm uses it"),
+        Ok(speed) => format!("{speed}; machines are emulated by QEMU (TCG), which is faster"),
+        Err(why) => format!("{why}; machines are emulated by QEMU (TCG)"),
+    }
 }
 
 fn report(findings: &[Finding]) -> String {
@@ -221,7 +225,7 @@ fn gather(config: &Config) -> Facts {
         cache,
         agent: agent_with_libraries(config),
         kernels,
-        kvm: Path::new("/dev/kvm").exists(),
+        kvm: kvm_speed(),
         memory: available_memory(),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
     }
@@ -280,6 +284,7 @@ fn clang(config: &Config) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn good() -> Facts {
         Facts {
@@ -290,7 +295,7 @@ mod tests {
             cache: Ok("/home/me/.cache/cryoscope".into()),
             agent: Ok("/usr/bin/cryoscope-agent".into()),
             kernels: Ok(vec![("debian:7.2".into(), true)]),
-            kvm: true,
+            kvm: Ok(KvmSpeed { round: Duration::from_nanos(1) }),
             memory: Some(4 << 30),
             cores: 2,
         }
@@ -305,6 +310,7 @@ mod tests {
     fn a_good_machine_lacks_nothing() {
         assert_eq!(missing(&good()), []);
         let text = report(&judge(&good()));
+        assert!(text.contains(" takes 1 ns a round; --engine kvm uses it\n"), "{text}");
         assert!(text.contains("      ok  qemu      qemu-system-x86_64 7.2.22\n"), "{text}");
         assert!(text.ends_with("Scenarios can run here: cryoscope run scripts/smoke.rhai\n"));
     }
@@ -340,9 +346,10 @@ mod tests {
     fn what_is_not_needed_now_is_a_note() {
         let mut facts = good();
         facts.no_apt = vec!["apt-get", "dpkg-deb"];
-        facts.kvm = false;
+        facts.kvm = Err("there is no /dev/kvm".into());
         assert_eq!(missing(&facts), [], "a cached kernel does");
         let text = report(&judge(&facts));
+        assert!(text.contains("there is no /dev/kvm; machines are emulated by QEMU (TCG)\n"));
         assert!(
             text.contains(
                 "       -  fetching  not on the search path: apt-get, dpkg-deb; kernels come \

@@ -13,6 +13,7 @@ pub mod api;
 mod cell;
 mod config;
 mod doctor;
+mod engine;
 pub mod kernel;
 mod repl;
 mod run;

@@ -68,6 +68,7 @@ const MAX_INPUT: u64 = 4 << 20;
 const INTERRUPTED: u8 = 130;
 
 pub(super) fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
+    super::engine::check(&args.engine)?;
     let opened = args.file.as_deref().map(Snapshot::open).transpose();
     let opened = opened.map_err(|e| Failure::usage(e.to_string()))?;
     let script = if config.interactive { None } else { Some(read_script()?) };

@@ -17,13 +17,18 @@ use crate::mem::GuestMem;
 pub mod channel;
 mod closure;
 mod console;
+mod ending;
 mod exit;
 pub mod initramfs;
+mod kargs;
+mod kvm;
 mod qemu;
+mod ram;
 pub mod topology;
 
 pub use console::Console;
 pub use exit::{ExitInfo, ExitKind, ExitWatch};
+pub use kvm::{KvmSpeed, kvm_speed};
 pub use qemu::{OLDEST as OLDEST_QEMU, Version as QemuVersion, version as qemu_version};
 use topology::Topology;
 
@@ -45,6 +50,9 @@ pub struct VmSpec {
     pub memory: u64,
     /// Whether the CPUs offer five levels of page tables (LA57), which kernels then use.
     pub five_level_paging: bool,
+    /// Whether the guest may have guests of its own: QEMU's CPUs then are AMD's, with SVM, and
+    /// one LLC is all they show.
+    pub nested: bool,
     /// How many bytes of console output are kept.
     pub console_limit: usize,
     /// The QEMU program, a path or a name looked up in `PATH`.
@@ -62,6 +70,7 @@ impl VmSpec {
             topology,
             memory,
             five_level_paging: false,
+            nested: false,
             console_limit: 1 << 20,
             qemu: PathBuf::from(QEMU),
         }
@@ -89,15 +98,18 @@ pub enum EngineChoice {
     /// QEMU with its emulator, a thread for each CPU. Text patching by one CPU races with others'
     /// translated code: one boot in ten ends in [`ExitKind::EngineFault`], or hangs.
     QemuMulti,
+    /// Our own machine on `/dev/kvm`.
+    Kvm,
 }
 
 impl EngineChoice {
     /// All there are.
-    pub const ALL: [EngineChoice; 3] =
-        [EngineChoice::Auto, EngineChoice::Qemu, EngineChoice::QemuMulti];
+    pub const ALL: [EngineChoice; 4] =
+        [EngineChoice::Auto, EngineChoice::Qemu, EngineChoice::QemuMulti, EngineChoice::Kvm];
 
     /// Their names on the command line, in the same order.
-    pub const NAMES: [&str; 3] = [Self::ALL[0].name(), Self::ALL[1].name(), Self::ALL[2].name()];
+    pub const NAMES: [&str; 4] =
+        [Self::ALL[0].name(), Self::ALL[1].name(), Self::ALL[2].name(), Self::ALL[3].name()];
 
     /// Its name on the command line.
     #[must_use]
@@ -106,6 +118,7 @@ impl EngineChoice {
             EngineChoice::Auto => "auto",
             EngineChoice::Qemu => "qemu",
             EngineChoice::QemuMulti => "qemu-multi",
+            EngineChoice::Kvm => "kvm",
         }
     }
 }
@@ -272,6 +285,7 @@ pub fn start(spec: &VmSpec, choice: EngineChoice) -> Result<Box<dyn Engine>, VmE
     match choice {
         EngineChoice::Auto | EngineChoice::Qemu => Ok(Box::new(qemu::start(spec, false)?)),
         EngineChoice::QemuMulti => Ok(Box::new(qemu::start(spec, true)?)),
+        EngineChoice::Kvm => Ok(Box::new(kvm::start(spec)?)),
     }
 }
 
@@ -407,8 +421,8 @@ mod tests {
             assert_eq!(engine.name().parse(), Ok(engine));
         }
         assert_eq!(
-            "kvm".parse::<EngineChoice>().unwrap_err(),
-            "there is no engine \"kvm\"; there are auto, qemu, qemu-multi"
+            "xen".parse::<EngineChoice>().unwrap_err(),
+            "there is no engine \"xen\"; there are auto, qemu, qemu-multi, kvm"
         );
         for capability in Capability::ALL {
             assert_eq!(capability.name().parse(), Ok(capability));

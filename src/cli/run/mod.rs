@@ -89,6 +89,7 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
         print(&plan::list(&decls));
         return Ok(0);
     }
+    super::engine::check(&args.engine)?;
     let overrides = Overrides {
         kernel: args.kernel.clone(),
         topology: args.topology.clone(),
@@ -266,7 +267,7 @@ mod tests {
         let cases = [
             (&["a", "--jobs", "0"][..], "give a number from 1 to 256"),
             (&["a", "--jobs", "many"], "give a number from 1 to 256"),
-            (&["a", "--engine", "kvm"], "[possible values: auto, qemu, qemu-multi]"),
+            (&["a", "--engine", "xen"], "[possible values: auto, qemu, qemu-multi, kvm]"),
             (&["a", "--boot", "pvh"], "[possible values: auto, elf, bzimage]"),
             (&["a", "--topology", "2x2"], "2x2"),
             (&["a", "--filer", "x"], "--filter"),

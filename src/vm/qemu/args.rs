@@ -1,10 +1,10 @@
-//! The command line: of QEMU, and of the kernel that it boots. Pure.
+//! QEMU's command line. Pure.
 
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 
 use super::ram::LOW_MIB;
-use crate::vm::{Boot, VmSpec};
+use crate::vm::{Boot, VmSpec, kargs};
 use crate::wire::PORT_NAME;
 
 /// Descriptors that QEMU inherits, by number.
@@ -40,7 +40,8 @@ pub(super) fn qemu(spec: &VmSpec, parallel: bool, node_mib: &[u64], fds: &Fds) -
     // `max` as it is ignores dies and shows one LLC for all CPUs; an Intel CPU shows one for each
     // die. The fifth level of page tables costs a workload 10 to 20 %.
     let la57 = if spec.five_level_paging { "on" } else { "off" };
-    args.pair("-cpu", format!("max,vendor=GenuineIntel,la57={la57}"));
+    let vendor = if spec.nested { "AuthenticAMD" } else { "GenuineIntel" };
+    args.pair("-cpu", format!("max,vendor={vendor},la57={la57}"));
     let t = &spec.topology;
     args.pair(
         "-smp",
@@ -105,7 +106,7 @@ impl Args {
         let (Boot::Elf(path) | Boot::BzImage(path)) = &spec.boot;
         self.pair("-kernel", path);
         self.pair("-initrd", format!("/proc/self/fd/{}", fds.initrd));
-        self.pair("-append", kernel(&spec.kargs));
+        self.pair("-append", kargs::line(&spec.kargs));
     }
 
     fn devices(&mut self, fds: &Fds) {
@@ -120,23 +121,6 @@ impl Args {
         self.pair("-d", "cpu_reset");
         self.pair("-D", format!("/proc/self/fd/{}", fds.log));
     }
-}
-
-/// Kernel arguments that every machine here gets. There is no `quiet`: what the kernel says costs
-/// 0.1 s of a boot of 2 s at most, and is all there is to go by when it hangs.
-const KERNEL: [(&str, &str); 6] = [
-    ("console=ttyS0", "the 8250 is built in, and works before anything else does"),
-    ("panic=-1", "restart at once on a panic, which ends the machine (-no-reboot)"),
-    ("oops=panic", "a kernel that has stumbled is no longer worth testing on"),
-    ("cryptomgr.notests", "self-tests of ciphers take a third of an emulated boot (3.1 to 2.1 s)"),
-    ("mitigations=off", "page-table isolation makes an emulated system call take 21 us, not 1.1"),
-    ("tsc=reliable", "on a busy host a watchdog sees the TSC jump against slower clocks"),
-];
-
-/// The kernel command line; what the caller asks comes last and wins.
-pub(super) fn kernel(asked: &[String]) -> String {
-    let ours = KERNEL.iter().map(|(arg, _why)| *arg);
-    ours.chain(asked.iter().map(String::as_str)).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

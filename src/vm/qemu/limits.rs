@@ -1,7 +1,6 @@
 //! What a machine may be, checked before anything is made.
 
 use super::VmError;
-use super::args;
 use crate::vm::VmSpec;
 
 /// The most CPUs. All share one host thread: where one takes 2 s of it to boot and 16 take 5 s, 64
@@ -36,7 +35,7 @@ pub(super) fn check(spec: &VmSpec) -> Result<(), VmError> {
     if spec.memory > host {
         return Err(VmError::MemoryTooLarge { asked: size(spec.memory), host: size(host) });
     }
-    let kargs = args::kernel(&spec.kargs).len();
+    let kargs = crate::vm::kargs::line(&spec.kargs).len();
     if kargs > COMMAND_LINE {
         return Err(VmError::KernelArgs { length: kargs, most: COMMAND_LINE });
     }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::{Value, json};
 
+use super::ram::{memfd, share_out};
 use super::{
     Capabilities, Capability, Console, Engine, ExitInfo, ExitKind, ExitWatch, Registers, VmError,
     VmSpec,
@@ -24,7 +25,6 @@ use qmp::{Qmp, QmpError};
 use ram::Ram;
 
 mod args;
-mod ending;
 mod image;
 mod limits;
 mod process;
@@ -59,7 +59,7 @@ pub(super) struct Qemu {
 pub(super) fn start(spec: &VmSpec, parallel: bool) -> Result<Qemu, VmError> {
     limits::check(spec)?;
     image::check(&spec.boot)?;
-    let node_mib = ram::share_out(spec.memory, spec.topology.nodes());
+    let node_mib = share_out(spec.memory, spec.topology.nodes());
     let ram = Ram::new(&node_mib)?;
     let refused = |e: io::Error| VmError::Host {
         what: "make the descriptors of a machine".to_owned(),
@@ -110,7 +110,7 @@ struct Wires {
 
 impl Wires {
     fn new(ram: Vec<File>, initramfs: &[u8]) -> io::Result<Self> {
-        let mut initrd = ram::memfd("cryoscope-initramfs", initramfs.len() as u64)?;
+        let mut initrd = memfd("cryoscope-initramfs", initramfs.len() as u64)?;
         initrd.write_all(initramfs)?;
         let (qmp, their_qmp) = UnixStream::pair()?;
         let (console, their_console) = UnixStream::pair()?;

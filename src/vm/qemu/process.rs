@@ -20,10 +20,10 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, FdFlags, fcntl_setfd, ioctl_fionbio};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::ending::{self, Evidence};
 use super::qmp::Feed;
 use crate::child::command_dying_with_parent;
 use crate::vm::console::printable;
+use crate::vm::ending::{self, Evidence};
 use crate::vm::{Console, ExitInfo, ExitKind, ExitWatch};
 
 /// How much of what QEMU prints is kept, and of the console looked at when it ends.

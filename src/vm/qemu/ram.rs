@@ -3,24 +3,14 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-
 use crate::mem::{Gpa, MappedMem, Region};
 use crate::vm::VmError;
+use crate::vm::ram::memfd;
 
 const MIB: u64 = 1 << 20;
 /// RAM below the PCI hole in MiB; the rest follows at 4 GiB. QEMU's q35 would choose by the
 /// amount of RAM; it is told (`max-ram-below-4g`), so that both sides know.
 pub(super) const LOW_MIB: u64 = 2048;
-
-/// Shares RAM out over the nodes, in MiB: even numbers, and the last node gets the remainder.
-/// Rounded up to 2 MiB in all.
-pub(super) fn share_out(bytes: u64, nodes: u32) -> Vec<u64> {
-    let all = bytes.div_ceil(2 * MIB) * 2;
-    let nodes = u64::from(nodes);
-    let each = all / nodes / 2 * 2;
-    (0..nodes).map(|n| if n + 1 == nodes { all - each * (nodes - 1) } else { each }).collect()
-}
 
 /// A stretch of guest RAM: where it is, and which node's file has it at which offset.
 #[derive(Debug, PartialEq, Eq)]
@@ -75,34 +65,11 @@ impl Ram {
     }
 }
 
-/// Memory that is a file without a name. Its size is sealed: nobody who holds it can make a read
-/// of our mapping of it fault.
-pub(super) fn memfd(name: &str, len: u64) -> std::io::Result<File> {
-    let file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
-    file.set_len(len)?;
-    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-    Ok(file)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::mem::GuestMem;
     use std::os::unix::fs::FileExt;
-
-    #[test]
-    fn ram_is_shared_out_in_even_mebibytes() {
-        let cases: [(u64, u32, &[u64]); 5] = [
-            (512 * MIB, 1, &[512]),
-            (512 * MIB, 2, &[256, 256]),
-            (512 * MIB, 3, &[170, 170, 172]),
-            (512 * MIB + 1, 1, &[514]),
-            (3 * MIB, 1, &[4]),
-        ];
-        for (bytes, nodes, mib) in cases {
-            assert_eq!(share_out(bytes, nodes), mib, "{bytes} bytes over {nodes} nodes");
-        }
-    }
 
     #[test]
     fn ram_above_the_hole_starts_at_four_gibibytes() {

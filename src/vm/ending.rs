@@ -1,4 +1,4 @@
-//! From what was seen when QEMU ended to why it did. Pure.
+//! From what was seen when a machine ended to why it did. Pure.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -35,6 +35,11 @@ pub(super) fn kind(seen: &Evidence<'_>) -> ExitKind {
         Some(reason) => ExitKind::EngineDied { status: format!("ended itself ({reason})") },
         None => ExitKind::EngineDied { status: describe(seen.status) },
     }
+}
+
+/// What a reset meant.
+pub(super) fn reset_kind(console: &str, triple_fault: bool) -> ExitKind {
+    reset(&Evidence { triple_fault, console, ..Evidence::default() })
 }
 
 fn reset(seen: &Evidence<'_>) -> ExitKind {

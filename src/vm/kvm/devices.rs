@@ -1,0 +1,368 @@
+//! The machine's devices: two serial ports, the registers that switch it off and reset it, and
+//! nothing else. What is written to any other port goes nowhere; reads of it give ones.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use vm_superio::serial::{NoEvents, SerialEvents};
+use vm_superio::{Serial, Trigger};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::tables::{OFF, RESET, RESET_VALUE, SERIAL, SLEEP_CONTROL, SLEEP_STATUS};
+use crate::vm::Console;
+
+/// Bytes from the guest that wait for the host to take them; a guest that sends more without being
+/// heard loses its connection.
+const BACKLOG: usize = 16 << 20;
+/// Ports of a serial line.
+const SERIAL_PORTS: u16 = 8;
+/// The keyboard controller, and its command that resets the machine: kernels fall back on it.
+const KEYBOARD: u16 = 0x64;
+const KEYBOARD_RESET: u8 = 0xfe;
+
+/// What the guest did that ends the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    Off,
+    Reset,
+}
+
+/// An interrupt line, by the event that raises it.
+pub(super) struct Irq(pub(super) EventFd);
+
+impl Trigger for Irq {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+/// The console's other end.
+pub(super) struct ToConsole(Console);
+
+impl Write for ToConsole {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.push(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What the guest has sent and the host has not taken, and what wakes the thread that carries it.
+pub(super) struct Queue {
+    waiting: Mutex<Waiting>,
+    wake: OwnedFd,
+}
+
+#[derive(Default)]
+struct Waiting {
+    bytes: VecDeque<u8>,
+    /// The guest sent more than anybody took.
+    overrun: bool,
+    /// The machine ends.
+    over: bool,
+}
+
+impl Queue {
+    fn new() -> io::Result<Arc<Queue>> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Arc::new(Queue { waiting: Mutex::default(), wake }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        // Fails only when it is awake already.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+/// The guest's side of the frames.
+pub(super) struct ToHost(Arc<Queue>);
+
+impl Write for ToHost {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut waiting = self.0.lock();
+        // While something waits, the carrier waits for the host to take it.
+        let idle = waiting.bytes.is_empty();
+        if waiting.bytes.len() + bytes.len() > BACKLOG {
+            waiting.overrun = true;
+        } else {
+            waiting.bytes.extend(bytes);
+        }
+        let overrun = waiting.overrun;
+        drop(waiting);
+        if idle || overrun {
+            self.0.wake();
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Tells the carrier that the guest has taken what there was.
+pub(super) struct Taken(Arc<Queue>);
+
+impl SerialEvents for Taken {
+    fn buffer_read(&self) {}
+    fn out_byte(&self) {}
+    fn tx_lost_byte(&self) {}
+    fn in_buffer_empty(&self) {
+        self.0.wake();
+    }
+}
+
+type Frames = Serial<Irq, Taken, ToHost>;
+
+/// All devices.
+pub(super) struct Devices {
+    console: Mutex<Serial<Irq, NoEvents, ToConsole>>,
+    frames: Arc<Mutex<Frames>>,
+    queue: Arc<Queue>,
+    carrier: Mutex<Option<JoinHandle<()>>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Devices {
+    /// Devices with their interrupts; `host` is our end of the frames' stream.
+    ///
+    /// # Errors
+    /// The host's, of threads and descriptors.
+    pub(super) fn new(console: Console, host: UnixStream, irqs: [Irq; 2]) -> io::Result<Arc<Self>> {
+        let [console_irq, frames_irq] = irqs;
+        let queue = Queue::new()?;
+        let frames = Serial::with_events(frames_irq, Taken(queue.clone()), ToHost(queue.clone()));
+        let frames = Arc::new(Mutex::new(frames));
+        host.set_nonblocking(true)?;
+        let carrier = {
+            let (queue, frames) = (queue.clone(), frames.clone());
+            std::thread::Builder::new()
+                .name("kvm-frames".to_owned())
+                .spawn(move || carry(&queue, &frames, host))?
+        };
+        Ok(Arc::new(Devices {
+            console: Mutex::new(Serial::new(console_irq, ToConsole(console))),
+            frames,
+            queue,
+            carrier: Mutex::new(Some(carrier)),
+        }))
+    }
+
+    /// A read of `data.len()` bytes from a port.
+    pub(super) fn read(&self, port: u16, data: &mut [u8]) {
+        data.fill(0xff);
+        let [byte] = data else { return };
+        match serial(port) {
+            Some((0, register)) => *byte = locked(&self.console).read(register),
+            Some((_, register)) => *byte = locked(&self.frames).read(register),
+            None if port == SLEEP_STATUS || port == SLEEP_CONTROL => *byte = 0,
+            None => {}
+        }
+    }
+
+    /// A write to a port; what it does to the machine.
+    pub(super) fn write(&self, port: u16, data: &[u8]) -> Option<Ending> {
+        const SLEEP_ENABLE: u8 = 1 << 5;
+        let [byte] = *data else { return None };
+        match serial(port) {
+            // An interrupt that cannot be raised is one that the guest does not get.
+            Some((0, register)) => drop(locked(&self.console).write(register, byte)),
+            Some((_, register)) => drop(locked(&self.frames).write(register, byte)),
+            None if port == SLEEP_CONTROL && byte & SLEEP_ENABLE != 0 => {
+                return (byte >> 2 & 7 == OFF).then_some(Ending::Off);
+            }
+            None if port == RESET && byte == RESET_VALUE => return Some(Ending::Reset),
+            None if port == KEYBOARD && byte == KEYBOARD_RESET => return Some(Ending::Reset),
+            None => {}
+        }
+        None
+    }
+
+    /// Ends the stream of frames, after what the guest has sent before.
+    pub(super) fn end(&self) {
+        self.queue.lock().over = true;
+        self.queue.wake();
+        if let Some(carrier) = locked(&self.carrier).take() {
+            let _ = carrier.join();
+        }
+    }
+}
+
+/// Which serial port, and which of its registers.
+fn serial(port: u16) -> Option<(usize, u8)> {
+    let offset = |(first, _): &(u16, u32)| {
+        port.checked_sub(*first).filter(|offset| *offset < SERIAL_PORTS).map(|o| o as u8)
+    };
+    SERIAL.iter().enumerate().find_map(|(i, line)| Some((i, offset(line)?)))
+}
+
+/// Carries frames between the guest's serial port and the host's stream until either ends.
+fn carry(queue: &Queue, frames: &Mutex<Frames>, mut host: UnixStream) {
+    let mut from_host: VecDeque<u8> = VecDeque::new();
+    let mut piece = [0; 4096];
+    loop {
+        let mut waiting = queue.lock();
+        let (over, overrun, owed) = (waiting.over, waiting.overrun, !waiting.bytes.is_empty());
+        let sent = send(&mut host, &mut waiting.bytes);
+        drop(waiting);
+        if sent.is_err() || overrun || (over && !owed) {
+            return;
+        }
+        if from_host.is_empty() {
+            match host.read(&mut piece) {
+                Ok(0) => return,
+                Ok(n) => from_host.extend(&piece[..n]),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+        give(frames, &mut from_host);
+        let mut flags = PollFlags::empty();
+        if from_host.is_empty() {
+            flags |= PollFlags::IN;
+        }
+        let owed = !queue.lock().bytes.is_empty();
+        if owed {
+            if over {
+                // Nobody takes it any more.
+                return;
+            }
+            flags |= PollFlags::OUT;
+        }
+        let mut fds = [
+            PollFd::from_borrowed_fd(host.as_fd(), flags),
+            PollFd::new(&queue.wake, PollFlags::IN),
+        ];
+        let _ = poll(&mut fds, None);
+        let _ = rustix::io::read(&queue.wake, &mut [0; 8]);
+    }
+}
+
+/// Writes what the stream takes now.
+fn send(host: &mut UnixStream, bytes: &mut VecDeque<u8>) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match host.write(bytes.as_slices().0) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => drop(bytes.drain(..n)),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Gives the guest what its serial port has room for.
+fn give(frames: &Mutex<Frames>, bytes: &mut VecDeque<u8>) {
+    let mut frames = locked(frames);
+    while !bytes.is_empty() {
+        let room = frames.fifo_capacity().min(bytes.as_slices().0.len());
+        if room == 0 {
+            return;
+        }
+        let piece: Vec<u8> = bytes.drain(..room).collect();
+        // It has room; in loopback mode it takes nothing, which is the guest's own affair.
+        let _ = frames.enqueue_raw_bytes(&piece);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn devices() -> (Arc<Devices>, Console, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let console = Console::new(1 << 16);
+        let irq = || Irq(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let devices = Devices::new(console.clone(), ours, [irq(), irq()]).unwrap();
+        theirs.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        (devices, console, theirs)
+    }
+
+    #[test]
+    fn the_console_prints_and_frames_go_both_ways() {
+        let (devices, console, mut host) = devices();
+        for byte in b"hello\n" {
+            assert_eq!(devices.write(SERIAL[0].0, &[*byte]), None);
+        }
+        assert_eq!(console.text(), "hello\n");
+        let sent: Vec<u8> = (0..1000u32).map(|i| i as u8).collect();
+        for byte in &sent {
+            devices.write(SERIAL[1].0, &[*byte]);
+        }
+        let mut got = vec![0; sent.len()];
+        host.read_exact(&mut got).unwrap();
+        assert_eq!(got, sent);
+        // More than the port's own buffer holds.
+        host.write_all(&sent).unwrap();
+        let mut taken = Vec::new();
+        while taken.len() < sent.len() {
+            let mut status = [0];
+            devices.read(SERIAL[1].0 + 5, &mut status);
+            if status[0] & 1 == 1 {
+                let mut byte = [0];
+                devices.read(SERIAL[1].0, &mut byte);
+                taken.push(byte[0]);
+            }
+        }
+        assert_eq!(taken, sent);
+        devices.write(SERIAL[1].0, b"x");
+        devices.end();
+        let mut rest = Vec::new();
+        host.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, b"x", "what was sent before the end arrives");
+    }
+
+    #[test]
+    fn registers_end_the_machine_and_others_do_nothing() {
+        let (devices, _, _host) = devices();
+        let off = 1 << 5 | OFF << 2;
+        let cases: [(u16, &[u8], Option<Ending>); 8] = [
+            (SLEEP_CONTROL, &[off], Some(Ending::Off)),
+            (SLEEP_CONTROL, &[OFF << 2], None),
+            (SLEEP_CONTROL, &[1 << 5 | 3 << 2], None),
+            (RESET, &[RESET_VALUE], Some(Ending::Reset)),
+            (RESET, &[RESET_VALUE, 0], None),
+            (KEYBOARD, &[KEYBOARD_RESET], Some(Ending::Reset)),
+            (0xcf8, &[0, 0, 0, 0x80], None),
+            (0xffff, &[1], None),
+        ];
+        for (port, data, ending) in cases {
+            assert_eq!(devices.write(port, data), ending, "{port:#x} {data:?}");
+        }
+        let mut data = [0; 4];
+        devices.read(0xcfc, &mut data);
+        assert_eq!(data, [0xff; 4], "there is no PCI");
+    }
+
+    #[test]
+    fn a_guest_that_floods_loses_its_connection() {
+        let (devices, _, mut host) = devices();
+        let mut sent = 0usize;
+        while !devices.queue.lock().overrun {
+            devices.write(SERIAL[1].0, &[sent as u8]);
+            sent += 1;
+            assert!(sent < 2 * BACKLOG, "it goes on for ever");
+        }
+        let mut got = Vec::new();
+        host.read_to_end(&mut got).unwrap();
+        assert!(got.len() <= sent);
+    }
+}

@@ -1,0 +1,116 @@
+//! Where things are in the guest's physical memory.
+
+use crate::mem::{Gpa, Region};
+
+/// Where RAM below 4 GiB ends at the latest: interrupt controllers and KVM's own pages follow.
+pub(super) const LOW_END: u64 = 3 << 30;
+/// Where RAM goes on.
+pub(super) const HIGH_START: u64 = 4 << 30;
+/// RAM below this that a kernel may use; tables and firmware's places follow.
+pub(super) const BASE_END: u64 = 0x9_fc00;
+/// Where RAM goes on behind them.
+pub(super) const MIB: u64 = 1 << 20;
+
+/// Structures by which a kernel is entered, all below [`BASE_END`].
+pub(super) const GDT: u64 = 0x500;
+pub(super) const IDT: u64 = 0x520;
+pub(super) const START_INFO: u64 = 0x6000;
+pub(super) const MODULES: u64 = 0x6800;
+pub(super) const MEMORY_MAP: u64 = 0x6c00;
+pub(super) const ZERO_PAGE: u64 = 0x7000;
+/// Page tables that map the first 4 GiB to themselves: one PML4, one PDPT, four page directories.
+pub(super) const PAGE_TABLES: u64 = 0x9000;
+pub(super) const COMMAND_LINE: u64 = 0x2_0000;
+/// Three pages that KVM needs on Intel's CPUs, and one for its identity map.
+pub(super) const KVM_TSS: usize = 0xfffb_d000;
+pub(super) const KVM_IDENTITY: u64 = 0xfffb_c000;
+
+/// A stretch of guest RAM and where it begins in the file behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) region: Region,
+    pub(super) offset: u64,
+    pub(super) node: usize,
+}
+
+/// Lays out the nodes' RAM one behind the other, in one file and, but for the hole below 4 GiB, in
+/// guest memory.
+pub(super) fn parts(nodes: &[u64]) -> Vec<Part> {
+    let mut out = Vec::new();
+    let mut at = 0;
+    for (node, len) in nodes.iter().enumerate() {
+        let (start, end) = (at, at + len);
+        for (from, to, base) in
+            [(start, end.min(LOW_END), 0), (start.max(LOW_END), end, HIGH_START - LOW_END)]
+        {
+            if from < to {
+                let region = Region { start: Gpa(base + from), len: to - from };
+                out.push(Part { region, offset: from, node });
+            }
+        }
+        at = end;
+    }
+    out.sort_by_key(|part| part.region.start);
+    out
+}
+
+/// What of `parts` a kernel may use.
+pub(super) fn usable(parts: &[Part]) -> Vec<Region> {
+    let mut out = Vec::new();
+    for part in parts {
+        let (start, end) = (part.region.start.0, part.region.start.0 + part.region.len);
+        for (from, to) in [(start, end.min(BASE_END)), (start.max(MIB), end)] {
+            if from < to {
+                out.push(Region { start: Gpa(from), len: to - from });
+            }
+        }
+    }
+    out
+}
+
+/// Where an initial RAM file system of `len` bytes goes: as high as possible in the RAM that begins
+/// at 1 MiB, not beyond `most`; `None` when it does not fit above `least`.
+pub(super) fn initramfs(parts: &[Part], len: u64, least: u64, most: u64) -> Option<u64> {
+    let end = parts.iter().take_while(|p| p.region.start.0 < LOW_END);
+    let end = end.map(|p| p.region.start.0 + p.region.len).max()?.min(most);
+    let at = end.checked_sub(len)? & !0xfff;
+    (at >= least).then_some(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn region(start: u64, len: u64) -> Region {
+        Region { start: Gpa(start), len }
+    }
+
+    #[test]
+    fn ram_has_a_hole_below_four_gibibytes() {
+        let gib = 1 << 30;
+        let found: Vec<_> = parts(&[2 * gib, 2 * gib, gib])
+            .into_iter()
+            .map(|p| (p.region, p.offset, p.node))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                (region(0, 2 * gib), 0, 0),
+                (region(2 * gib, gib), 2 * gib, 1),
+                (region(4 * gib, gib), 3 * gib, 1),
+                (region(5 * gib, gib), 4 * gib, 2),
+            ]
+        );
+        let small = parts(&[512 * MIB]);
+        assert_eq!(usable(&small), [region(0, BASE_END), region(MIB, 511 * MIB)]);
+    }
+
+    #[test]
+    fn an_initramfs_lies_high_and_never_over_the_kernel() {
+        let parts = parts(&[256 * MIB]);
+        assert_eq!(initramfs(&parts, MIB + 1, 64 * MIB, u64::MAX), Some(254 * MIB + 0xff000));
+        assert_eq!(initramfs(&parts, MIB, 64 * MIB, 128 * MIB), Some(127 * MIB));
+        assert_eq!(initramfs(&parts, 193 * MIB, 64 * MIB, u64::MAX), None);
+        assert_eq!(initramfs(&parts, u64::MAX, 0, u64::MAX), None);
+    }
+}

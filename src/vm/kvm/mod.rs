@@ -1,0 +1,452 @@
+//! Our own machine on KVM: a kernel, its CPUs, two serial ports, and nothing that takes time.
+//!
+//! There is no firmware, no PCI and no disk. The kernel is entered directly ([`boot`]), finds its
+//! CPUs and nodes in our ACPI tables ([`tables`]) and in CPUID ([`cpuid`]), prints on the first
+//! serial port and sends frames over the second ([`devices`]). RAM is a memfd.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED, KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_clock_data,
+    kvm_msr_entry, kvm_pit_config, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{
+    Capabilities, Capability, Console, Engine, ExitInfo, ExitKind, ExitWatch, Registers, VmError,
+    VmSpec, ending,
+};
+use crate::mem::{GuestMem, MappedMem};
+use crate::wire::TTY_ARG;
+use cpuid::Cpuid;
+use devices::{Devices, Ending, Irq};
+use vcpu::{End, Vcpus};
+
+pub use probe::{KvmSpeed, kvm_speed};
+
+mod apic;
+mod boot;
+mod cpuid;
+mod devices;
+mod layout;
+mod probe;
+mod tables;
+mod vcpu;
+
+/// The most CPUs: their APIC ids fit into a byte, and 255 is everybody.
+const MOST_CPUS: u32 = 128;
+/// How long the CPUs may take to stand still.
+const RENDEZVOUS: Duration = Duration::from_secs(10);
+/// Lines of the console that go into an [`ExitInfo`].
+const TAIL: usize = 30;
+
+/// A machine of our own.
+pub(super) struct KvmMachine {
+    // The order matters: threads first, then what they use.
+    vcpus: Vcpus,
+    watcher: Option<JoinHandle<()>>,
+    vm: VmFd,
+    devices: Arc<Devices>,
+    memory: Arc<MappedMem>,
+    console: Console,
+    transport: Option<OwnedFd>,
+    watch: ExitWatch,
+    cpus: u32,
+    /// When the clocks stood still, while paused.
+    paused: Option<Clocks>,
+}
+
+/// What the guest's clocks said when it was stopped.
+struct Clocks {
+    kvm: kvm_clock_data,
+    /// Of each CPU: the TSC and the deadline of its timer.
+    cpus: Vec<[u64; 2]>,
+}
+
+fn host(what: &str) -> impl Fn(kvm_ioctls::Error) -> VmError + '_ {
+    move |e| VmError::Host { what: what.to_owned(), reason: e.to_string() }
+}
+
+fn host_io(what: &str) -> impl Fn(std::io::Error) -> VmError + '_ {
+    move |e| VmError::Host { what: what.to_owned(), reason: e.to_string() }
+}
+
+/// Makes the machine and lets it run.
+///
+/// # Errors
+/// [`VmError`]: what the host refuses, and what is wrong with the kernel.
+pub(super) fn start(spec: &VmSpec) -> Result<KvmMachine, VmError> {
+    let cpus = spec.topology.cpus();
+    if cpus > MOST_CPUS {
+        let topology = spec.topology;
+        return Err(VmError::TooManyCpus { engine: "kvm", topology, cpus, most: MOST_CPUS });
+    }
+    let kvm = Kvm::new().map_err(host("open /dev/kvm"))?;
+    let vm = kvm.create_vm().map_err(host("make a virtual machine"))?;
+    let (memory, parts) = ram(spec)?;
+    attach(&vm, &memory)?;
+    interrupts(&vm)?;
+    let cpuid = cpuid(&kvm, spec)?;
+    let entry = fill(spec, &memory, &parts, &cpuid)?;
+    let fds = (0..cpus).map(|cpu| vcpu(&vm, &cpuid, cpu)).collect::<Result<Vec<_>, _>>()?;
+    let mut sregs = fds[0].get_sregs().map_err(host("read a CPU's registers"))?;
+    let regs = boot::enter(memory.mapping(), entry, &mut sregs).map_err(kernel(spec))?;
+    fds[0].set_sregs(&sregs).map_err(host("set a CPU's registers"))?;
+    fds[0].set_regs(&regs).map_err(host("set a CPU's registers"))?;
+    let console = Console::new(spec.console_limit);
+    let (ours, theirs) = UnixStream::pair().map_err(host_io("make a stream for frames"))?;
+    let irqs = irqs(&vm)?;
+    let devices = Devices::new(console.clone(), ours, irqs).map_err(host_io("make devices"))?;
+    let vcpus = Vcpus::start(fds, &devices).map_err(host_io("start a CPU's thread"))?;
+    let watch = ExitWatch::default();
+    let watcher = watcher(&vcpus, &devices, &console, &watch)?;
+    vcpus.go();
+    Ok(KvmMachine {
+        vcpus,
+        watcher: Some(watcher),
+        vm,
+        devices,
+        memory,
+        console,
+        transport: Some(theirs.into()),
+        watch,
+        cpus,
+        paused: None,
+    })
+}
+
+fn kernel(spec: &VmSpec) -> impl Fn(String) -> VmError + '_ {
+    |reason| {
+        let (super::Boot::Elf(path) | super::Boot::BzImage(path)) = &spec.boot;
+        VmError::Kernel { path: path.clone(), reason }
+    }
+}
+
+/// Guest RAM: one memfd, the nodes one behind the other.
+fn ram(spec: &VmSpec) -> Result<(Arc<MappedMem>, Vec<layout::Part>), VmError> {
+    let mib = super::ram::share_out(spec.memory, spec.topology.nodes());
+    let bytes: Vec<u64> = mib.iter().map(|mib| mib << 20).collect();
+    let file = super::ram::memfd("cryoscope-ram", bytes.iter().sum());
+    let file = file.map_err(host_io("make guest RAM"))?;
+    let parts = layout::parts(&bytes);
+    let of = |part: &layout::Part| Ok((part.region, file.try_clone()?, part.offset));
+    let mapped: Result<Vec<(crate::mem::Region, File, u64)>, std::io::Error> =
+        parts.iter().map(of).collect();
+    let mapped = MappedMem::writable(mapped.map_err(host_io("make guest RAM"))?);
+    let memory = mapped
+        .map_err(|e| VmError::Host { what: "make guest RAM".to_owned(), reason: e.to_string() })?;
+    Ok((Arc::new(memory), parts))
+}
+
+/// Makes our mapping of RAM the guest's.
+fn attach(vm: &VmFd, memory: &MappedMem) -> Result<(), VmError> {
+    for (slot, region) in (0..).zip(memory.mapping().iter()) {
+        let host_address = region
+            .get_host_address(vm_memory::MemoryRegionAddress(0))
+            .map_err(|e| VmError::Host { what: "map guest RAM".into(), reason: e.to_string() })?;
+        let slot = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().raw_value(),
+            memory_size: region.len(),
+            userspace_addr: host_address as u64,
+        };
+        // SAFETY: the mapping lives as long as `memory`, which the machine keeps until its CPUs
+        // are gone; slots do not overlap, because the regions of a mapping do not.
+        #[allow(unsafe_code)]
+        let set = unsafe { vm.set_user_memory_region(slot) };
+        set.map_err(host("give the guest its RAM"))?;
+    }
+    Ok(())
+}
+
+/// The interrupt controllers and the timer, all in the host's kernel.
+fn interrupts(vm: &VmFd) -> Result<(), VmError> {
+    vm.set_tss_address(layout::KVM_TSS).map_err(host("place KVM's own pages"))?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY).map_err(host("place KVM's own pages"))?;
+    vm.create_irq_chip().map_err(host("make interrupt controllers"))?;
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(pit).map_err(host("make a timer"))
+}
+
+fn irqs(vm: &VmFd) -> Result<[Irq; 2], VmError> {
+    let mut irqs = Vec::new();
+    for (_, line) in tables::SERIAL {
+        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
+        let event = event.map_err(host_io("make an interrupt"))?;
+        vm.register_irqfd(&event, line).map_err(host("make an interrupt"))?;
+        irqs.push(Irq(event));
+    }
+    irqs.try_into().map_err(|_| VmError::Host {
+        what: "make an interrupt".into(),
+        reason: "a serial port has none".into(),
+    })
+}
+
+/// The leaves for each CPU. What does not work under an emulated host is taken away.
+fn cpuid(kvm: &Kvm, spec: &VmSpec) -> Result<Cpuid, VmError> {
+    let offered = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
+    let offered = offered.map_err(host("ask KVM for CPU features"))?;
+    let mut cpuid = Cpuid::new(offered.as_slice().to_vec(), &spec.topology);
+    if !spec.five_level_paging {
+        cpuid.hide(7, 0, 1 << 16, 0);
+    }
+    if host_is_emulated() {
+        // TCG's sizes of XSAVE's areas disagree with one another: XSAVE and what needs it
+        // (OSXSAVE, AVX, F16C, FMA; AVX2, AVX-512 and MPX).
+        cpuid.hide(1, 0, 1 << 26 | 1 << 27 | 1 << 28 | 1 << 29 | 1 << 12, 0);
+        cpuid.hide(7, 1 << 5 | 1 << 14 | 1 << 16 | 1 << 17 | 1 << 21 | 0xf << 26 | 3 << 30, !0, !0);
+    }
+    Ok(cpuid)
+}
+
+/// Whether this program runs under QEMU's emulator.
+fn host_is_emulated() -> bool {
+    let leaf = std::arch::x86_64::__cpuid(0x4000_0000);
+    [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes).concat() == *b"TCGTCGTCGTCG"
+}
+
+/// Loads what the guest begins with.
+fn fill(
+    spec: &VmSpec,
+    memory: &MappedMem,
+    parts: &[layout::Part],
+    cpuid: &Cpuid,
+) -> Result<boot::Entry, VmError> {
+    let mut asked = vec![format!("{TTY_ARG}=ttyS1")];
+    asked.extend(spec.kargs.iter().cloned());
+    let line = super::kargs::line(&asked);
+    let cargo = boot::Cargo { initramfs: &spec.initramfs, command_line: &line };
+    let entry = boot::load(memory.mapping(), parts, &spec.boot, &cargo).map_err(kernel(spec))?;
+    let mut nodes = vec![Vec::new(); spec.topology.nodes() as usize];
+    for part in parts {
+        nodes[part.node].push(part.region);
+    }
+    let tables = tables::tables(&spec.topology, cpuid.bits(), &nodes);
+    if tables.len() as u64 > tables::TABLES_LEN {
+        let reason = format!("its tables take {} bytes", tables.len());
+        return Err(VmError::Host { what: "describe the machine".into(), reason });
+    }
+    vm_memory::Bytes::write_slice(
+        memory.mapping(),
+        &tables,
+        vm_memory::GuestAddress(tables::TABLES),
+    )
+    .map_err(|e| VmError::Host { what: "describe the machine".into(), reason: e.to_string() })?;
+    Ok(entry)
+}
+
+/// Makes a CPU.
+fn vcpu(vm: &VmFd, cpuid: &Cpuid, cpu: u32) -> Result<VcpuFd, VmError> {
+    // KVM's number of a CPU is its APIC id.
+    let id = cpuid.bits().id(cpuid.topology(), cpu);
+    let fd = vm.create_vcpu(id.into()).map_err(host("make a CPU"))?;
+    let leaves = CpuId::from_entries(&cpuid.of(cpu))
+        .map_err(|e| VmError::Host { what: "describe a CPU".into(), reason: format!("{e:?}") })?;
+    fd.set_cpuid2(&leaves).map_err(host("describe a CPU"))?;
+    Ok(fd)
+}
+
+/// The thread that waits for the machine's end and says how it came.
+fn watcher(
+    vcpus: &Vcpus,
+    devices: &Arc<Devices>,
+    console: &Console,
+    watch: &ExitWatch,
+) -> Result<JoinHandle<()>, VmError> {
+    let (gate, devices) = (vcpus.gate(), devices.clone());
+    let (console, watch) = (console.clone(), watch.clone());
+    let thread = std::thread::Builder::new().name("kvm-end".to_owned());
+    let wait = move || {
+        let end = gate.wait_for_end();
+        devices.end();
+        console.close();
+        let text = console.text();
+        let kind = match end {
+            None => ExitKind::Stopped,
+            Some(End::Asked(Ending::Off)) => ExitKind::PoweredOff,
+            Some(End::Asked(Ending::Reset)) => ending::reset_kind(&text, false),
+            Some(End::TripleFault { .. }) => ending::reset_kind(&text, true),
+            Some(End::Failed(ref why)) => ExitKind::EngineDied { status: format!("failed: {why}") },
+        };
+        let engine_log = match end {
+            Some(End::TripleFault { cpu }) => format!("CPU {cpu}: triple fault"),
+            _ => String::new(),
+        };
+        let console = match kind {
+            ExitKind::Stopped => console.tail(TAIL),
+            _ => ending::excerpt(&text),
+        };
+        watch.set(ExitInfo { kind, console, engine_log });
+    };
+    thread.spawn(wait).map_err(host_io("start a thread"))
+}
+
+impl KvmMachine {
+    fn ended(&self) -> VmError {
+        match self.watch.wait(RENDEZVOUS) {
+            Some(info) => VmError::Exited(Box::new(info)),
+            None => VmError::Timeout { what: "the end of the machine".into(), waited: RENDEZVOUS },
+        }
+    }
+
+    /// Notes what the guest's clocks say.
+    fn clocks(&self) -> Result<Clocks, VmError> {
+        let kvm = self.vm.get_clock().map_err(host("read the guest's clock"))?;
+        let mut cpus = Vec::new();
+        for cpu in 0..self.cpus {
+            let read = self.vcpus.with(cpu, |fd| {
+                let mut msrs = timers([0; 2])?;
+                fd.get_msrs(&mut msrs).map_err(host("read a CPU's clock"))?;
+                let of = |i: usize| msrs.as_slice().get(i).map_or(0, |msr| msr.data);
+                Ok::<_, VmError>([of(0), of(1)])
+            });
+            cpus.push(read.ok_or_else(|| self.ended())??);
+        }
+        Ok(Clocks { kvm, cpus })
+    }
+
+    /// Makes the clocks go on from where they stood.
+    fn wind(&self, clocks: &Clocks) -> Result<(), VmError> {
+        // All CPUs read the TSC at nearly the same instant; the first one's counts for all, so
+        // that KVM gives them one offset.
+        let tsc = clocks.cpus.first().map_or(0, |cpu| cpu[0]);
+        for (cpu, [_, deadline]) in (0..).zip(&clocks.cpus) {
+            let set = self.vcpus.with(cpu, |fd| {
+                fd.set_msrs(&timers([tsc, *deadline])?).map_err(host("set a CPU's clock"))
+            });
+            set.ok_or_else(|| self.ended())??;
+        }
+        let clock = kvm_clock_data { clock: clocks.kvm.clock, ..Default::default() };
+        self.vm.set_clock(&clock).map_err(host("set the guest's clock"))
+    }
+}
+
+/// `IA32_TSC` and `IA32_TSC_DEADLINE`, with values.
+fn timers(values: [u64; 2]) -> Result<Msrs, VmError> {
+    const TSC: u32 = 0x10;
+    const DEADLINE: u32 = 0x6e0;
+    let entry = |(index, data)| kvm_msr_entry { index, data, ..Default::default() };
+    let entries: Vec<_> = [TSC, DEADLINE].into_iter().zip(values).map(entry).collect();
+    Msrs::from_entries(&entries)
+        .map_err(|e| VmError::Host { what: "read a CPU's clock".into(), reason: format!("{e:?}") })
+}
+
+impl Engine for KvmMachine {
+    fn name(&self) -> &'static str {
+        "kvm"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capability::ALL.into_iter().collect()
+    }
+
+    fn memory(&self) -> Arc<dyn GuestMem> {
+        self.memory.clone()
+    }
+
+    fn pause(&mut self) -> Result<Duration, VmError> {
+        let start = Instant::now();
+        if self.paused.is_none() {
+            if let Err(missing) = self.vcpus.stand(RENDEZVOUS) {
+                let what = format!("CPUs {missing:?} to leave the guest");
+                return Err(VmError::Timeout { what, waited: RENDEZVOUS });
+            }
+            if self.watch.get().is_some() {
+                return Err(self.ended());
+            }
+            self.paused = Some(self.clocks()?);
+        }
+        Ok(start.elapsed())
+    }
+
+    fn resume(&mut self) -> Result<Duration, VmError> {
+        let start = Instant::now();
+        if let Some(clocks) = self.paused.take() {
+            let wound = self.wind(&clocks);
+            self.vcpus.go();
+            wound?;
+        }
+        Ok(start.elapsed())
+    }
+
+    fn registers(&mut self, cpu: u32) -> Result<Registers, VmError> {
+        let read = self.vcpus.with(cpu, |fd| {
+            let what = "read a CPU's registers";
+            let regs = fd.get_regs().map_err(host(what))?;
+            let sregs = fd.get_sregs().map_err(host(what))?;
+            let state = fd.get_mp_state().map_err(host(what))?;
+            Ok((regs, sregs, state.mp_state == KVM_MP_STATE_HALTED))
+        });
+        let (r, s, halted) = read.ok_or(VmError::NoSuchCpu { cpu, cpus: self.cpus })??;
+        let values = [
+            ("rax", r.rax),
+            ("rbx", r.rbx),
+            ("rcx", r.rcx),
+            ("rdx", r.rdx),
+            ("rsi", r.rsi),
+            ("rdi", r.rdi),
+            ("rsp", r.rsp),
+            ("rbp", r.rbp),
+            ("r8", r.r8),
+            ("r9", r.r9),
+            ("r10", r.r10),
+            ("r11", r.r11),
+            ("r12", r.r12),
+            ("r13", r.r13),
+            ("r14", r.r14),
+            ("r15", r.r15),
+            ("rip", r.rip),
+            ("rflags", r.rflags),
+            ("cr0", s.cr0),
+            ("cr2", s.cr2),
+            ("cr3", s.cr3),
+            ("cr4", s.cr4),
+            ("efer", s.efer),
+            ("fs_base", s.fs.base),
+            ("gs_base", s.gs.base),
+            ("cs", s.cs.selector.into()),
+            ("ss", s.ss.selector.into()),
+        ];
+        let values = values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        Ok(Registers { cpu, halted, values })
+    }
+
+    fn console(&self) -> Console {
+        self.console.clone()
+    }
+
+    fn take_transport(&mut self) -> Option<OwnedFd> {
+        self.transport.take()
+    }
+
+    fn exit_watch(&self) -> ExitWatch {
+        self.watch.clone()
+    }
+
+    fn stop(&mut self) -> ExitInfo {
+        self.vcpus.end();
+        self.devices.end();
+        if let Some(watcher) = self.watcher.take() {
+            let _ = watcher.join();
+        }
+        self.watch.get().unwrap_or(ExitInfo {
+            kind: ExitKind::Stopped,
+            console: String::new(),
+            engine_log: String::new(),
+        })
+    }
+}
+
+impl Drop for KvmMachine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

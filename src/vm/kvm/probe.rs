@@ -1,0 +1,111 @@
+//! Is KVM real? `/dev/kvm` may be an emulator's that carries guests out instruction by instruction,
+//! and a kernel crawls there. A loop in a tiny guest tells.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Kvm, VcpuExit};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+/// Rounds of the loop, two instructions each.
+const ROUNDS: u16 = 50_000;
+/// What a round may take where guests run on the CPU itself, if need be through another hypervisor:
+/// real hardware takes 1 ns or less, one that emulates AMD's SVM 10 to 20, one that emulates each
+/// instruction 1,000.
+const REAL: Duration = Duration::from_nanos(100);
+
+/// How fast a guest's instructions are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvmSpeed {
+    /// What a round of a loop of two instructions takes.
+    pub round: Duration,
+}
+
+impl KvmSpeed {
+    /// Whether a kernel is worth starting: guests run on the CPU, not in an emulator's loop.
+    #[must_use]
+    pub fn is_real(&self) -> bool {
+        self.round < REAL
+    }
+}
+
+impl fmt::Display for KvmSpeed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let nanos = self.round.as_nanos();
+        let what = if self.is_real() { "real" } else { "emulated instruction by instruction" };
+        write!(f, "{what}: a loop of two instructions takes {nanos} ns a round")
+    }
+}
+
+/// Measures, in a few milliseconds where KVM is real and some tens where it is not.
+///
+/// # Errors
+/// Why there is no KVM.
+pub fn kvm_speed() -> Result<KvmSpeed, String> {
+    /// `mov cx, ROUNDS; again: dec cx; jnz again; out 0x10, al`, in real mode.
+    const CODE: [u8; 8] =
+        [0xb9, ROUNDS.to_le_bytes()[0], ROUNDS.to_le_bytes()[1], 0x49, 0x75, 0xfd, 0xe6, 0x10];
+    const AT: u64 = 0x1000;
+    const LEN: usize = 0x4000;
+    let refused = |what: &'static str| {
+        move |e: kvm_ioctls::Error| match e.errno() {
+            libc::ENOENT => "there is no /dev/kvm".to_owned(),
+            libc::EACCES => "/dev/kvm may not be opened; join its group (kvm)".to_owned(),
+            _ => format!("{what}: {e}"),
+        }
+    };
+    let mem =
+        GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), LEN)]).map_err(|e| e.to_string())?;
+    mem.write_slice(&CODE, GuestAddress(AT)).map_err(|e| e.to_string())?;
+    let kvm = Kvm::new().map_err(refused("/dev/kvm cannot be opened"))?;
+    let vm = kvm.create_vm().map_err(refused("KVM makes no machine"))?;
+    let region = mem.iter().next().ok_or("there is no memory")?;
+    let slot = kvm_userspace_memory_region {
+        memory_size: region.len(),
+        userspace_addr: region.as_ptr() as u64,
+        ..Default::default()
+    };
+    // SAFETY: the mapping is `mem`'s, which lives until after the CPU and the machine are gone: it
+    // was made before them, and locals are dropped in reverse.
+    #[allow(unsafe_code)]
+    let set = unsafe { vm.set_user_memory_region(slot) };
+    set.map_err(refused("KVM takes no memory"))?;
+    let mut cpu = vm.create_vcpu(0).map_err(refused("KVM makes no CPU"))?;
+    let mut sregs = cpu.get_sregs().map_err(refused("KVM shows no registers"))?;
+    (sregs.cs.base, sregs.cs.selector) = (0, 0);
+    cpu.set_sregs(&sregs).map_err(refused("KVM takes no registers"))?;
+    let mut regs = cpu.get_regs().map_err(refused("KVM shows no registers"))?;
+    (regs.rip, regs.rflags) = (AT, 2);
+    cpu.set_regs(&regs).map_err(refused("KVM takes no registers"))?;
+    let begin = Instant::now();
+    match cpu.run() {
+        Ok(VcpuExit::IoOut(0x10, _)) => Ok(KvmSpeed { round: begin.elapsed() / u32::from(ROUNDS) }),
+        Ok(other) => Err(format!("a guest of eight bytes ended with {other:?}")),
+        Err(e) => Err(format!("KVM runs no guest: {e}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_speed_says_what_it_means() {
+        let speed = |nanos| KvmSpeed { round: Duration::from_nanos(nanos) };
+        assert!(speed(20).is_real() && !speed(1000).is_real());
+        assert_eq!(speed(1).to_string(), "real: a loop of two instructions takes 1 ns a round");
+        assert_eq!(
+            speed(1100).to_string(),
+            "emulated instruction by instruction: a loop of two instructions takes 1100 ns a round"
+        );
+    }
+
+    #[test]
+    fn a_tiny_guest_runs_wherever_there_is_kvm() {
+        match kvm_speed() {
+            Ok(speed) => assert!(speed.round < Duration::from_millis(1), "{speed}"),
+            Err(why) => assert!(!std::path::Path::new("/dev/kvm").exists(), "{why}"),
+        }
+    }
+}

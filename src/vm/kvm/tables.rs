@@ -1,0 +1,296 @@
+//! ACPI: what tells the guest its CPUs, NUMA nodes, serial ports, and how to switch itself off.
+//!
+//! The machine is a "hardware-reduced" one (ACPI 6.5, chapter 4.1): no PM timer, no SCI, and one
+//! register each for sleeping and for a reset.
+
+use acpi_tables::aml::{
+    self, Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate,
+};
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::hmat::{self, HMAT};
+use acpi_tables::madt::{
+    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
+};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::slit::SLIT;
+use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, AmlSink};
+
+use super::apic::ApicBits;
+use crate::mem::Region;
+use crate::vm::topology::Topology;
+
+/// Where the tables lie: in the hole below 1 MiB, where firmware keeps its own.
+pub(super) const TABLES: u64 = 0xe_0000;
+/// How much room there is for them.
+pub(super) const TABLES_LEN: u64 = 0x2_0000;
+/// The register that sends the machine to sleep (`SLEEP_CONTROL_REG`), and its status.
+pub(super) const SLEEP_CONTROL: u16 = 0x600;
+pub(super) const SLEEP_STATUS: u16 = 0x601;
+/// The register that resets it (`RESET_REG`), and what is written to it.
+pub(super) const RESET: u16 = 0x604;
+pub(super) const RESET_VALUE: u8 = 1;
+/// The sleep type that means off; `SLP_TYP` begins at bit 2 of the register, `SLP_EN` is bit 5.
+pub(super) const OFF: u8 = 5;
+/// The serial ports: first port and interrupt. The first is the console, frames go over the second.
+pub(super) const SERIAL: [(u16, u32); 2] = [(0x3f8, 4), (0x2f8, 3)];
+
+const OEM: [u8; 6] = *b"CRYOSC";
+const OEM_TABLE: [u8; 8] = *b"CRYOSCOP";
+const LOCAL_APIC: u32 = 0xfee0_0000;
+const IO_APIC: u32 = 0xfec0_0000;
+/// Distance between nodes, in the units of SLIT: within a node it is 10.
+const REMOTE: u8 = 20;
+
+/// RAM of the nodes: the regions of each.
+pub(super) type NodeRam = Vec<Vec<Region>>;
+
+/// Bytes of a table.
+#[derive(Default)]
+struct Bytes(Vec<u8>);
+
+impl AmlSink for Bytes {
+    fn byte(&mut self, byte: u8) {
+        self.0.push(byte);
+    }
+}
+
+fn bytes(table: &dyn Aml) -> Vec<u8> {
+    let mut out = Bytes::default();
+    table.to_aml_bytes(&mut out);
+    out.0
+}
+
+/// Tables one behind the other.
+struct Placed(Vec<u8>);
+
+impl Placed {
+    /// Appends a table and says where it is.
+    fn put(&mut self, table: &[u8]) -> u64 {
+        let at = self.0.len().next_multiple_of(16);
+        self.0.resize(at, 0);
+        self.0.extend_from_slice(table);
+        TABLES + at as u64
+    }
+}
+
+/// All tables, to be put at [`TABLES`]; the RSDP is the first of them.
+pub(super) fn tables(topology: &Topology, apic: ApicBits, ram: &NodeRam) -> Vec<u8> {
+    let mut placed = Placed(vec![0; Rsdp::len()]);
+    let mut xsdt = XSDT::new(OEM, OEM_TABLE, 1);
+    let dsdt = placed.put(&dsdt());
+    xsdt.add_entry(placed.put(&bytes(&fadt(dsdt))));
+    xsdt.add_entry(placed.put(&bytes(&madt(topology, apic))));
+    if topology.nodes() > 1 {
+        xsdt.add_entry(placed.put(srat(topology, apic, ram).as_slice()));
+        xsdt.add_entry(placed.put(&bytes(&slit(topology))));
+        xsdt.add_entry(placed.put(&bytes(&hmat(topology))));
+    }
+    let xsdt = placed.put(&bytes(&xsdt));
+    let rsdp = bytes(&Rsdp::new(OEM, xsdt));
+    placed.0[..rsdp.len()].copy_from_slice(&rsdp);
+    placed.0
+}
+
+fn register(port: u16) -> GAS {
+    GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port.into())
+}
+
+fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
+    /// `IAPC_BOOT_ARCH`: no VGA, no RTC in CMOS.
+    const MISSING: u16 = 1 << 2 | 1 << 5;
+    let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, 1)
+        .dsdt_64(dsdt)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ResetRegSup)
+        .flag(Flags::Headless);
+    fadt.iapc_boot_arch = MISSING.into();
+    fadt.reset_reg = register(RESET);
+    fadt.reset_value = RESET_VALUE;
+    fadt.sleep_control_reg = register(SLEEP_CONTROL);
+    fadt.sleep_status_reg = register(SLEEP_STATUS);
+    fadt.finalize()
+}
+
+fn madt(topology: &Topology, apic: ApicBits) -> MADT {
+    let mut madt = MADT::new(OEM, OEM_TABLE, 1, LocalInterruptController::Address(LOCAL_APIC));
+    for cpu in 0..topology.cpus() {
+        // Machines with ids beyond a byte are refused before.
+        let id = apic.id(topology, cpu) as u8;
+        madt.add_structure(ProcessorLocalApic::new(cpu as u8, id, EnabledStatus::Enabled));
+    }
+    madt.add_structure(IoApic::new(0, IO_APIC, 0));
+    madt
+}
+
+/// Which CPUs and which RAM belong to which node (ACPI 6.5, chapter 5.2.16).
+fn srat(topology: &Topology, apic: ApicBits, ram: &NodeRam) -> Sdt {
+    const ENABLED: u32 = 1;
+    let mut srat = Sdt::new(*b"SRAT", 36, 3, OEM, OEM_TABLE, 1);
+    srat.append_slice(&1u32.to_le_bytes());
+    srat.append_slice(&[0; 8]);
+    for cpu in 0..topology.cpus() {
+        let node = topology.node_of(cpu).unwrap_or(0);
+        let mut affinity = vec![0, 16, node as u8, apic.id(topology, cpu) as u8];
+        affinity.extend(ENABLED.to_le_bytes());
+        // The local SAPIC's number, the upper bytes of the node, the clock domain.
+        affinity.resize(16, 0);
+        srat.append_slice(&affinity);
+    }
+    for (node, regions) in (0u32..).zip(ram) {
+        for region in regions {
+            let mut affinity = vec![1, 40];
+            affinity.extend(node.to_le_bytes());
+            affinity.extend([0; 2]);
+            affinity.extend(region.start.0.to_le_bytes());
+            affinity.extend(region.len.to_le_bytes());
+            affinity.extend([0; 4]);
+            affinity.extend(ENABLED.to_le_bytes());
+            affinity.resize(40, 0);
+            srat.append_slice(&affinity);
+        }
+    }
+    srat
+}
+
+fn slit(topology: &Topology) -> SLIT {
+    let mut slit = SLIT::new(OEM, OEM_TABLE, 1, topology.nodes());
+    for a in 0..topology.nodes() as usize {
+        for b in 0..a {
+            slit.set_distance(a, b, REMOTE);
+        }
+    }
+    slit
+}
+
+/// Latency and bandwidth between nodes, in the proportions of the distances.
+fn hmat(topology: &Topology) -> HMAT {
+    let mut hmat = HMAT::new(OEM, OEM_TABLE, 1);
+    let nodes = topology.nodes();
+    for node in 0..nodes {
+        hmat.add_memory_proximity(hmat::MemoryProximityDomain::new(node, node));
+    }
+    hmat
+}
+
+/// The serial ports and the way off.
+fn dsdt() -> Vec<u8> {
+    let mut body = Vec::new();
+    for (uid, (port, interrupt)) in (0u8..).zip(SERIAL) {
+        let path = format!("_SB_.COM{}", uid + 1);
+        let (io, irq) =
+            (IO::new(port, port, 1, 8), Interrupt::new(true, true, false, false, interrupt));
+        let resources = ResourceTemplate::new(vec![&io, &irq]);
+        let (hid, uid) = (EISAName::new("PNP0501"), uid);
+        let device = [
+            Name::new(Path::new("_HID"), &hid),
+            Name::new(Path::new("_UID"), &uid),
+            Name::new(Path::new("_CRS"), &resources),
+        ];
+        body.extend(bytes(&Device::new(
+            Path::new(&path),
+            device.iter().map(|n| n as &dyn Aml).collect(),
+        )));
+    }
+    let (off, zero) = (OFF, aml::ZERO);
+    let package = Package::new(vec![&off, &zero, &zero, &zero]);
+    body.extend(bytes(&Name::new(Path::new("_S5_"), &package)));
+    let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, 1);
+    dsdt.append_slice(&body);
+    dsdt.as_slice().to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mem::Gpa;
+
+    fn u64_at(raw: &[u8], at: usize) -> u64 {
+        u64::from_le_bytes(raw[at..at + 8].try_into().unwrap())
+    }
+
+    fn u32_at(raw: &[u8], at: usize) -> u32 {
+        u32::from_le_bytes(raw[at..at + 4].try_into().unwrap())
+    }
+
+    /// The tables as a kernel finds them: from the RSDP, each with its sum checked.
+    fn found(raw: &[u8]) -> Vec<(String, Vec<u8>)> {
+        let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+        assert_eq!(&raw[..8], b"RSD PTR ");
+        assert_eq!((sum(&raw[..20]), sum(&raw[..36])), (0, 0));
+        let table = |at: u64| {
+            let at = (at - TABLES) as usize;
+            let table = &raw[at..at + u32_at(raw, at + 4) as usize];
+            let name = String::from_utf8(table[..4].to_vec()).unwrap();
+            assert_eq!(sum(table), 0, "{name}");
+            (name, table.to_vec())
+        };
+        let (name, xsdt) = table(u64_at(raw, 24));
+        assert_eq!(name, "XSDT");
+        let mut out: Vec<_> =
+            (36..xsdt.len()).step_by(8).map(|at| table(u64_at(&xsdt, at))).collect();
+        let fadt = &out.iter().find(|(name, _)| name == "FACP").unwrap().1;
+        out.push(table(u64_at(fadt, 140)));
+        out
+    }
+
+    fn all(shape: &str) -> Vec<(String, Vec<u8>)> {
+        let topology = Topology::parse(shape).unwrap();
+        let ram = (0..topology.nodes())
+            .map(|node| vec![Region { start: Gpa(u64::from(node) << 28), len: 1 << 28 }])
+            .collect();
+        let raw = tables(&topology, ApicBits::new(&topology, None), &ram);
+        assert!(raw.len() as u64 <= TABLES_LEN);
+        found(&raw)
+    }
+
+    fn names(tables: &[(String, Vec<u8>)]) -> Vec<&str> {
+        tables.iter().map(|(name, _)| name.as_str()).collect()
+    }
+
+    #[test]
+    fn cpus_are_in_madt_by_their_apic_ids() {
+        let tables = all("1n2l3c1t");
+        assert_eq!(names(&tables), ["FACP", "APIC", "DSDT"]);
+        let madt = &tables[1].1;
+        let cpus: Vec<[u8; 2]> = madt[44..44 + 6 * 8]
+            .chunks(8)
+            .map(|c| {
+                assert_eq!(c[..2], [0, 8]);
+                [c[2], c[3]]
+            })
+            .collect();
+        assert_eq!(cpus, [[0, 0], [1, 1], [2, 2], [3, 4], [4, 5], [5, 6]]);
+        assert_eq!(madt[44 + 48..44 + 50], [1, 12], "then the IO-APIC");
+    }
+
+    #[test]
+    fn nodes_have_their_cpus_memory_and_distances() {
+        let tables = all("2n2l2c1t");
+        assert_eq!(names(&tables), ["FACP", "APIC", "SRAT", "SLIT", "HMAT", "DSDT"]);
+        let srat = &tables[2].1;
+        let cpus: Vec<(u8, u8)> = srat[48..48 + 64].chunks(16).map(|c| (c[2], c[3])).collect();
+        assert_eq!(cpus, [(0, 0), (0, 1), (1, 2), (1, 3)]);
+        let memory: Vec<(u32, u64, u64)> = srat[48 + 64..]
+            .chunks(40)
+            .map(|c| (u32_at(c, 2), u64_at(c, 8), u64_at(c, 16)))
+            .collect();
+        assert_eq!(memory, [(0, 0, 1 << 28), (1, 1 << 28, 1 << 28)]);
+        assert_eq!(tables[3].1[44..], [10, 20, 20, 10]);
+    }
+
+    #[test]
+    fn the_machine_can_be_switched_off_and_reset() {
+        let tables = all("1n1l1c1t");
+        let fadt = &tables[0].1;
+        assert_eq!(u32_at(fadt, 112) & (1 << 20 | 1 << 10), 1 << 20 | 1 << 10);
+        assert_eq!(u64_at(fadt, 120), u64::from(RESET));
+        assert_eq!(u64_at(fadt, 248), u64::from(SLEEP_CONTROL));
+        let dsdt = &tables[2].1;
+        let s5 = dsdt.windows(4).position(|w| w == b"_S5_").unwrap();
+        // Name, package, its length, its count, a byte that follows.
+        assert_eq!(dsdt[s5 + 4..s5 + 9], [0x12, 7, 4, 0x0a, OFF]);
+    }
+}

@@ -1,0 +1,353 @@
+//! The threads that run the guest's CPUs, and how all of them are made to stand still.
+//!
+//! ```text
+//!            stop                 every CPU has come
+//!   Going ─────────▶ Stopping ──────────────────────▶ Standing
+//!     ▲                 │ too late                        │ go
+//!     └─────────────────┴─────────────────────────────────┘
+//!                 end, from anywhere: Ending; the threads leave
+//! ```
+//!
+//! A CPU in the guest is called by a signal. Its handler sets `immediate_exit` in the page that the
+//! thread shares with KVM, so that a call that arrives just before `KVM_RUN` is not lost: that then
+//! returns at once. See `Documentation/virt/kvm/api.rst`, `KVM_RUN`.
+
+use std::cell::Cell;
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kvm_bindings::kvm_run;
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use super::devices::{Devices, Ending};
+
+/// How long a call may go unheard before it is repeated.
+const REPEAT: Duration = Duration::from_millis(2);
+
+thread_local! {
+    /// The page that this thread shares with KVM.
+    static RUN: Cell<*mut kvm_run> = const { Cell::new(std::ptr::null_mut()) };
+}
+
+/// The signal that calls a CPU out of the guest.
+fn signal() -> libc::c_int {
+    libc::SIGRTMIN() + 1
+}
+
+extern "C" fn called(_: libc::c_int) {
+    let _ = RUN.try_with(|run| {
+        let run = run.get();
+        if !run.is_null() {
+            // SAFETY: the page stays mapped while the thread has its vCPU, which clears the
+            // pointer before it lets go of it; a volatile store of one byte is all that is done,
+            // and the handler runs on the very thread that otherwise writes it.
+            #[allow(unsafe_code)]
+            unsafe {
+                (&raw mut (*run).immediate_exit).write_volatile(1);
+            }
+        }
+    });
+}
+
+/// Lets the signal come; whatever else the program does with it is nobody's business here.
+fn listen() {
+    // SAFETY: the handler touches one thread-local page and nothing else; all fields of the action
+    // are set or zero, which is valid for them.
+    #[allow(unsafe_code)]
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = called as *const () as usize;
+        libc::sigemptyset(&raw mut action.sa_mask);
+        libc::sigaction(signal(), &raw const action, std::ptr::null_mut());
+    }
+}
+
+/// What the CPUs are to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Go,
+    Stand,
+    End,
+}
+
+/// How a guest came to its end by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// It switched itself off or reset itself.
+    Asked(Ending),
+    /// A CPU could not deliver a fault.
+    TripleFault {
+        /// Which CPU.
+        cpu: u32,
+    },
+    /// KVM could not go on.
+    Failed(String),
+}
+
+struct State {
+    order: Order,
+    /// The CPUs that stand.
+    standing: Vec<bool>,
+    /// The threads that have left.
+    left: usize,
+    end: Option<End>,
+}
+
+/// Where orders are given and obeyed.
+pub(super) struct Gate {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn new(cpus: usize) -> Arc<Gate> {
+        let standing = vec![false; cpus];
+        let state = State { order: Order::Stand, standing, left: 0, end: None };
+        Arc::new(Gate { state: Mutex::new(state), changed: Condvar::new() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>, most: Duration) -> MutexGuard<'a, State> {
+        match self.changed.wait_timeout(state, most) {
+            Ok((state, _)) => state,
+            Err(poisoned) => poisoned.into_inner().0,
+        }
+    }
+
+    /// Whether a CPU may go; waits while it is to stand.
+    fn pass(&self, cpu: usize) -> bool {
+        let mut state = self.lock();
+        loop {
+            match state.order {
+                Order::Go => {
+                    state.standing[cpu] = false;
+                    return true;
+                }
+                Order::End => return false,
+                Order::Stand => {
+                    if !std::mem::replace(&mut state.standing[cpu], true) {
+                        self.changed.notify_all();
+                    }
+                    state = self.wait(state, Duration::from_secs(3600));
+                }
+            }
+        }
+    }
+
+    fn order(&self, order: Order) {
+        let mut state = self.lock();
+        if state.order != Order::End {
+            state.order = order;
+        }
+        self.changed.notify_all();
+    }
+
+    /// Ends the machine; the first reason counts.
+    fn end(&self, why: Option<End>) {
+        let mut state = self.lock();
+        state.order = Order::End;
+        if state.end.is_none() {
+            state.end = why;
+        }
+        self.changed.notify_all();
+    }
+
+    /// Waits until the machine is to end; why, unless it was told to.
+    pub(super) fn wait_for_end(&self) -> Option<End> {
+        let mut state = self.lock();
+        while state.order != Order::End {
+            state = self.wait(state, Duration::from_secs(3600));
+        }
+        state.end.clone()
+    }
+}
+
+/// A CPU: what reads its registers while it stands, and its thread.
+struct Vcpu {
+    fd: Arc<Mutex<VcpuFd>>,
+    thread: JoinHandle<()>,
+}
+
+/// All CPUs of a machine.
+pub(super) struct Vcpus {
+    gate: Arc<Gate>,
+    cpus: Vec<Vcpu>,
+}
+
+impl Vcpus {
+    /// Starts the threads; the CPUs stand until they are told to go.
+    ///
+    /// # Errors
+    /// The host's, of threads.
+    pub(super) fn start(fds: Vec<VcpuFd>, devices: &Arc<Devices>) -> std::io::Result<Self> {
+        listen();
+        let gate = Gate::new(fds.len());
+        let mut all = Vcpus { gate: gate.clone(), cpus: Vec::new() };
+        for (cpu, fd) in fds.into_iter().enumerate() {
+            let fd = Arc::new(Mutex::new(fd));
+            let runner =
+                Runner { cpu, fd: fd.clone(), gate: gate.clone(), devices: devices.clone() };
+            let thread = std::thread::Builder::new().name(format!("kvm-cpu-{cpu}"));
+            match thread.spawn(move || runner.run()) {
+                Ok(thread) => all.cpus.push(Vcpu { fd, thread }),
+                Err(e) => {
+                    all.end();
+                    return Err(e);
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Where the end is waited for.
+    pub(super) fn gate(&self) -> Arc<Gate> {
+        self.gate.clone()
+    }
+
+    /// Lets all go.
+    pub(super) fn go(&self) {
+        self.gate.order(Order::Go);
+    }
+
+    /// Makes all stand still.
+    ///
+    /// # Errors
+    /// The CPUs that did not come within `patience`; then all go on.
+    pub(super) fn stand(&self, patience: Duration) -> Result<(), Vec<u32>> {
+        let deadline = Instant::now() + patience;
+        self.gate.order(Order::Stand);
+        let mut state = self.gate.lock();
+        loop {
+            let missing = |(cpu, stands): (usize, &bool)| (!stands).then_some(cpu);
+            let missing: Vec<usize> =
+                state.standing.iter().enumerate().filter_map(missing).collect();
+            if missing.is_empty() || state.order == Order::End {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                drop(state);
+                self.go();
+                return Err(missing.into_iter().map(|cpu| cpu as u32).collect());
+            }
+            drop(state);
+            self.call(&missing);
+            state = self.gate.lock();
+            if state.standing.iter().any(|stands| !stands) {
+                state = self.gate.wait(state, REPEAT);
+            }
+        }
+    }
+
+    /// What one reads of a CPU that stands, or sets.
+    pub(super) fn with<R>(&self, cpu: u32, f: impl FnOnce(&VcpuFd) -> R) -> Option<R> {
+        let fd = self.cpus.get(cpu as usize)?.fd.lock();
+        Some(f(&fd.unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    fn call(&self, cpus: &[usize]) {
+        for cpu in cpus.iter().filter_map(|cpu| self.cpus.get(*cpu)) {
+            // SAFETY: the thread is not joined before this value is gone, so its handle is valid;
+            // the handler is installed.
+            #[allow(unsafe_code)]
+            unsafe {
+                libc::pthread_kill(cpu.thread.as_pthread_t(), signal());
+            }
+        }
+    }
+
+    /// Ends all threads and waits for them.
+    pub(super) fn end(&mut self) {
+        self.gate.end(None);
+        loop {
+            let state = self.gate.lock();
+            if state.left >= self.cpus.len() {
+                break;
+            }
+            drop(state);
+            let all: Vec<usize> = (0..self.cpus.len()).collect();
+            self.call(&all);
+            let state = self.gate.lock();
+            if state.left < self.cpus.len() {
+                drop(self.gate.wait(state, REPEAT));
+            }
+        }
+        for cpu in self.cpus.drain(..) {
+            let _ = cpu.thread.join();
+        }
+    }
+}
+
+impl Drop for Vcpus {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// What a CPU's thread has.
+struct Runner {
+    cpu: usize,
+    fd: Arc<Mutex<VcpuFd>>,
+    gate: Arc<Gate>,
+    devices: Arc<Devices>,
+}
+
+/// Why a CPU left the guest for good, or just for a moment.
+enum Left {
+    Called,
+    End(End),
+}
+
+impl Runner {
+    fn run(self) {
+        while self.gate.pass(self.cpu) {
+            let mut fd = self.fd.lock().unwrap_or_else(PoisonError::into_inner);
+            RUN.set(fd.get_kvm_run());
+            let left = self.until_called(&mut fd);
+            RUN.set(std::ptr::null_mut());
+            drop(fd);
+            if let Left::End(why) = left {
+                self.gate.end(Some(why));
+            }
+        }
+        self.gate.lock().left += 1;
+        self.gate.changed.notify_all();
+    }
+
+    /// Runs the guest until somebody calls, or it ends.
+    fn until_called(&self, fd: &mut VcpuFd) -> Left {
+        loop {
+            match fd.run() {
+                Ok(VcpuExit::IoOut(port, data)) => {
+                    if let Some(ending) = self.devices.write(port, data) {
+                        return Left::End(End::Asked(ending));
+                    }
+                }
+                Ok(VcpuExit::IoIn(port, data)) => self.devices.read(port, data),
+                Ok(VcpuExit::MmioRead(_, data)) => data.fill(0xff),
+                Ok(VcpuExit::MmioWrite(..) | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
+                Ok(VcpuExit::Shutdown) => {
+                    return Left::End(End::TripleFault { cpu: self.cpu as u32 });
+                }
+                Ok(other) => {
+                    return Left::End(End::Failed(format!(
+                        "KVM left CPU {} with {other:?}",
+                        self.cpu
+                    )));
+                }
+                Err(e) if e.errno() == libc::EINTR => {
+                    fd.set_kvm_immediate_exit(0);
+                    return Left::Called;
+                }
+                Err(e) if e.errno() == libc::EAGAIN => {}
+                Err(e) => {
+                    return Left::End(End::Failed(format!("KVM cannot run CPU {}: {e}", self.cpu)));
+                }
+            }
+        }
+    }
+}

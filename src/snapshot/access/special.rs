@@ -305,6 +305,11 @@ impl Field {
             let map = format!("{}: {}", self.of(), here.path());
             return Some(Err(match objects.broken {
                 Some(why) => unreadable(map, format!("from [{len}] on: {why}")),
+                None if objects.more => {
+                    let why =
+                        format!("[{index}] is behind the {len} objects that can be handed out");
+                    unreadable(map, why)
+                }
                 None => {
                     let index = i64::try_from(index).unwrap_or(i64::MAX);
                     SnapshotError::IndexOutOfRange { map, index, len }

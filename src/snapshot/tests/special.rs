@@ -295,6 +295,31 @@ fn what_contradicts_itself_is_told_and_ends() {
 }
 
 #[test]
+fn an_object_behind_those_that_are_handed_out_is_no_wrong_index() {
+    const MANY: u64 = 0xffff_8880_1000_0000;
+    let (node, count) = (|n: u64| MANY + n * 64 + LIST, 65_537);
+    let mut bytes = Vec::new();
+    for n in 0..count {
+        let next = if n == count - 1 { HEAD } else { node(n + 1) };
+        let prev = if n == 0 { HEAD } else { node(n - 1) };
+        bytes.extend(bytes![n, next, prev, HEAD, 0u64, 0u64, 0u64, 0u64]);
+    }
+    let mut row = vec![0; 112];
+    row[40..56].copy_from_slice(&bytes![node(0), node(count - 1)]);
+    let pieces = vec![(MANY, bytes.len(), 0)];
+    let kernel = KernelState {
+        btf: Some(kernel_types()),
+        memory: Extents::new(bytes, pieces),
+        ..KernelState::default()
+    };
+    let snap = Snapshot::with_kernel(meta("s"), program(row).maps, Vec::new(), kernel);
+    let error = entry(&snap).get("head[70000].x").unwrap_err();
+    assert_eq!(error.kind(), "MapRenderIncomplete");
+    let error = error.to_string();
+    assert!(error.contains("[70000] is behind the 65536 objects"), "{error}");
+}
+
+#[test]
 fn kptrs_say_what_they_lead_to() {
     let snap = snapshot();
     let entry = entry(&snap);

@@ -99,6 +99,9 @@ impl Btf {
         }
         let mut search = Search { btf: self, out: Vec::new(), steps: 0, none: HashSet::new() };
         search.find(root, 0, None, 0);
+        // Members of a union lie at one place; there the verifier lets nothing overlap.
+        let mut kinds = HashSet::new();
+        search.out.retain(|at| kinds.insert((at.offset, std::mem::discriminant(&at.special))));
         search.out.sort_by_key(|found| found.offset);
         let found: Arc<[SpecialAt]> = search.out.into();
         lock().insert(root, found.clone());
@@ -274,6 +277,20 @@ mod tests {
             [at(0, Special::List(contains)), at(16, Special::List(None))]
         );
         assert!(btf.specials(u64_).is_empty());
+    }
+
+    #[test]
+    fn members_of_a_union_are_one() {
+        let mut b = Builder::new();
+        let int = b.int("int", 4, true);
+        let timer = b.structure("bpf_timer", 16, &[("n", int, 0)]);
+        let tagged = b.type_tag("kptr", timer);
+        let pointer = b.ptr(tagged);
+        let members = [("a", pointer, 0), ("t", timer, 0), ("b", pointer, 0), ("c", pointer, 0)];
+        let union = b.union("many", 16, &members);
+        let at = |special| SpecialAt { offset: 0, special };
+        let kptr = Special::Kptr { to: tagged, per_cpu: false };
+        assert_eq!(*b.parse().specials(union), [at(kptr), at(Special::Timer)]);
     }
 
     #[test]

@@ -158,9 +158,9 @@ impl Capturer {
             map.btf.iter().for_each(|btf| drop(btf.specials(map.value_type)));
         }
         self.learn_casts(&maps, &mut budget);
-        let practice = self.kernel.copy_sched(request.of_kernel(), &mut budget);
+        let mut practice = self.kernel.copy_sched(request.of_kernel(), &mut budget);
+        self.kernel.rehearse(&wanted, &mut practice.memory, budget);
         self.kernel.recycle_sched(practice);
-        self.kernel.rehearse(&wanted, budget);
         let mut missing = missing(&maps, request);
         missing.extend(self.unknown(request));
         if let Some(most) = request.ram

@@ -11,6 +11,7 @@ use super::{BpfState, MapInfo, kind};
 use crate::introspect::contents::{Details, MapData};
 use crate::introspect::error::IntrospectError;
 use crate::introspect::kernel::Kernel;
+use crate::introspect::sched::Memory;
 
 /// What a capture may cost: bytes copied and time spent.
 #[derive(Clone, Debug)]
@@ -125,18 +126,17 @@ impl RawMap {
     }
 
     /// Shows each value that was copied, on each CPU; of tables also elements that are not in use,
-    /// in whose values the kernel leaves no references.
-    pub(super) fn for_each_value(&self, show: &mut dyn FnMut(&[u8])) {
+    /// in whose values the kernel leaves no references. Ends when `show` wants no more.
+    pub(super) fn for_each_value(&self, show: &mut dyn FnMut(&[u8]) -> bool) {
         match &self.data {
             RawData::Array { bytes, stride, value_size } => {
-                for value in bytes.chunks(*stride) {
-                    show(value.get(..*value_size).unwrap_or(value));
-                }
+                let mut values = bytes.chunks(*stride);
+                values.all(|value| show(value.get(..*value_size).unwrap_or(value)));
             }
             RawData::PerCpuArray(raw) => raw.for_each_value(show),
             RawData::Htab(raw) => raw.for_each_value(show),
             RawData::Found(MapData::Array { values } | MapData::Hash { values, .. }) => {
-                values.iter().for_each(show);
+                values.iter().all(show);
             }
             RawData::Found(_) | RawData::Unreadable(_) => {}
         }
@@ -166,10 +166,12 @@ impl RawMap {
 }
 
 impl Kernel {
-    /// Copies `maps` once for practice, while the machine runs, so that the copy that counts finds
-    /// its buffers, the guest's pages and the page tables at hand.
-    pub fn rehearse(&self, maps: &[MapInfo], mut budget: Budget) {
+    /// Copies `maps`, and into `memory` what their values lead to, once for practice, while the
+    /// machine runs, so that the copy that counts finds its buffers, the guest's pages and the page
+    /// tables at hand.
+    pub fn rehearse(&self, maps: &[MapInfo], memory: &mut Memory, mut budget: Budget) {
         let raws: Vec<RawMap> = maps.iter().map(|map| self.copy_map(map, &mut budget)).collect();
+        self.copy_leads(maps.iter().zip(&raws), memory, &mut budget);
         if let Ok(state) = self.bpf() {
             state.buffers.keep(raws.into_iter().flat_map(RawMap::into_buffers));
         }

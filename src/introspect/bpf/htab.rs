@@ -92,14 +92,14 @@ pub(super) struct RawHtab {
 
 impl RawHtab {
     /// Shows the value of each element, in use or not.
-    pub(super) fn for_each_value(&self, show: &mut dyn FnMut(&[u8])) {
+    pub(super) fn for_each_value(&self, show: &mut dyn FnMut(&[u8]) -> bool) {
         if let Some(percpu) = &self.percpu {
             return percpu.for_each_value(show);
         }
         let g = &self.geometry;
         let (Elems::Whole(Slab { bytes, .. }) | Elems::Walked { arena: bytes, .. }) = &self.elems;
         let values = bytes.chunks_exact(g.elem_size);
-        values.filter_map(|elem| elem.get(g.value..g.value + g.value_size)).for_each(show);
+        values.filter_map(|elem| elem.get(g.value..g.value + g.value_size)).all(show);
     }
 }
 

@@ -14,7 +14,8 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::MapInfo;
@@ -38,6 +39,8 @@ const MAX_STEPS: usize = 4 * MAX_OBJECTS;
 const MAX_LEVELS: usize = 96;
 /// Symbols of BPF programs that are looked at.
 const MAX_SYMBOLS: usize = 16 << 10;
+/// Things that are looked at between two looks at the clock.
+const TICKS: usize = 256;
 /// Addresses below are user space's.
 const KERNEL: u64 = 1 << 63;
 
@@ -127,7 +130,7 @@ impl Kernel {
         let (Ok(layout), Ok(prog)) = (&state.layouts.leads, &state.layouts.prog) else {
             return Leads::default();
         };
-        let (out, seen, todo, code) = <_>::default();
+        let (out, seen, todo, code, ways, ticks, late) = <_>::default();
         let mut walk = Walk {
             kernel: self,
             layout,
@@ -139,6 +142,9 @@ impl Kernel {
             todo,
             code,
             steps: MAX_STEPS,
+            ways,
+            ticks,
+            late,
         };
         for (map, raw) in maps {
             let Some(btf) = map.btf.as_ref().filter(|_| map.value_type != 0) else { continue };
@@ -146,15 +152,16 @@ impl Kernel {
             if Arc::ptr_eq(btf, self.btf()) {
                 continue;
             }
-            let specials = btf.specials(map.value_type);
-            if !specials.iter().any(|found| found.special.leads_on()) {
-                continue;
+            let ways = walk.ways(btf, map.value_type);
+            if !ways.is_empty() {
+                raw.for_each_value(&mut |value| walk.members(btf, &ways, value));
             }
-            raw.for_each_value(&mut |value| walk.members(btf, map.value_type, value));
         }
         while let Some(next) = walk.todo.pop_front() {
             let bytes = walk.memory.get(next.at, next.len).map(<[u8]>::to_vec);
-            walk.members(&next.btf, next.ty, &bytes.unwrap_or_default());
+            if !walk.members(&next.btf, &next.ways, &bytes.unwrap_or_default()) {
+                break;
+            }
         }
         walk.names();
         walk.memory.close();
@@ -165,9 +172,28 @@ impl Kernel {
 /// An object of a program's own.
 struct Object {
     btf: Arc<Btf>,
-    ty: TypeId,
+    ways: Rc<[Way]>,
     at: u64,
     len: u64,
+}
+
+/// A member that leads on, and what it leads to, found out once for each type.
+struct Way {
+    offset: u64,
+    to: To,
+}
+
+enum To {
+    Timer(usize, At),
+    Work(usize),
+    List(Contains),
+    Tree(Contains),
+    Object {
+        ty: TypeId,
+        /// The verifier asks the kernel's types first.
+        kernels: Option<(String, TypeId)>,
+        per_cpu: bool,
+    },
 }
 
 struct Walk<'a> {
@@ -184,6 +210,12 @@ struct Walk<'a> {
     code: BTreeSet<u64>,
     /// Nodes that may still be followed.
     steps: usize,
+    /// By the BTF's address, which the maps keep, and the type.
+    ways: HashMap<(*const Btf, TypeId), Rc<[Way]>>,
+    /// Things that were looked at.
+    ticks: usize,
+    /// Whether the time ran out.
+    late: bool,
 }
 
 impl Walk<'_> {
@@ -217,36 +249,82 @@ impl Walk<'_> {
         self.seen.insert((at, ty))
     }
 
-    /// Goes where the special members of a value of type `ty` lead.
-    fn members(&mut self, btf: &Arc<Btf>, ty: TypeId, value: &[u8]) {
-        for found in btf.specials(ty).iter() {
-            let word = |i: u64| {
-                let at = usize::try_from(found.offset.checked_add(8 * i)?).ok()?;
-                At { offset: at, size: 8 }.read(value).filter(|word| *word != 0)
+    /// Whether there is time for one thing more. Most things cost nothing else, and a hostile map
+    /// has very many of them.
+    fn tick(&mut self) -> bool {
+        if !self.late
+            && self.ticks.is_multiple_of(TICKS)
+            && let Err(why) = self.budget.check_time()
+        {
+            self.miss(|| why);
+            self.late = true;
+        }
+        self.ticks += 1;
+        !self.late
+    }
+
+    /// Where values of type `ty` lead.
+    fn ways(&mut self, btf: &Arc<Btf>, ty: TypeId) -> Rc<[Way]> {
+        let key = (Arc::as_ptr(btf), ty);
+        if let Some(known) = self.ways.get(&key) {
+            return known.clone();
+        }
+        let specials = btf.specials(ty);
+        let ways = specials.iter().filter_map(|found| {
+            let to = match found.special {
+                Special::Timer => self.layout.timer.map(|(size, base)| To::Timer(size, base))?,
+                Special::Work => To::Work(self.layout.work?),
+                Special::List(of) => To::List(of?),
+                Special::Tree(of) => To::Tree(of?),
+                Special::Kptr { to, per_cpu } => self.pointed(btf, to, per_cpu)?,
+                Special::Lock | Special::Refcount | Special::Node => return None,
             };
-            let Some(first) = word(0) else { continue };
-            match found.special {
-                Special::Timer => {
-                    if let Some((size, base)) = self.layout.timer {
-                        self.callback(first, size as u64);
-                        let clock = self.memory.u64(first.wrapping_add(base.offset as u64));
-                        if let (Some(base), Some(clock)) = (clock, self.layout.clock) {
-                            self.piece(base, (clock.offset + clock.size) as u64);
-                        }
+            Some(Way { offset: found.offset, to })
+        });
+        let ways: Rc<[Way]> = ways.collect();
+        self.ways.insert(key, ways.clone());
+        ways
+    }
+
+    /// What a pointer with a reference leads to.
+    fn pointed(&self, btf: &Btf, to: TypeId, per_cpu: bool) -> Option<To> {
+        let ty = btf.resolve(to).ok()?;
+        let spelled = btf.type_name(ty);
+        let name = match spelled.split_once("___") {
+            Some((name, _)) if !name.ends_with(' ') => name,
+            _ => spelled.as_str(),
+        };
+        let kernels = self.kernel.btf().find_c(name).map(|theirs| (name.to_owned(), theirs));
+        Some(To::Object { ty, kernels, per_cpu })
+    }
+
+    /// Goes where the special members of a value lead; whether there is time for another value.
+    fn members(&mut self, btf: &Arc<Btf>, ways: &[Way], value: &[u8]) -> bool {
+        for way in ways {
+            if !self.tick() {
+                return false;
+            }
+            let at = usize::try_from(way.offset).ok();
+            let word = at.and_then(|offset| At { offset, size: 8 }.read(value));
+            let Some(first) = word.filter(|word| *word >= KERNEL) else { continue };
+            match &way.to {
+                To::Timer(size, base) => {
+                    self.callback(first, *size as u64);
+                    let clock = self.memory.u64(first.wrapping_add(base.offset as u64));
+                    if let (Some(base), Some(clock)) = (clock, self.layout.clock) {
+                        self.piece(base, (clock.offset + clock.size) as u64);
                     }
                 }
-                Special::Work => {
-                    if let Some(size) = self.layout.work {
-                        self.callback(first, size as u64);
-                    }
+                To::Work(size) => self.callback(first, *size as u64),
+                To::List(of) => self.list(btf, *of, first),
+                To::Tree(of) => self.tree(btf, *of, first),
+                To::Object { ty, kernels, per_cpu } => {
+                    let kernels = kernels.as_ref().map(|(name, ty)| (name.as_str(), *ty));
+                    self.pointer(btf, *ty, kernels, first, *per_cpu);
                 }
-                Special::List(Some(of)) => self.list(btf, of, first),
-                Special::Tree(Some(of)) => self.tree(btf, of, first),
-                Special::Kptr { to, per_cpu } => self.pointer(btf, to, first, per_cpu),
-                Special::List(None) | Special::Tree(None) => {}
-                Special::Lock | Special::Refcount | Special::Node => {}
             }
         }
+        !self.late
     }
 
     /// `struct bpf_async_cb`: the program that set it up, and what it calls.
@@ -273,9 +351,15 @@ impl Walk<'_> {
     /// first node points back to it, and the last one forward.
     fn list(&mut self, btf: &Arc<Btf>, of: Contains, first: u64) {
         let next = self.layout.list_next.offset as u64;
+        // An empty list's head points to itself, both ways, and is no part of an object. Whoever
+        // looks needs its words to see that.
+        let word = |at: u64| self.kernel.read_u64(Kva(first.wrapping_add(at))).ok();
+        if word(next) == Some(first) && word(next.wrapping_add(8)) == Some(first) {
+            self.piece(first, next.saturating_add(16));
+            return;
+        }
         let (mut at, mut end) = (first, None);
         let mut visited = HashSet::new();
-        // An empty list's head points to itself, where no object is.
         while Some(at) != end && visited.insert(at) && self.step() {
             if !self.object(btf, of.ty, at.wrapping_sub(of.node)) {
                 return;
@@ -307,6 +391,9 @@ impl Walk<'_> {
 
     /// Whether one more node may be followed: many lists may lead into the same long one.
     fn step(&mut self) -> bool {
+        if !self.tick() {
+            return false;
+        }
         if self.steps == 0 {
             self.miss(|| format!("lists and trees have more than {MAX_STEPS} nodes"));
             return false;
@@ -328,38 +415,53 @@ impl Walk<'_> {
             return false;
         };
         let there = self.piece(at, len);
-        if there && btf.specials(ty).iter().any(|found| found.special.leads_on()) {
-            self.todo.push_back(Object { btf: btf.clone(), ty, at, len });
+        if there {
+            let ways = self.ways(btf, ty);
+            if !ways.is_empty() {
+                self.todo.push_back(Object { btf: btf.clone(), ways, at, len });
+            }
         }
         there
     }
 
-    /// What a pointer with a reference leads to. The verifier asks the kernel's types first.
-    fn pointer(&mut self, btf: &Arc<Btf>, to: TypeId, at: u64, per_cpu: bool) {
-        let Ok(ty) = btf.resolve(to) else { return };
-        let spelled = btf.type_name(ty);
-        let name = match spelled.split_once("___") {
-            Some((name, _)) if !name.ends_with(' ') => name,
-            _ => spelled.as_str(),
-        };
-        let kernels = self.kernel.btf().find_c(name);
-        let places: Vec<u64> = match per_cpu {
-            // What the allocator gives begins with the per-CPU pointer (kernel/bpf/memalloc.c).
-            true => {
-                let base = if self.piece(at, 8) { self.memory.u64(at) } else { None };
-                let cpus = 0..self.kernel.nr_cpu_ids();
-                cpus.filter_map(|cpu| Some(base?.wrapping_add(self.kernel.per_cpu_offset(cpu)?)))
-                    .collect()
+    /// What a pointer with a reference leads to: an object of a program's type `ty`, or of one of
+    /// the kernel's.
+    fn pointer(
+        &mut self,
+        btf: &Arc<Btf>,
+        ty: TypeId,
+        kernels: Option<(&str, TypeId)>,
+        at: u64,
+        per_cpu: bool,
+    ) {
+        if !per_cpu {
+            return self.pointed_object(btf, ty, kernels, at);
+        }
+        // What the allocator gives begins with the per-CPU pointer (kernel/bpf/memalloc.c).
+        let base = if self.piece(at, 8) { self.memory.u64(at) } else { None };
+        let Some(base) = base else { return };
+        for cpu in 0..self.kernel.nr_cpu_ids() {
+            if !self.tick() {
+                return;
             }
-            false => vec![at],
-        };
-        for at in places.into_iter().take(MAX_OBJECTS) {
-            match kernels {
-                Some(theirs) if self.fresh(at, theirs) => self.of_kernel(name, theirs, at),
-                Some(_) => {}
-                None => {
-                    self.object(btf, ty, at);
-                }
+            if let Some(offset) = self.kernel.per_cpu_offset(cpu) {
+                self.pointed_object(btf, ty, kernels, base.wrapping_add(offset));
+            }
+        }
+    }
+
+    fn pointed_object(
+        &mut self,
+        btf: &Arc<Btf>,
+        ty: TypeId,
+        kernels: Option<(&str, TypeId)>,
+        at: u64,
+    ) {
+        match kernels {
+            Some((name, theirs)) if self.fresh(at, theirs) => self.of_kernel(name, theirs, at),
+            Some(_) => {}
+            None => {
+                self.object(btf, ty, at);
             }
         }
     }
@@ -372,21 +474,26 @@ impl Walk<'_> {
             // As many bits as the machine can have CPUs: the types have room for thousands.
             "struct bpf_cpumask" | "struct cpumask" => {
                 let bits = u64::from(kernel.nr_cpu_ids()).div_ceil(64) * 8;
-                self.piece(at, bits.min(size));
-                if let Ok(usage) = kernel.btf().field(ty, "usage") {
+                if self.piece(at, bits.min(size))
+                    && let Ok(usage) = kernel.btf().field(ty, "usage")
+                {
                     self.piece(at.wrapping_add(usage.offset), usage.size);
                 }
             }
             // Where tasks were copied in part, what there is of it does.
             "struct task_struct" if self.memory.touches(at, size) => {}
             "struct cgroup" => {
-                self.piece(at, size);
-                let Some(node) = &self.layout.cgroup else { return };
-                let kn = self.memory.u64(at.wrapping_add(node.kn));
-                if let Some(kn) = kn {
-                    self.piece(kn, node.id.saturating_add(8).min(MAX_OBJECT));
+                let layout = self.layout;
+                let (true, Some(node)) = (self.piece(at, size), &layout.cgroup) else { return };
+                let Some(kn) = self.memory.u64(at.wrapping_add(node.kn)) else { return };
+                if !self.piece(kn, node.id.saturating_add(8).min(MAX_OBJECT)) {
+                    return;
                 }
-                self.out.cgroups.extend(kernel.cgroup_at(node, Kva(at)));
+                let Some(cgroup) = kernel.cgroup_at(node, Kva(at)) else { return };
+                match self.budget.take(cgroup.path.len() as u64) {
+                    Ok(()) => self.out.cgroups.push(cgroup),
+                    Err(why) => self.miss(|| why),
+                }
             }
             _ => {
                 self.piece(at, size);
@@ -397,7 +504,7 @@ impl Walk<'_> {
     /// The names of what timers and works call: `bpf_kallsyms` (kernel/bpf/core.c) lists all code of
     /// programs.
     fn names(&mut self) {
-        if self.code.is_empty() {
+        if self.late || self.code.is_empty() {
             return;
         }
         let Some(head) = self.kernel.symbols().get("bpf_kallsyms") else { return };
@@ -407,6 +514,9 @@ impl Walk<'_> {
         }
         let layout = self.layout;
         for node in symbols.items {
+            if !self.tick() {
+                return;
+            }
             let at = Kva(node.0.wrapping_sub(layout.link.offset as u64));
             let word = |member| self.kernel.member(at, member).unwrap_or_default();
             let (start, end) = (word(layout.start), word(layout.end));

@@ -146,10 +146,13 @@ impl RawPerCpu {
     }
 
     /// Shows each value that is there.
-    pub(super) fn for_each_value(&self, show: &mut dyn FnMut(&[u8])) {
+    pub(super) fn for_each_value(&self, show: &mut dyn FnMut(&[u8]) -> bool) {
         for start in self.rows.iter().filter_map(|row| self.place(*row)) {
             let on_each = self.cpus.iter().flatten();
-            on_each.filter_map(|cpu| cpu.get(start, self.value_size)).for_each(&mut *show);
+            let mut values = on_each.filter_map(|cpu| cpu.get(start, self.value_size));
+            if !values.all(&mut *show) {
+                return;
+            }
         }
     }
 

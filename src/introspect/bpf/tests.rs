@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::super::testing::{Guest, HashAt, HashSpec, at, hash};
 use super::*;
 use crate::btf::testing::Builder;
+use crate::introspect::sched::Memory;
 use crate::introspect::{MapContents, MapData};
 use crate::mem::Kva;
 
@@ -464,7 +465,7 @@ fn a_rehearsed_copy_is_the_same() {
         maps.iter().map(|m| kernel.copy_map(m, &mut budget()).decode()).collect()
     };
     let before = all();
-    kernel.rehearse(&maps, budget());
+    kernel.rehearse(&maps, &mut Memory::default(), budget());
     assert_eq!(all(), before);
     assert_eq!(all(), before, "with and without kept buffers");
 }
@@ -631,7 +632,7 @@ fn pause_of_ten_thousand_entries() {
     for map in &maps {
         let mut took: Vec<Duration> = (0..25)
             .map(|_| {
-                kernel.rehearse(std::slice::from_ref(map), budget());
+                kernel.rehearse(std::slice::from_ref(map), &mut Memory::default(), budget());
                 let start = std::time::Instant::now();
                 let raw = kernel.copy_map(map, &mut budget());
                 let took = start.elapsed();

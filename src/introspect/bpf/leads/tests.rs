@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::btf::testing::Builder;
+use crate::introspect::bpf::copy::RawData;
 use crate::introspect::testing::Guest;
 
 /// Bytes of an object: a number, a node of a list, a node of a tree, a kptr.
@@ -92,13 +93,16 @@ fn link(guest: &mut Guest, object: u64, next: u64, prev: u64) {
 }
 
 fn copied(guest: Guest, bytes: u64) -> (Memory, Leads) {
+    copied_within(guest, Budget::new(bytes, Duration::from_secs(60)))
+}
+
+fn copied_within(guest: Guest, mut within: Budget) -> (Memory, Leads) {
     let kernel = Kernel::open(guest.mem()).unwrap();
     let maps = kernel.maps().unwrap().maps;
     let mut budget = Budget::new(1 << 20, Duration::from_secs(60));
     let raws: Vec<RawMap> = maps.iter().map(|map| kernel.copy_map(map, &mut budget)).collect();
     let mut memory = Memory::default();
-    let mut budget = Budget::new(bytes, Duration::from_secs(60));
-    let leads = kernel.copy_leads(maps.iter().zip(&raws), &mut memory, &mut budget);
+    let leads = kernel.copy_leads(maps.iter().zip(&raws), &mut memory, &mut within);
     (memory, leads)
 }
 
@@ -177,6 +181,50 @@ fn a_budget_ends_it() {
     let (memory, leads) = copied(guest, 10 * OBJECT);
     assert_eq!(memory.len() as u64, 10 * OBJECT);
     assert_eq!(leads.incomplete.unwrap(), "the capture's budget of 720 bytes ran out");
+}
+
+#[test]
+fn time_ends_it_even_where_nothing_is_copied() {
+    for row in [[0; 8], [0x1000; 8]] {
+        let mut guest = guest();
+        map(&mut guest, row);
+        let (memory, leads) = copied_within(guest, Budget::new(PLENTY, Duration::ZERO));
+        assert!(memory.is_empty());
+        assert_eq!(leads.incomplete.unwrap(), "the capture's budget of 0ns ran out");
+    }
+    let data = RawData::Array { bytes: vec![1; 24], stride: 8, value_size: 8 };
+    let mut seen = 0;
+    RawMap::new(data).for_each_value(&mut |_| {
+        seen += 1;
+        seen < 2
+    });
+    assert_eq!(seen, 2, "no value is looked at when no more are wanted");
+}
+
+#[test]
+fn an_empty_list_is_its_head_and_no_object() {
+    let mut guest = guest();
+    let [around, other] = objects(&mut guest, 2)[..] else { panic!("two") };
+    let head = around + LIST;
+    link(&mut guest, around, head, head);
+    // Were it a node, this would be a kptr of its object's.
+    guest.write_u64(Kva(around + KPTR), other);
+    map(&mut guest, [head, head, 0, 0, 0, 0, 0, 0]);
+    let (memory, leads) = copied(guest, PLENTY);
+    assert_eq!(leads, Leads::default());
+    assert_eq!(memory.u64(head), Some(head));
+    assert_eq!(memory.len(), 16, "nothing else");
+}
+
+#[test]
+fn what_does_not_fit_is_not_followed() {
+    let mut guest = guest();
+    let mask = guest.alloc(136);
+    map(&mut guest, [0, 0, 0, 0, 0, 0, 0, mask.0]);
+    // The count would fit, without the bits.
+    let (memory, leads) = copied(guest, 4);
+    assert!(memory.is_empty());
+    assert_eq!(leads.incomplete.unwrap(), "the capture's budget of 4 bytes ran out");
 }
 
 #[test]

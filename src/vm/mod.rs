@@ -22,6 +22,7 @@ mod exit;
 pub mod initramfs;
 mod kargs;
 mod kvm;
+mod limits;
 mod qemu;
 mod ram;
 pub mod topology;

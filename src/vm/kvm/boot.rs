@@ -151,10 +151,13 @@ fn bzimage(
     header.ramdisk_size = cargo.initramfs.len() as u32;
     let mut params = boot_params { hdr: header, acpi_rsdp_addr: TABLES, ..Default::default() };
     let map = usable(parts);
+    if map.len() > params.e820_table.len() {
+        return Err(format!("its memory is in {} pieces, more than can be told", map.len()));
+    }
     for (entry, region) in params.e820_table.iter_mut().zip(&map) {
         *entry = boot_e820_entry { addr: region.start.0, size: region.len, r#type: RAM };
     }
-    params.e820_entries = map.len().min(params.e820_table.len()) as u8;
+    params.e820_entries = map.len() as u8;
     let params = BootParams::new(&params, GuestAddress(ZERO_PAGE));
     LinuxBootConfigurator::write_bootparams(&params, mem).map_err(|e| e.to_string())?;
     page_tables(mem)?;

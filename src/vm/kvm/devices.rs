@@ -251,6 +251,10 @@ fn carry(queue: &Queue, frames: &Mutex<Frames>, mut host: UnixStream) {
             PollFd::new(&queue.wake, PollFlags::IN),
         ];
         let _ = poll(&mut fds, None);
+        let said = fds[0].revents();
+        if said.intersects(PollFlags::HUP | PollFlags::ERR) && !said.contains(PollFlags::IN) {
+            return;
+        }
         let _ = rustix::io::read(&queue.wake, &mut [0; 8]);
     }
 }

@@ -21,13 +21,13 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{
     Capabilities, Capability, Console, Engine, ExitInfo, ExitKind, ExitWatch, Registers, VmError,
-    VmSpec, ending,
+    VmSpec, ending, limits,
 };
 use crate::mem::{GuestMem, MappedMem};
 use crate::wire::TTY_ARG;
 use cpuid::Cpuid;
 use devices::{Devices, Ending, Irq};
-use vcpu::{End, Vcpus};
+use vcpu::{End, Stand, Vcpus};
 
 pub use probe::{KvmSpeed, kvm_speed};
 
@@ -38,10 +38,13 @@ mod devices;
 mod layout;
 mod probe;
 mod tables;
+mod tsc;
 mod vcpu;
 
-/// The most CPUs: their APIC ids fit into a byte, and 255 is everybody.
+/// The most CPUs.
 const MOST_CPUS: u32 = 128;
+/// The highest APIC id that our tables can name; 255 is everybody.
+const HIGHEST_ID: u32 = 254;
 /// How long the CPUs may take to stand still.
 const RENDEZVOUS: Duration = Duration::from_secs(10);
 /// Lines of the console that go into an [`ExitInfo`].
@@ -66,8 +69,18 @@ pub(super) struct KvmMachine {
 /// What the guest's clocks said when it was stopped.
 struct Clocks {
     kvm: kvm_clock_data,
-    /// Of each CPU: the TSC and the deadline of its timer.
-    cpus: Vec<[u64; 2]>,
+    /// The host's TSC then.
+    host_tsc: u64,
+    cpus: Vec<CpuClock>,
+}
+
+/// A CPU's clock.
+struct CpuClock {
+    tsc: u64,
+    /// When its timer rings, by the TSC; 0 for never.
+    deadline: u64,
+    /// What is added to the host's TSC to get its own; KVM tells since Linux 5.16.
+    offset: Option<u64>,
 }
 
 fn host(what: &str) -> impl Fn(kvm_ioctls::Error) -> VmError + '_ {
@@ -84,10 +97,7 @@ fn host_io(what: &str) -> impl Fn(std::io::Error) -> VmError + '_ {
 /// [`VmError`]: what the host refuses, and what is wrong with the kernel.
 pub(super) fn start(spec: &VmSpec) -> Result<KvmMachine, VmError> {
     let cpus = spec.topology.cpus();
-    if cpus > MOST_CPUS {
-        let topology = spec.topology;
-        return Err(VmError::TooManyCpus { engine: "kvm", topology, cpus, most: MOST_CPUS });
-    }
+    limits::check(spec, "kvm", MOST_CPUS)?;
     let kvm = Kvm::new().map_err(host("open /dev/kvm"))?;
     let vm = kvm.create_vm().map_err(host("make a virtual machine"))?;
     let (memory, parts) = ram(spec)?;
@@ -204,6 +214,17 @@ fn cpuid(kvm: &Kvm, spec: &VmSpec) -> Result<Cpuid, VmError> {
         cpuid.hide(1, 0, 1 << 26 | 1 << 27 | 1 << 28 | 1 << 29 | 1 << 12, 0);
         cpuid.hide(7, 1 << 5 | 1 << 14 | 1 << 16 | 1 << 17 | 1 << 21 | 0xf << 26 | 3 << 30, !0, !0);
     }
+    let highest = (0..spec.topology.cpus()).map(|cpu| cpuid.bits().id(&spec.topology, cpu)).max();
+    let highest = highest.unwrap_or(0);
+    if highest > HIGHEST_ID {
+        return Err(VmError::Host {
+            what: format!("number the CPUs of topology {}", spec.topology),
+            reason: format!(
+                "each level has bits of its own in an APIC id, which would go up to {highest}, and \
+                 {HIGHEST_ID} is the most; ask for counts that are powers of two, or for fewer"
+            ),
+        });
+    }
     Ok(cpuid)
 }
 
@@ -223,6 +244,9 @@ fn fill(
     let mut asked = vec![format!("{TTY_ARG}=ttyS1")];
     asked.extend(spec.kargs.iter().cloned());
     let line = super::kargs::line(&asked);
+    if line.len() > limits::COMMAND_LINE {
+        return Err(VmError::KernelArgs { length: line.len(), most: limits::COMMAND_LINE });
+    }
     let cargo = boot::Cargo { initramfs: &spec.initramfs, command_line: &line };
     let entry = boot::load(memory.mapping(), parts, &spec.boot, &cargo).map_err(kernel(spec))?;
     let mut nodes = vec![Vec::new(); spec.topology.nodes() as usize];
@@ -266,6 +290,8 @@ fn watcher(
     let thread = std::thread::Builder::new().name("kvm-end".to_owned());
     let wait = move || {
         let end = gate.wait_for_end();
+        // No CPU goes on in a machine that has ended.
+        gate.call_until_all_have_left();
         devices.end();
         console.close();
         let text = console.text();
@@ -300,29 +326,37 @@ impl KvmMachine {
     /// Notes what the guest's clocks say.
     fn clocks(&self) -> Result<Clocks, VmError> {
         let kvm = self.vm.get_clock().map_err(host("read the guest's clock"))?;
-        let mut cpus = Vec::new();
-        for cpu in 0..self.cpus {
-            let read = self.vcpus.with(cpu, |fd| {
-                let mut msrs = timers([0; 2])?;
-                fd.get_msrs(&mut msrs).map_err(host("read a CPU's clock"))?;
-                let of = |i: usize| msrs.as_slice().get(i).map_or(0, |msr| msr.data);
-                Ok::<_, VmError>([of(0), of(1)])
-            });
-            cpus.push(read.ok_or_else(|| self.ended())??);
-        }
-        Ok(Clocks { kvm, cpus })
+        let read = |fd: &VcpuFd| {
+            let mut msrs = timers([0; 2])?;
+            fd.get_msrs(&mut msrs).map_err(host("read a CPU's clock"))?;
+            let of = |i: usize| msrs.as_slice().get(i).map_or(0, |msr| msr.data);
+            Ok(CpuClock { tsc: of(0), deadline: of(1), offset: tsc::offset(fd) })
+        };
+        let cpus = (0..self.cpus)
+            .map(|cpu| self.vcpus.with(cpu, read).unwrap_or_else(|| Err(self.ended())));
+        let cpus = cpus.collect::<Result<_, _>>()?;
+        Ok(Clocks { kvm, host_tsc: tsc::now(), cpus })
     }
 
     /// Makes the clocks go on from where they stood.
+    ///
+    /// KVM takes a write of the TSC that comes soon after another for an attempt to synchronize
+    /// CPUs, and keeps its offset. So the offset itself is changed where KVM lets us.
     fn wind(&self, clocks: &Clocks) -> Result<(), VmError> {
-        // All CPUs read the TSC at nearly the same instant; the first one's counts for all, so
-        // that KVM gives them one offset.
-        let tsc = clocks.cpus.first().map_or(0, |cpu| cpu[0]);
-        for (cpu, [_, deadline]) in (0..).zip(&clocks.cpus) {
-            let set = self.vcpus.with(cpu, |fd| {
-                fd.set_msrs(&timers([tsc, *deadline])?).map_err(host("set a CPU's clock"))
-            });
-            set.ok_or_else(|| self.ended())??;
+        let hidden = tsc::now().wrapping_sub(clocks.host_tsc);
+        // Without offsets: all CPUs read the TSC at nearly the same instant; the first one's counts
+        // for all, so that KVM gives them one.
+        let first = clocks.cpus.first().map_or(0, |cpu| cpu.tsc);
+        for (cpu, clock) in (0..).zip(&clocks.cpus) {
+            let set = |fd: &VcpuFd| {
+                let moved =
+                    clock.offset.is_some_and(|o| tsc::set_offset(fd, o.wrapping_sub(hidden)));
+                let both = timers([first, clock.deadline])?;
+                // The deadline comes last, so that it is reckoned by the clock that is right.
+                let last = Msrs::from_entries(&both.as_slice()[1..]).unwrap_or(both.clone());
+                fd.set_msrs(if moved { &last } else { &both }).map_err(host("set a CPU's clock"))
+            };
+            self.vcpus.with(cpu, set).unwrap_or_else(|| Err(self.ended()))?;
         }
         let clock = kvm_clock_data { clock: clocks.kvm.clock, ..Default::default() };
         self.vm.set_clock(&clock).map_err(host("set the guest's clock"))
@@ -355,14 +389,16 @@ impl Engine for KvmMachine {
     fn pause(&mut self) -> Result<Duration, VmError> {
         let start = Instant::now();
         if self.paused.is_none() {
-            if let Err(missing) = self.vcpus.stand(RENDEZVOUS) {
-                let what = format!("CPUs {missing:?} to leave the guest");
-                return Err(VmError::Timeout { what, waited: RENDEZVOUS });
+            match self.vcpus.stand(RENDEZVOUS) {
+                Stand::Still => {}
+                Stand::Ended => return Err(self.ended()),
+                Stand::Late(missing) => {
+                    let what = format!("CPUs {missing:?} to leave the guest");
+                    return Err(VmError::Timeout { what, waited: RENDEZVOUS });
+                }
             }
-            if self.watch.get().is_some() {
-                return Err(self.ended());
-            }
-            self.paused = Some(self.clocks()?);
+            // Whatever fails now must not leave it standing.
+            self.paused = Some(self.clocks().inspect_err(|_| self.vcpus.go())?);
         }
         Ok(start.elapsed())
     }
@@ -378,6 +414,13 @@ impl Engine for KvmMachine {
     }
 
     fn registers(&mut self, cpu: u32) -> Result<Registers, VmError> {
+        if cpu >= self.cpus {
+            return Err(VmError::NoSuchCpu { cpu, cpus: self.cpus });
+        }
+        if self.paused.is_none() {
+            let reason = "the machine runs: pause it first".to_owned();
+            return Err(VmError::Refused { command: "registers".to_owned(), reason });
+        }
         let read = self.vcpus.with(cpu, |fd| {
             let what = "read a CPU's registers";
             let regs = fd.get_regs().map_err(host(what))?;
@@ -385,7 +428,7 @@ impl Engine for KvmMachine {
             let state = fd.get_mp_state().map_err(host(what))?;
             Ok((regs, sregs, state.mp_state == KVM_MP_STATE_HALTED))
         });
-        let (r, s, halted) = read.ok_or(VmError::NoSuchCpu { cpu, cpus: self.cpus })??;
+        let (r, s, halted) = read.unwrap_or_else(|| Err(self.ended()))?;
         let values = [
             ("rax", r.rax),
             ("rbx", r.rbx),

@@ -13,8 +13,7 @@
 //! returns at once. See `Documentation/virt/kvm/api.rst`, `KVM_RUN`.
 
 use std::cell::Cell;
-use std::os::unix::thread::JoinHandleExt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -90,9 +89,21 @@ struct State {
     order: Order,
     /// The CPUs that stand.
     standing: Vec<bool>,
-    /// The threads that have left.
+    /// The threads, from when they come until they leave.
+    threads: Vec<Option<libc::pthread_t>>,
+    /// How many have left.
     left: usize,
     end: Option<End>,
+}
+
+/// What came of an order to stand.
+pub(super) enum Stand {
+    /// All do.
+    Still,
+    /// The machine has ended, or is ending.
+    Ended,
+    /// These did not come in time; all go on.
+    Late(Vec<u32>),
 }
 
 /// Where orders are given and obeyed.
@@ -104,7 +115,8 @@ pub(super) struct Gate {
 impl Gate {
     fn new(cpus: usize) -> Arc<Gate> {
         let standing = vec![false; cpus];
-        let state = State { order: Order::Stand, standing, left: 0, end: None };
+        let threads = vec![None; cpus];
+        let state = State { order: Order::Stand, standing, threads, left: 0, end: None };
         Arc::new(Gate { state: Mutex::new(state), changed: Condvar::new() })
     }
 
@@ -155,6 +167,32 @@ impl Gate {
             state.end = why;
         }
         self.changed.notify_all();
+    }
+
+    /// Calls CPUs out of the guest, those that `wanted` says.
+    fn call(&self, wanted: impl Fn(usize, &State) -> bool) {
+        let state = self.lock();
+        for (cpu, thread) in state.threads.iter().enumerate() {
+            let Some(thread) = thread.filter(|_| wanted(cpu, &state)) else { continue };
+            // SAFETY: a thread takes itself off the list, under the lock that is held here, before
+            // it ends, so the handle is valid; the handler is installed before any thread starts.
+            #[allow(unsafe_code)]
+            unsafe {
+                libc::pthread_kill(thread, signal());
+            }
+        }
+    }
+
+    /// Calls until no thread is left, once the machine is to end.
+    pub(super) fn call_until_all_have_left(&self) {
+        loop {
+            self.call(|_, _| true);
+            let state = self.lock();
+            if state.left == state.threads.len() {
+                return;
+            }
+            drop(self.wait(state, REPEAT));
+        }
     }
 
     /// Waits until the machine is to end; why, unless it was told to.
@@ -214,11 +252,8 @@ impl Vcpus {
         self.gate.order(Order::Go);
     }
 
-    /// Makes all stand still.
-    ///
-    /// # Errors
-    /// The CPUs that did not come within `patience`; then all go on.
-    pub(super) fn stand(&self, patience: Duration) -> Result<(), Vec<u32>> {
+    /// Makes all stand still, within `patience`.
+    pub(super) fn stand(&self, patience: Duration) -> Stand {
         let deadline = Instant::now() + patience;
         self.gate.order(Order::Stand);
         let mut state = self.gate.lock();
@@ -226,16 +261,19 @@ impl Vcpus {
             let missing = |(cpu, stands): (usize, &bool)| (!stands).then_some(cpu);
             let missing: Vec<usize> =
                 state.standing.iter().enumerate().filter_map(missing).collect();
-            if missing.is_empty() || state.order == Order::End {
-                return Ok(());
+            if state.order == Order::End {
+                return Stand::Ended;
+            }
+            if missing.is_empty() {
+                return Stand::Still;
             }
             if Instant::now() >= deadline {
                 drop(state);
                 self.go();
-                return Err(missing.into_iter().map(|cpu| cpu as u32).collect());
+                return Stand::Late(missing.into_iter().map(|cpu| cpu as u32).collect());
             }
             drop(state);
-            self.call(&missing);
+            self.gate.call(|cpu, state| !state.standing[cpu]);
             state = self.gate.lock();
             if state.standing.iter().any(|stands| !stands) {
                 state = self.gate.wait(state, REPEAT);
@@ -243,36 +281,22 @@ impl Vcpus {
         }
     }
 
-    /// What one reads of a CPU that stands, or sets.
+    /// What one reads of a CPU that stands, or sets; `None` of one that is in the guest.
     pub(super) fn with<R>(&self, cpu: u32, f: impl FnOnce(&VcpuFd) -> R) -> Option<R> {
-        let fd = self.cpus.get(cpu as usize)?.fd.lock();
-        Some(f(&fd.unwrap_or_else(PoisonError::into_inner)))
-    }
-
-    fn call(&self, cpus: &[usize]) {
-        for cpu in cpus.iter().filter_map(|cpu| self.cpus.get(*cpu)) {
-            // SAFETY: the thread is not joined before this value is gone, so its handle is valid;
-            // the handler is installed.
-            #[allow(unsafe_code)]
-            unsafe {
-                libc::pthread_kill(cpu.thread.as_pthread_t(), signal());
-            }
+        match self.cpus.get(cpu as usize)?.fd.try_lock() {
+            Ok(fd) => Some(f(&fd)),
+            Err(TryLockError::Poisoned(fd)) => Some(f(&fd.into_inner())),
+            Err(TryLockError::WouldBlock) => None,
         }
     }
 
     /// Ends all threads and waits for them.
     pub(super) fn end(&mut self) {
         self.gate.end(None);
-        loop {
-            let state = self.gate.lock();
-            if state.left >= self.cpus.len() {
-                break;
-            }
-            drop(state);
-            let all: Vec<usize> = (0..self.cpus.len()).collect();
-            self.call(&all);
-            let state = self.gate.lock();
-            if state.left < self.cpus.len() {
+        for cpu in &self.cpus {
+            while !cpu.thread.is_finished() {
+                self.gate.call(|_, _| true);
+                let state = self.gate.lock();
                 drop(self.gate.wait(state, REPEAT));
             }
         }
@@ -285,6 +309,32 @@ impl Vcpus {
 impl Drop for Vcpus {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+/// A thread that may be called, for as long as this value is there, however it ends.
+struct Present<'a> {
+    gate: &'a Gate,
+    cpu: usize,
+}
+
+impl<'a> Present<'a> {
+    fn enter(gate: &'a Gate, cpu: usize) -> Self {
+        // SAFETY: asks a thread for its own handle.
+        #[allow(unsafe_code)]
+        let this = unsafe { libc::pthread_self() };
+        gate.lock().threads[cpu] = Some(this);
+        Present { gate, cpu }
+    }
+}
+
+impl Drop for Present<'_> {
+    fn drop(&mut self) {
+        let mut state = self.gate.lock();
+        state.threads[self.cpu] = None;
+        state.left += 1;
+        drop(state);
+        self.gate.changed.notify_all();
     }
 }
 
@@ -304,6 +354,7 @@ enum Left {
 
 impl Runner {
     fn run(self) {
+        let _present = Present::enter(&self.gate, self.cpu);
         while self.gate.pass(self.cpu) {
             let mut fd = self.fd.lock().unwrap_or_else(PoisonError::into_inner);
             RUN.set(fd.get_kvm_run());
@@ -314,8 +365,6 @@ impl Runner {
                 self.gate.end(Some(why));
             }
         }
-        self.gate.lock().left += 1;
-        self.gate.changed.notify_all();
     }
 
     /// Runs the guest until somebody calls, or it ends.

@@ -3,9 +3,6 @@
 use super::VmError;
 use crate::vm::VmSpec;
 
-/// The most CPUs. All share one host thread: where one takes 2 s of it to boot and 16 take 5 s, 64
-/// take 21 s, and each then gets a 64th of what it can do.
-const MOST_CPUS: u32 = 64;
 /// RAM for a stock kernel of 60 MB and for something to run on it. It gets to its first program
 /// with 80 MiB.
 const BASE_MIB: u64 = 128;
@@ -14,15 +11,15 @@ const CPU_MIB: u64 = 4;
 /// RAM that a node needs for its own structures, and the first one for the kernel.
 const NODE_MIB: u64 = 64;
 /// `COMMAND_LINE_SIZE` on x86, less the terminator.
-const COMMAND_LINE: usize = 2047;
+pub(super) const COMMAND_LINE: usize = 2047;
 
 const MIB: u64 = 1 << 20;
 
-pub(super) fn check(spec: &VmSpec) -> Result<(), VmError> {
+pub(super) fn check(spec: &VmSpec, engine: &'static str, most: u32) -> Result<(), VmError> {
     let topology = spec.topology;
     let cpus = topology.cpus();
-    if cpus > MOST_CPUS {
-        return Err(VmError::TooManyCpus { engine: "qemu", topology, cpus, most: MOST_CPUS });
+    if cpus > most {
+        return Err(VmError::TooManyCpus { engine, topology, cpus, most });
     }
     // While it is being unpacked, the initramfs is there twice.
     let initramfs = 2 * (spec.initramfs.len() as u64).div_ceil(MIB);

@@ -85,6 +85,8 @@ pub struct Field {
     ty: Type,
     /// From the key, the value or the kernel's struct to here; empty for the whole.
     path: Arc<str>,
+    /// Pointers that were followed to an arena's page; a place of the kernel's has its own count.
+    hops: u8,
 }
 
 /// Where a value came from.
@@ -152,7 +154,7 @@ impl Field {
                 _ => Type::Untyped,
             }
         };
-        Field { base: Base::Entry(entry, side), ty, path: Arc::from("") }
+        Field { base: Base::Entry(entry, side), ty, path: Arc::from(""), hops: 0 }
     }
 
     /// The whole of something of the kernel's, as a type of its BTF or as bytes.
@@ -165,7 +167,7 @@ impl Field {
             }
             None => Type::Untyped,
         };
-        Field { base: Base::Kernel(place), ty, path: Arc::from("") }
+        Field { base: Base::Kernel(place), ty, path: Arc::from(""), hops: 0 }
     }
 
     /// What it is a part of, as errors name it.

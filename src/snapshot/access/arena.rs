@@ -16,20 +16,21 @@ const WINDOW: u64 = 1 << 32;
 /// Bytes that are put together from several pages at most.
 const MOST: u64 = 1 << 20;
 
-/// What lies at an address of an arena that was captured, as a type; `None` when no arena has a page
-/// there.
+/// What lies at an address of an arena that was captured, as a type, after `hops` pointers; `None` when
+/// no arena has a page there.
 pub(super) fn lookup(
     snapshot: &Arc<Snapshot>,
     address: u64,
     (btf, ty): (Arc<Btf>, TypeId),
     path: &Arc<str>,
+    hops: u8,
 ) -> Option<Field> {
     let arenas = snapshot.maps().ok()?.into_iter().filter(|map| map.attrs().kind == "arena");
     let entry = arenas.filter_map(|arena| page(&arena, address & !(PAGE - 1))).next()?;
     let size = btf.size_of(ty).unwrap_or_default();
     let at = btf::Field { offset: address % PAGE, bits: None, ty, size };
     let (base, path) = (Base::Entry(entry, Side::Value), path.clone());
-    Some(Field { base, ty: Type::Btf { btf, at, root: ty, made: None }, path })
+    Some(Field { base, ty: Type::Btf { btf, at, root: ty, made: None }, path, hops })
 }
 
 /// What lies `offset` bytes behind the start of a page, over as many pages as it takes; `None` when

@@ -17,8 +17,13 @@ impl Field {
     /// no mask; why its bytes are not there.
     pub fn as_cpus(&self) -> SnapshotResult<String> {
         if self.kind() == FieldKind::Pointer {
-            return self.target()?.as_cpus();
+            // One pointer only: a guest's types can have one that leads to itself.
+            return self.target()?.cpus_here();
         }
+        self.cpus_here()
+    }
+
+    fn cpus_here(&self) -> SnapshotResult<String> {
         let not = || self.mismatch("a CPU mask", self.described());
         let Type::Btf { btf, at, .. } = &self.ty else { return Err(not()) };
         let bits = mask(btf, at.ty, 0).ok_or_else(not)?;

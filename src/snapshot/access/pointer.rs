@@ -38,14 +38,14 @@ impl Field {
 
     /// Whether this is not in a map's entry, but behind a pointer or of the kernel's.
     pub(crate) fn is_followed(&self) -> bool {
-        matches!(self.base, Base::Kernel(_))
+        self.hops > 0 || matches!(self.base, Base::Kernel(_))
     }
 
     /// Where a pointer is followed from.
     pub(super) fn start(&self) -> Place {
         match &self.base {
             Base::Kernel(place) => place.clone(),
-            Base::Entry(..) => Place::new(self.snapshot(), self.here(), 0, 0),
+            Base::Entry(..) => Place::new(self.snapshot(), self.here(), 0, 0).after(self.hops),
         }
     }
 
@@ -61,8 +61,10 @@ impl Field {
         let address = self.as_u64()?;
         let place = from.follow(address, &self.path)?;
         if address < KERNEL
-            && let Some(field) =
-                arena::lookup(self.snapshot(), address, (btf.clone(), to), &self.path)
+            && let Some(field) = {
+                let ty = (btf.clone(), to);
+                arena::lookup(self.snapshot(), address, ty, &self.path, place.hops())
+            }
         {
             return Ok(field);
         }
@@ -194,7 +196,7 @@ impl Field {
         let in_arena = at != 0 && at < KERNEL;
         let field = match own.or_else(|| if in_arena { self.anybodys(ty) } else { None }) {
             Some((btf, ty)) if at != 0 && at < KERNEL => {
-                let found = arena::lookup(self.snapshot(), at, (btf, ty), &Arc::from(""));
+                let found = arena::lookup(self.snapshot(), at, (btf, ty), &Arc::from(""), 1);
                 let why = "an address of user space, and no captured arena has a page there";
                 found.ok_or_else(|| self.mismatch("an address of the kernel's", why.to_owned()))?
             }

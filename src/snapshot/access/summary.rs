@@ -1,6 +1,6 @@
 //! What a pointer leads to, in a few words.
 
-use super::{Base, Field};
+use super::Field;
 use crate::btf::{Shape, Special};
 use crate::snapshot::error_text::escaped_text;
 
@@ -34,7 +34,7 @@ impl Field {
                 Some(escaped_text(path))
             }
             // What objects lead to in turn is not said: there may be many ways.
-            _ if matches!(self.base, Base::Entry(..)) && std::sync::Arc::ptr_eq(theirs, btf) => {
+            _ if !self.is_followed() && std::sync::Arc::ptr_eq(theirs, btf) => {
                 Some(target.inline(SHORT))
             }
             _ => None,

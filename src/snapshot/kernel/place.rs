@@ -57,6 +57,16 @@ impl Place {
         &self.snapshot
     }
 
+    /// Pointers that were followed on the way here.
+    pub(crate) fn hops(&self) -> u8 {
+        self.hops
+    }
+
+    /// The same place, after as many pointers.
+    pub(crate) fn after(self, hops: u8) -> Place {
+        Place { hops, ..self }
+    }
+
     pub(crate) fn what(&self) -> &str {
         &self.what
     }

@@ -198,3 +198,43 @@ fn pointers_into_an_arena_lead_to_its_pages() {
     let number = |path: &str| crossing.get(path).unwrap().as_u64().unwrap();
     assert_eq!((number("value"), number("next.value")), (START + 0x1000, 7));
 }
+
+/// A pointer whose type and whose place both lead back to it, and a list that does.
+#[test]
+fn cycles_in_an_arena_end() {
+    const START: u64 = 0x7f12_0000_5000;
+    let mut b = Builder::new();
+    let u64_ = b.int("unsigned long", 8, false);
+    let own = b.next_id();
+    assert_eq!(b.ptr(own), own);
+    let node = b.next_id() + 1;
+    let next = b.ptr(node);
+    assert_eq!(b.structure("thing", 16, &[("value", u64_, 0), ("next", next, 64)]), node);
+    let (first, itself) = (b.var("first", next), b.var("itself", own));
+    let bss = b.datasec(".bss", 16, &[(first, 0, 8), (itself, 8, 8)]);
+    let mut o = Object { btf: Some(b.parse()), maps: Vec::new() };
+    let section = Rows { values: vec![bytes![START, START + 0x20]], ..Rows::default() };
+    o.map("a.bss", "array", (0, bss), section);
+    let mut page = bytes![7u64, START, 0u64, 0u64, START + 0x20];
+    page.resize(4096, 0);
+    let pages = Rows { keys: Some(vec![bytes![START]]), values: vec![page], ..Rows::default() };
+    o.map("heap", "arena", (u64_, 0), pages).maps[1].attrs.key_size = 0;
+    let kernel = KernelState { btf: Some(kernel_types()), ..KernelState::default() };
+    let snap = Snapshot::with_kernel(meta("p"), o.maps, Vec::new(), kernel);
+    let error = text(snap.global("itself").unwrap().as_cpus());
+    assert!(error.contains("a CPU mask"), "{error}");
+    let path = |hops: usize| format!("first{}.value", ".next".repeat(hops - 1));
+    assert_eq!(snap.global(&path(16)).unwrap().as_u64(), Ok(7));
+    let error = text(snap.global(&path(17)));
+    assert!(error.contains("at most 16 pointers in a path"), "{error}");
+    // Step by step it is the same; a pointer that is cast begins anew.
+    let mut at = snap.global("first").unwrap();
+    for _ in 1..16 {
+        at = at.get("next").unwrap();
+    }
+    assert_eq!(at.get("value").unwrap().as_u64(), Ok(7));
+    let last = at.get("next").unwrap();
+    assert!(text(last.get("value")).contains("at most 16"));
+    let again = last.as_ptr("struct thing").unwrap();
+    assert_eq!(again.get("next.value").unwrap().as_u64(), Ok(7));
+}

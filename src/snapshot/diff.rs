@@ -124,18 +124,33 @@ impl Snapshot {
 
 /// Maps by names that tell them apart: of several with one name, by their order.
 fn named(maps: Vec<Map>) -> BTreeMap<String, Map> {
-    let mut out = BTreeMap::new();
-    for map in maps {
-        let name = map.name().to_owned();
-        out.insert(unique(name, |name| out.contains_key(name)), map);
-    }
-    out
+    let mut names = Names::default();
+    maps.into_iter().map(|map| (names.unique(map.name().to_owned()), map)).collect()
 }
 
-/// A name, or the first of those like it that is not taken: `name (2)`.
-fn unique(name: String, taken: impl Fn(&String) -> bool) -> String {
-    let numbered = (2..).map(|n| format!("{name} ({n})"));
-    std::iter::once(name.clone()).chain(numbered).find(|name| !taken(name)).unwrap_or(name)
+/// Names that are taken, each with the number that the next one like it may have.
+#[derive(Default)]
+struct Names(HashMap<String, u64>);
+
+impl Names {
+    /// A name, or the first of those like it that is not taken: `name (2)`. Numbers that were
+    /// tried are not tried again: a file may have many things of one name.
+    fn unique(&mut self, name: String) -> String {
+        let Some(mut n) = self.0.get(&name).copied() else {
+            self.0.insert(name.clone(), 2);
+            return name;
+        };
+        let free = loop {
+            let numbered = format!("{name} ({n})");
+            n += 1;
+            if !self.0.contains_key(&numbered) {
+                break numbered;
+            }
+        };
+        self.0.insert(name, n);
+        self.0.insert(free.clone(), 2);
+        free
+    }
 }
 
 struct Differ {

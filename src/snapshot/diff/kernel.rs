@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Differ, Value, unique};
+use super::{Differ, Names, Value};
 use crate::snapshot::kernel::KernelState;
 use crate::snapshot::{
     Cpu, Domain, Dsq, FieldKind, Module, Pressure, Prog, Scalar, Snapshot, SnapshotResult, Stall,
@@ -59,11 +59,10 @@ impl Differ {
 
     /// All there is of a snapshot, in order. What cannot be told is noted.
     fn things(&mut self, snapshot: &Arc<Snapshot>, which: &str) -> BTreeMap<Place, Thing> {
-        let mut out = BTreeMap::new();
+        let (mut out, mut names) = (BTreeMap::new(), Names::default());
+        // Things that have no order of their own are not called alike.
         let mut put = |rank: u8, number: i64, (name, thing): (String, Thing)| {
-            let place = |name: &String| (rank, number, name.clone());
-            let name = unique(name, |name| out.contains_key(&place(name)));
-            out.insert(place(&name), thing);
+            out.insert((rank, number, names.unique(name)), thing);
         };
         match snapshot.tasks() {
             Ok(tasks) => {
@@ -198,9 +197,9 @@ fn of_module(module: &Module) -> (String, Thing) {
 
 /// The pressure of the system and of each cgroup, where the kernel accounts for it.
 fn of_psi(snapshot: &Arc<Snapshot>) -> Vec<(String, Thing)> {
-    let group = |cgroup: Option<&str>| {
+    let group = |(cgroup, pressure): (Option<&str>, SnapshotResult<Vec<Pressure>>)| {
         let mut facts = Facts::default();
-        for Pressure { resource, some, full } in snapshot.psi(cgroup).ok()? {
+        for Pressure { resource, some, full } in pressure.ok()? {
             for (share, stall) in [("some", some), ("full", full)] {
                 let Some(Stall { avg10, avg60, avg300, total }) = stall else { continue };
                 let total = i64::try_from(total).unwrap_or(i64::MAX);
@@ -215,8 +214,7 @@ fn of_psi(snapshot: &Arc<Snapshot>) -> Vec<(String, Thing)> {
         let name = cgroup.map_or("psi".to_owned(), |path| format!("psi({path:?})"));
         Some((name, Thing { headline: "its pressure".to_owned(), facts: facts.0 }))
     };
-    let cgroups = snapshot.psi_cgroups().unwrap_or_default();
-    std::iter::once(None).chain(cgroups.into_iter().map(Some)).filter_map(group).collect()
+    snapshot.all_psi().into_iter().flatten().filter_map(group).collect()
 }
 
 /// The variables that a freeze was asked for by name. Bytes without a type may be an address.

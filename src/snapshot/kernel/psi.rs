@@ -66,6 +66,12 @@ const RESOURCES: [(&str, &str); 4] =
 /// Bits behind the point of an average (`FSHIFT`, include/linux/sched/loadavg.h).
 const FSHIFT: u32 = 11;
 
+fn what_of(cgroup: Option<&str>) -> String {
+    cgroup.map_or("the pressure of the system".to_owned(), |path| {
+        format!("the pressure of cgroup {path}")
+    })
+}
+
 impl Snapshot {
     /// The cgroups of which there is pressure, by path; the root's is the system's.
     ///
@@ -98,13 +104,10 @@ impl Snapshot {
     pub fn psi(self: &Arc<Self>, cgroup: Option<&str>) -> SnapshotResult<Vec<Pressure>> {
         let state = self.psi_state()?;
         let cgroup = cgroup.map(|path| path.trim_end_matches('/')).filter(|path| !path.is_empty());
-        let what = cgroup.map_or("the pressure of the system".to_owned(), |path| {
-            format!("the pressure of cgroup {path}")
-        });
         let Some(group) = state.groups.iter().find(|group| group.cgroup.as_deref() == cgroup)
         else {
             if let Some(why) = state.cgroups_off.as_ref().or(state.incomplete.as_ref()) {
-                return Err(unreadable(what, why));
+                return Err(unreadable(what_of(cgroup), why));
             }
             let paths: Vec<String> = self.psi_cgroups()?.into_iter().map(str::to_owned).collect();
             let asked = cgroup.unwrap_or("/");
@@ -115,6 +118,25 @@ impl Snapshot {
                 available_keys: nearest_first(asked, paths).into_iter().take(3).collect(),
             });
         };
+        self.psi_of(state, group)
+    }
+
+    /// Each group's cgroup and pressure, the system's first.
+    pub(crate) fn all_psi(
+        self: &Arc<Self>,
+    ) -> SnapshotResult<impl Iterator<Item = (Option<&str>, SnapshotResult<Vec<Pressure>>)>> {
+        let state = self.psi_state()?;
+        let groups = state.groups.iter();
+        Ok(groups.map(move |group| (group.cgroup.as_deref(), self.psi_of(state, group))))
+    }
+
+    fn psi_of(
+        self: &Arc<Self>,
+        state: &PsiState,
+        group: &PsiGroup,
+    ) -> SnapshotResult<Vec<Pressure>> {
+        let cgroup = group.cgroup.as_deref();
+        let what = what_of(cgroup);
         if let Some(why) = &group.incomplete {
             return Err(unreadable(what, why));
         }

@@ -4,7 +4,7 @@ use crate::btf::testing::Builder;
 use crate::introspect::made_up_sched::pressure::at;
 use crate::mem::Kva;
 use crate::snapshot::testing::{Object, Rows, bytes, changed, made_up, meta, sample};
-use crate::snapshot::{Meta, Snapshot};
+use crate::snapshot::{KernelState, Meta, ProgState, Snapshot};
 use std::sync::Arc;
 
 /// A scheduler's memory: a counter, a hash of structs with an array and a pointer in them, a
@@ -104,4 +104,32 @@ fn the_kernels_state_is_compared_by_number_and_name() {
     assert_eq!(asked.diff(&old, false).unwrap().to_string(), "", "of bytes nothing is known");
     let text = asked.diff(&old, true).unwrap().to_string();
     assert!(text.starts_with("- kernel(\"jiffies_64\"): 0x08dbfeff"), "{text}");
+}
+
+/// A file may have as many programs of one name as it likes, and others of the names that these get.
+#[test]
+fn many_things_of_one_name_are_told_apart_quickly() {
+    let with = |runs: u64| {
+        let prog = |name: &str| ProgState {
+            id: 1,
+            name: name.to_owned(),
+            kind: "tracing".to_owned(),
+            maps: Vec::new(),
+            runs: Some((runs, 0)),
+            incomplete: None,
+        };
+        let mut progs = vec![prog("same"), prog("same"), prog("same] (2)"), prog("same")];
+        progs.extend((0..50_000).map(|_| prog("many")));
+        let kernel = KernelState { progs, ..KernelState::default() };
+        Snapshot::with_kernel(Meta::default(), Vec::new(), Vec::new(), kernel)
+    };
+    let start = std::time::Instant::now();
+    let diff = with(1).diff(&with(2), false).unwrap();
+    // A search from the first for each would take a billion looks.
+    assert!(start.elapsed() < std::time::Duration::from_secs(60));
+    let paths: Vec<&str> = diff.changes.iter().map(|change| change.path.as_str()).collect();
+    assert_eq!(paths.len(), 50_004);
+    for path in ["[same].runs", "[same] (2).runs", "[same] (3).runs", "[many] (50000).runs"] {
+        assert!(paths.contains(&format!("progs{path}").as_str()), "{path}");
+    }
 }

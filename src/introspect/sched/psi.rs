@@ -140,7 +140,11 @@ impl Copy<'_> {
             Ok((tree, root)) => {
                 for cgroup in self.cgroups_below(tree, root.offset(tree.cgrp), &mut psi.incomplete)
                 {
-                    let Some(found) = self.kernel.cgroup_at(&tree.node, cgroup) else { continue };
+                    let Some(found) = self.kernel.cgroup_at(&tree.node, cgroup) else {
+                        let why = format!("the path of the cgroup at {:#x} is damaged", cgroup.0);
+                        psi.incomplete.get_or_insert(why);
+                        continue;
+                    };
                     let at = cgroup.offset(tree.psi);
                     let group = if tree.embedded { Ok(at.0) } else { self.kernel.read_u64(at) };
                     match group {

@@ -60,7 +60,7 @@ pub(crate) struct Machine {
     pub(crate) table: Kva,
     pub(crate) sched: Kva,
     pub(crate) module: modules::MadeModule,
-    groups: [Kva; 2],
+    pub(crate) groups: [Kva; 2],
 }
 
 /// Types of the kernel's scheduling structs.

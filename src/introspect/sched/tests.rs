@@ -241,6 +241,14 @@ fn pressure_is_found_of_the_system_and_of_each_cgroup() {
         m.guest.write_u64(lab, lab.0);
     });
     assert!(psi.incomplete.unwrap().contains("runs in a circle"));
+    // A cgroup whose path leads nowhere.
+    let psi = changed(|m| {
+        let hot = Kva(m.guest.read_u64(m.groups[1]));
+        let node = Kva(m.guest.read_u64(hot));
+        m.guest.write_u64(node, 0x1000);
+    });
+    assert_eq!(paths(&psi), ["", "/lab"]);
+    assert!(psi.incomplete.unwrap().contains("the path of the cgroup at 0x"));
     assert_eq!(paths(&copy(Machine::new(false)).psi.unwrap()).len(), 3);
 }
 

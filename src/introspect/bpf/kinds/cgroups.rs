@@ -63,7 +63,8 @@ impl Kernel {
                 }
                 Err(why) => rows.incomplete(why),
             }
-            if budget.check_time().is_err() {
+            if let Err(why) = budget.check_time() {
+                rows.incomplete(why);
                 break;
             }
         }

@@ -189,7 +189,7 @@ impl Capturer {
         request: &'a CaptureRequest,
     ) -> impl Iterator<Item = SnapshotError> + use<'a> {
         let symbols = self.kernel.symbols();
-        let modules = self.kernel.module_symbols();
+        let modules = self.kernel.module_symbols(&request.kernel);
         let unknown = request.kernel.iter().filter(move |name| {
             symbols.lookup(name).is_empty() && !modules.contains(name.as_str())
         });

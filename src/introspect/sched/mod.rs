@@ -166,11 +166,11 @@ impl Kernel {
         }
     }
 
-    /// The names of modules' symbols, as of the last copy.
+    /// Those of `wanted` that are names of modules' symbols, as of the last copy.
     #[must_use]
-    pub fn module_symbols(&self) -> std::collections::HashSet<String> {
+    pub fn module_symbols(&self, wanted: &[String]) -> std::collections::HashSet<String> {
         let Ok(state) = self.sched() else { return Default::default() };
-        state.modules.lock().unwrap_or_else(PoisonError::into_inner).names()
+        state.modules.lock().unwrap_or_else(PoisonError::into_inner).having(wanted)
     }
 
     fn sched(&self) -> Result<&SchedState, IntrospectError> {

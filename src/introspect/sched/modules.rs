@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError};
 use super::Copy;
 use super::layout::{Found, Struct};
 use crate::btf::Btf;
+use crate::introspect::bpf::Budget;
 use crate::introspect::kernel::Kernel;
 use crate::mem::Kva;
 
@@ -16,6 +17,10 @@ const MAX_MODULES: usize = 4096;
 const MAX_SYMBOLS: u64 = 256 << 10;
 /// Bytes of their names.
 const MAX_NAMES: u64 = 16 << 20;
+/// Symbols of all modules; a machine with everything loaded has some hundred thousand.
+const MAX_ALL_SYMBOLS: u64 = 1 << 20;
+/// Bytes of all their names. As many of both fit into the table that a file keeps.
+const MAX_ALL_NAMES: u64 = 32 << 20;
 /// Bytes of one name (`KSYM_NAME_LEN`).
 const MAX_NAME: usize = 512;
 /// Regions of memory that a module can have.
@@ -73,13 +78,45 @@ impl ModuleAt {
 /// Symbols that were read before, by the module's address: they do not change while it lives.
 #[derive(Default)]
 pub(super) struct ModuleCache {
-    known: HashMap<u64, (Identity, Arc<Vec<ModuleSymbol>>)>,
+    known: HashMap<u64, Known>,
+}
+
+struct Known {
+    identity: Identity,
+    symbols: Arc<Vec<ModuleSymbol>>,
+    /// Bytes of their names.
+    names: u64,
+}
+
+/// What is left for the modules that come: many small tables may name one long string.
+struct Room {
+    symbols: u64,
+    names: u64,
+}
+
+impl Room {
+    fn take(&mut self, symbols: u64, names: u64) -> Result<(), String> {
+        let left = self.symbols.checked_sub(symbols).zip(self.names.checked_sub(names));
+        let Some((symbols, names)) = left else {
+            return Err(format!(
+                "with them, all modules have more than {MAX_ALL_SYMBOLS} symbols or \
+                 {MAX_ALL_NAMES} bytes of names"
+            ));
+        };
+        *self = Room { symbols, names };
+        Ok(())
+    }
 }
 
 impl ModuleCache {
-    pub(super) fn names(&self) -> HashSet<String> {
-        let tables = self.known.values().map(|(_, symbols)| symbols);
-        tables.flat_map(|symbols| symbols.iter().map(|symbol| symbol.name.clone())).collect()
+    /// Those of `wanted` that a module has.
+    pub(super) fn having(&self, wanted: &[String]) -> HashSet<String> {
+        if wanted.is_empty() {
+            return HashSet::new();
+        }
+        let wanted: HashSet<&String> = wanted.iter().collect();
+        let names = self.known.values().flat_map(|known| known.symbols.iter().map(|s| &s.name));
+        names.filter(|name| wanted.contains(name)).cloned().collect()
     }
 }
 
@@ -161,6 +198,7 @@ impl Copy<'_> {
             true => HashMap::new(),
             false => self.kernel.module_types(),
         };
+        let mut room = Room { symbols: MAX_ALL_SYMBOLS, names: MAX_ALL_NAMES };
         for node in walk.items {
             let at = node.0.wrapping_sub(layout.list);
             let copied = self.budget.check_time().and_then(|()| self.piece(at, layout.size));
@@ -168,7 +206,7 @@ impl Copy<'_> {
                 self.raw.modules_incomplete.get_or_insert(why);
                 break;
             }
-            let module = self.module(layout, at, &mut types);
+            let module = self.module(layout, at, &mut types, &mut room);
             self.raw.modules.push(module);
         }
         let mut cache = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
@@ -180,6 +218,7 @@ impl Copy<'_> {
         layout: &ModuleLayout,
         at: u64,
         types: &mut HashMap<String, Result<Arc<Btf>, String>>,
+        room: &mut Room,
     ) -> ModuleAt {
         let memory = &self.raw.memory;
         let word = |within: u64| memory.u64(at.wrapping_add(within)).unwrap_or_default();
@@ -196,7 +235,7 @@ impl Copy<'_> {
             btf: None,
             incomplete: None,
         };
-        match self.module_symbols(layout, at, &out.name, word(layout.kallsyms)) {
+        match self.module_symbols(layout, at, (&out.name, word(layout.kallsyms)), room) {
             Ok(symbols) => out.symbols = symbols,
             Err(why) => out.incomplete = Some(format!("its symbols: {why}")),
         }
@@ -214,8 +253,8 @@ impl Copy<'_> {
         &mut self,
         layout: &ModuleLayout,
         at: u64,
-        name: &str,
-        table: u64,
+        (name, table): (&str, u64),
+        room: &mut Room,
     ) -> Result<Arc<Vec<ModuleSymbol>>, String> {
         let word = |within: u64| {
             self.kernel.read_u64(Kva(table.wrapping_add(within))).map_err(|e| e.to_string())
@@ -229,28 +268,38 @@ impl Copy<'_> {
         };
         let identity = Identity { name: name.to_owned(), table };
         let mut cache = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, known)) = cache.known.get(&at).filter(|(of, _)| *of == identity) {
-            return Ok(known.clone());
+        if let Some(known) = cache.known.get(&at).filter(|known| known.identity == identity) {
+            room.take(known.symbols.len() as u64, known.names)?;
+            return Ok(known.symbols.clone());
         }
         if table.count > MAX_SYMBOLS {
             return Err(format!("they claim to be {}", table.count));
         }
-        self.budget.take(table.count * SYMBOL as u64)?;
-        let symbols = Arc::new(symbols(self.kernel, &table)?);
-        cache.known.insert(at, (identity, symbols.clone()));
+        let (symbols, names) = symbols(self.kernel, &table, self.budget, room)?;
+        let symbols = Arc::new(symbols);
+        cache.known.insert(at, Known { identity, symbols: symbols.clone(), names });
         Ok(symbols)
     }
 }
 
-/// As `/proc/kallsyms` shows them: what has no name, or is not defined there, does not count.
-fn symbols(kernel: &Kernel, table: &Table) -> Result<Vec<ModuleSymbol>, String> {
+/// As `/proc/kallsyms` shows them: what has no name, or is not defined there, does not count. Gives
+/// the bytes of their names, too. Each has its own name, however many the table gives one.
+fn symbols(
+    kernel: &Kernel,
+    table: &Table,
+    budget: &mut Budget,
+    room: &mut Room,
+) -> Result<(Vec<ModuleSymbol>, u64), String> {
+    budget.take(table.count * SYMBOL as u64)?;
     let mut raw = vec![0; table.count as usize * SYMBOL];
     kernel.read(Kva(table.symbols), &mut raw).map_err(|e| e.to_string())?;
     let entries: &[[u8; SYMBOL]] = raw.as_chunks().0;
     let name_of =
         |entry: &[u8; SYMBOL]| u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]);
     let last = entries.iter().map(name_of).max().unwrap_or_default();
-    let mut names = vec![0; (u64::from(last) + MAX_NAME as u64).min(MAX_NAMES) as usize];
+    let len = (u64::from(last) + MAX_NAME as u64).min(MAX_NAMES);
+    budget.take(len)?;
+    let mut names = vec![0; len as usize];
     // Behind the last name may be nothing.
     let there = kernel.read_prefix(Kva(table.names), &mut names);
     names.truncate(there);
@@ -265,7 +314,13 @@ fn symbols(kernel: &Kernel, table: &Table) -> Result<Vec<ModuleSymbol>, String> 
         let name = std::str::from_utf8(&rest[..len]).ok().filter(|name| name.is_ascii())?;
         let at = u64::from_le_bytes(entry[8..16].try_into().ok()?);
         let kind = if kind.is_ascii_graphic() { char::from(*kind) } else { '?' };
-        (defined && !name.is_empty()).then(|| ModuleSymbol { name: name.to_owned(), at, kind })
+        (defined && !name.is_empty()).then_some((name, at, kind))
     };
-    Ok(entries.iter().zip(&kinds).filter_map(symbol).collect())
+    let found: Vec<(&str, u64, char)> = entries.iter().zip(&kinds).filter_map(symbol).collect();
+    let bytes = found.iter().map(|(name, ..)| name.len() as u64).sum();
+    room.take(found.len() as u64, bytes)?;
+    budget.take((found.len() * size_of::<ModuleSymbol>()) as u64 + bytes)?;
+    let own =
+        |(name, at, kind): (&str, u64, char)| ModuleSymbol { name: name.to_owned(), at, kind };
+    Ok((found.into_iter().map(own).collect(), bytes))
 }

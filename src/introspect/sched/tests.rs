@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::testing::modules::at as made;
 use super::testing::pressure::at as pressure;
 use super::testing::{Machine, at};
 use super::*;
@@ -300,6 +301,58 @@ fn memory_is_used_again() {
     let (bytes, pieces) = again.memory.into_parts();
     assert_eq!(bytes.len(), len);
     assert_eq!(pieces.iter().map(|p| p.len).sum::<usize>(), len);
+}
+
+/// The made-up module and another of the same table: `count` symbols of one name, as long as names
+/// can be.
+fn with_symbols(count: u32) -> Machine {
+    let mut machine = Machine::new(true);
+    let (guest, module) = (&mut machine.guest, &machine.module);
+    let names = guest.alloc(512);
+    guest.write(names, &[b'x'; 511]);
+    let table = guest.alloc(24 * u64::from(count));
+    let mut symbol = [0; 24];
+    (symbol[6], symbol[15]) = (1, 0xff);
+    guest.write(table, &symbol.repeat(count as usize));
+    guest.write_u64(module.table, table.0);
+    guest.write_u64(module.table.offset(16), names.0);
+    guest.write_u32(module.table.offset(made::NUM), count);
+    let other = guest.alloc(made::MODULE);
+    for word in (0..made::MODULE).step_by(8) {
+        let value = guest.read_u64(module.at.offset(word));
+        guest.write_u64(other.offset(word), value);
+    }
+    let head = Kva(guest.address("modules"));
+    let nodes = [module.at, other].map(|at| at.offset(made::LIST));
+    machine.link(head, &nodes);
+    machine
+}
+
+#[test]
+fn symbols_of_modules_are_charged_and_bounded_in_all() {
+    let kernel = Kernel::open(with_symbols(1000).guest.mem()).unwrap();
+    let request = SchedRequest { state: true, variables: &[] };
+    let mut wide = budget();
+    let raw = kernel.copy_sched(request, &mut wide);
+    assert!(raw.modules.iter().all(|m| m.symbols.len() == 1000 && m.incomplete.is_none()));
+    let least = 2 * 1000 * (511 + size_of::<ModuleSymbol>() as u64);
+    assert!(budget().left() - wide.left() >= least, "{}", wide.left());
+    // Those that were read before are there, and only those that are asked for are looked up.
+    let wanted = ["x".repeat(511), "y".to_owned()];
+    assert_eq!(kernel.module_symbols(&wanted), std::iter::once("x".repeat(511)).collect());
+    assert!(kernel.module_symbols(&[]).is_empty());
+    let raw = copy_with(with_symbols(1000), &[], Budget::new(400_000, Duration::from_secs(20)));
+    let why = raw.modules[0].incomplete.as_deref().unwrap();
+    assert!(why.contains("the capture's budget of 400000 bytes ran out"), "{why}");
+    // One fits, both do not, the second time neither.
+    let kernel = Kernel::open(with_symbols(40_000).guest.mem()).unwrap();
+    for _ in 0..2 {
+        let raw = kernel.copy_sched(request, &mut budget());
+        assert_eq!(raw.modules[0].symbols.len(), 40_000);
+        let why = raw.modules[1].incomplete.as_deref().unwrap();
+        assert!(why.starts_with("its symbols: with them, all modules have more than"), "{why}");
+        assert!(raw.modules[1].symbols.is_empty());
+    }
 }
 
 proptest! {

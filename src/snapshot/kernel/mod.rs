@@ -228,7 +228,8 @@ impl KernelState {
     /// The kernel's symbols.
     pub(crate) fn names(&self) -> SnapshotResult<&Symbols> {
         self.symbols.as_deref().ok_or_else(|| {
-            let why = "the file was saved by an older cryoscope, which kept none";
+            let why =
+                "the file has none: they took more than it keeps, or an older cryoscope saved it";
             unreadable("the kernel's symbols", why)
         })
     }

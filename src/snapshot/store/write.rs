@@ -6,16 +6,19 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::super::contents::{CapturedMap, Contents, MapAttrs};
-use super::super::{KernelState, Ram, Snapshot, SnapshotError, State};
+use super::super::{KernelState, Ram, Snapshot, SnapshotError, State, Symbols};
 use super::StoreError;
 use super::format::{
-    Blob, Header, LEVEL, MAGIC, MAX_BLOB, StoredBtf, StoredKernel, StoredMap, VERSION,
+    Blob, Header, LEVEL, MAGIC, MAX_BLOB, MAX_SYMBOLS, StoredBtf, StoredKernel, StoredMap, VERSION,
 };
 use crate::btf::Btf;
+use crate::introspect;
 
 /// What a file without memory says of it when the freeze had kept it.
 const LEFT_OUT: &str = "it was left out when the snapshot was saved; save it with \
      snap.save(\"x.cryo\", #{ ram: true })";
+/// What it says of modules' symbols that a reader would refuse.
+const TOO_LARGE: &str = "its symbols: those of all modules take more than a file keeps";
 
 impl Snapshot {
     /// Writes what was copied to a file, in the place of one that is there; all of memory, if it
@@ -149,6 +152,13 @@ impl Blobs {
         Ok(self.btfs.len() - 1)
     }
 
+    /// A table of symbols; `None` for one that a reader would refuse.
+    fn table(&mut self, symbols: &Symbols) -> io::Result<Option<Blob>> {
+        let packed = symbols.pack();
+        let fits = packed.len() as u64 <= MAX_SYMBOLS;
+        fits.then(|| self.add(&packed)).transpose()
+    }
+
     /// `None` for a state that was taken apart from its types.
     fn kernel(
         &mut self,
@@ -157,13 +167,20 @@ impl Blobs {
     ) -> io::Result<Option<StoredKernel>> {
         let Some(btf) = &state.btf else { return Ok(None) };
         let (btf, bytes) = (self.btf(btf)?, self.add(state.memory.bytes())?);
-        let symbols = state.symbols.as_ref().map(|s| self.add(&s.pack())).transpose()?;
+        let symbols = state.symbols.as_ref().map(|s| self.table(s)).transpose()?.flatten();
         let of_modules = state.module_symbols.as_ref();
-        let module_symbols = of_modules.map(|s| self.add(&s.pack())).transpose()?;
+        let mut module_symbols = of_modules.map(|s| self.table(s)).transpose()?.flatten();
         let types = state.modules.iter().map(|module| module.btf.as_ref());
         let module_btfs = types.map(|btf| btf.map(|btf| self.btf(btf)).transpose());
         let module_btfs = module_btfs.collect::<io::Result<_>>()?;
         let mut plain = state.clone_without_bytes();
+        if of_modules.is_some() && module_symbols.is_none() {
+            module_symbols = Some(self.add(&introspect::Symbols::default().pack())?);
+            for module in &mut plain.modules {
+                module.symbols = (0, 0);
+                module.incomplete = Some(TOO_LARGE.to_owned());
+            }
+        }
         if state.ram.is_some() && ram.is_none() {
             plain.ram_incomplete = Some(LEFT_OUT.to_owned());
         }

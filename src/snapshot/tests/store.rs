@@ -4,8 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::introspect;
 use crate::snapshot::testing::{Object, Rows, made_up, meta, sample};
-use crate::snapshot::{KeyArg, Snapshot, StoreError};
+use crate::snapshot::{KernelState, KeyArg, ModuleState, Snapshot, StoreError, Symbols};
 
 /// The snapshot that a file of it gives.
 pub(super) fn stored(snapshot: &Snapshot) -> Arc<Snapshot> {
@@ -400,4 +401,36 @@ fn nothing_that_we_write_is_packed_beyond_belief() {
     let zeros = Snapshot::new(meta("end"), object.maps, Vec::new());
     let read = stored(&zeros).map("zeros").unwrap().at(0).unwrap().value().unwrap();
     assert_eq!(read.raw().unwrap().len(), 64 << 20);
+}
+
+#[test]
+fn symbols_that_a_reader_would_refuse_are_left_out_of_a_file() {
+    let table = || {
+        let name = "x".repeat(511);
+        let all = (0..140_000u64).map(|at| ('t', name.as_str(), at));
+        introspect::Symbols::of(all).unwrap()
+    };
+    let module = ModuleState {
+        name: "made".into(),
+        at: 0,
+        memory: Vec::new(),
+        per_cpu: None,
+        symbols: (0, 140_000),
+        btf: None,
+        incomplete: None,
+    };
+    let kernel = KernelState {
+        btf: Some(crate::btf::testing::Builder::new().parse()),
+        symbols: Some(Arc::new(Symbols::made(table))),
+        modules: vec![module],
+        module_symbols: Some(Arc::new(Symbols::made(table))),
+        ..KernelState::default()
+    };
+    let snap = Snapshot::with_kernel(meta("end"), Vec::new(), Vec::new(), kernel);
+    assert_eq!(snap.module("made").unwrap().symbols().unwrap().len(), 140_000);
+    let opened = stored(&snap);
+    let why = opened.module("made").unwrap().symbols().unwrap_err().to_string();
+    assert!(why.ends_with("those of all modules take more than a file keeps"), "{why}");
+    let why = opened.symbols().unwrap_err().to_string();
+    assert!(why.contains("they took more than it keeps"), "{why}");
 }

@@ -8,6 +8,10 @@ use cryoscope::script::surface::{FunctionDoc, Kind};
 use place::{Place, Said, alone, project};
 
 mod place;
+mod support;
+
+/// A module that is loaded, so that there is one.
+const MODULE: &str = "drivers/net/dummy";
 
 /// What is asked of each value of a type; `x` is the value, `s` the snapshot it comes from.
 /// Several in one line are separated by `;`.
@@ -26,7 +30,7 @@ const ASKED: &[(&str, &[&str])] = &[
             "x.map(\"task_ctx\"); x.map(\"task_ctxx\"); x.maps(); x.progs(); x.sched(); x.sched(\"/\")",
             "x.sched(\"/no\"); x.scheds(); x.symbol(u64(\"0xffffffff81000000\")); x.symbol(0)",
             "x.symbol(x.kernel(\"init_task\", \"struct task_struct\").origin().address)",
-            "x.find_module(\"loop\"); x.modules(); x.psi(); x.psi(\"/\"); x.psi(\"/no\")",
+            "x.find_module(\"dummy\"); x.find_module(\"dumy\"); x.modules(); x.psi(); x.psi(\"/\"); x.psi(\"/no\")",
             "x.task(1); x.task(999999); x.tasks(); x.to_string(); x.to_debug(); x.dump()",
         ],
     ),
@@ -262,12 +266,16 @@ fn a_snapshot_its_file_and_its_file_elsewhere_say_the_same() {
     let _alone = alone();
     let place = Place::new();
     let fifo = project("examples/schedulers/fifo.bpf.c").display().to_string();
+    let module = support::modules::files(&support::kernel("debian:7.2"), &[MODULE]);
+    let module = module[0].display();
     place.file("ask.rhai", script());
     place.file(
         "live.rhai",
         format!(
             r#"import "ask" as ask;
-scenario("live", #{{ scheduler: "{fifo}", topology: "1n1l2c1t", schedstats: true, bpf_stats: true }}, |t| {{
+scenario("live", #{{ scheduler: "{fifo}", topology: "1n1l2c1t", kernel: "debian:7.2",
+    schedstats: true, bpf_stats: true, include_files: #{{ "{module}": "/module.ko" }} }}, |t| {{
+    expect(t.exec(["insmod", "/module.ko"]).code).eq(0);
     t.start(#{{ work: "spin", count: 3 }});
     t.hold("200ms");
     for (opts, name) in [#{{ registers: true }}, #{{ ram: true }}] {{

@@ -30,6 +30,11 @@ impl Symbols {
         Symbols { table: LazyLock::new(Box::new(load)) }
     }
 
+    /// A table without symbols, as it is stored.
+    pub(super) fn none() -> Vec<u8> {
+        introspect::Symbols::default().pack()
+    }
+
     /// Those that `make` gives, once they are needed.
     pub(super) fn made(make: impl FnOnce() -> introspect::Symbols + Send + 'static) -> Symbols {
         Symbols { table: LazyLock::new(Box::new(move || make().into())) }

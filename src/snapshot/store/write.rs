@@ -12,7 +12,6 @@ use super::format::{
     Blob, Header, LEVEL, MAGIC, MAX_BLOB, MAX_SYMBOLS, StoredBtf, StoredKernel, StoredMap, VERSION,
 };
 use crate::btf::Btf;
-use crate::introspect;
 
 /// What a file without memory says of it when the freeze had kept it.
 const LEFT_OUT: &str = "it was left out when the snapshot was saved; save it with \
@@ -175,7 +174,7 @@ impl Blobs {
         let module_btfs = module_btfs.collect::<io::Result<_>>()?;
         let mut plain = state.clone_without_bytes();
         if of_modules.is_some() && module_symbols.is_none() {
-            module_symbols = Some(self.add(&introspect::Symbols::default().pack())?);
+            module_symbols = Some(self.add(&Symbols::none())?);
             for module in &mut plain.modules {
                 module.symbols = (0, 0);
                 module.incomplete = Some(TOO_LARGE.to_owned());

@@ -233,8 +233,10 @@ fn psi(snapshot: &Arc<Snapshot>) -> SnapshotResult<Value> {
         };
         Value::Object(all.into_iter().map(resource).collect())
     };
-    let cgroup = |path: &str| (path.to_owned(), told(snapshot.psi(Some(path)).map(of)));
-    let cgroups: Members = snapshot.psi_cgroups()?.into_iter().map(cgroup).collect();
+    let groups = snapshot.all_psi()?;
+    let cgroups: Members = groups
+        .filter_map(|(cgroup, pressure)| Some((cgroup?.to_owned(), told(pressure.map(of)))))
+        .collect();
     Ok(json!({ "cgroups": cgroups, "system": of(snapshot.psi(None)?) }))
 }
 

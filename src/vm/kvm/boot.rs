@@ -20,11 +20,12 @@ use linux_loader::loader::{BzImage, Elf, KernelLoader};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::layout::{
-    COMMAND_LINE, GDT, HIGH_START, IDT, LOW_END, MEMORY_MAP, MODULES, PAGE_TABLES, Part,
-    START_INFO, ZERO_PAGE, initramfs, usable,
+    COMMAND_LINE, GDT, HIGH_START, IDT, LOW_END, MEMORY_MAP, MODULES, PAGE_TABLES, START_INFO,
+    ZERO_PAGE, initramfs, usable,
 };
 use super::tables::TABLES;
 use crate::vm::Boot;
+use crate::vm::ram::Part;
 
 /// How the first CPU begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! Where things are in the guest's physical memory.
 
 use crate::mem::{Gpa, Region};
+use crate::vm::ram::Part;
 
 /// Where RAM below 4 GiB ends at the latest: interrupt controllers and KVM's own pages follow.
 pub(super) const LOW_END: u64 = 3 << 30;
@@ -24,35 +25,6 @@ pub(super) const COMMAND_LINE: u64 = 0x2_0000;
 /// Three pages that KVM needs on Intel's CPUs, and one for its identity map.
 pub(super) const KVM_TSS: usize = 0xfffb_d000;
 pub(super) const KVM_IDENTITY: u64 = 0xfffb_c000;
-
-/// A stretch of guest RAM and where it begins in the file behind it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Part {
-    pub(super) region: Region,
-    pub(super) offset: u64,
-    pub(super) node: usize,
-}
-
-/// Lays out the nodes' RAM one behind the other, in one file and, but for the hole below 4 GiB, in
-/// guest memory.
-pub(super) fn parts(nodes: &[u64]) -> Vec<Part> {
-    let mut out = Vec::new();
-    let mut at = 0;
-    for (node, len) in nodes.iter().enumerate() {
-        let (start, end) = (at, at + len);
-        for (from, to, base) in
-            [(start, end.min(LOW_END), 0), (start.max(LOW_END), end, HIGH_START - LOW_END)]
-        {
-            if from < to {
-                let region = Region { start: Gpa(base + from), len: to - from };
-                out.push(Part { region, offset: from, node });
-            }
-        }
-        at = end;
-    }
-    out.sort_by_key(|part| part.region.start);
-    out
-}
 
 /// What of `parts` a kernel may use.
 pub(super) fn usable(parts: &[Part]) -> Vec<Region> {
@@ -80,34 +52,21 @@ pub(super) fn initramfs(parts: &[Part], len: u64, least: u64, most: u64) -> Opti
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm::ram::layout;
 
     fn region(start: u64, len: u64) -> Region {
         Region { start: Gpa(start), len }
     }
 
     #[test]
-    fn ram_has_a_hole_below_four_gibibytes() {
-        let gib = 1 << 30;
-        let found: Vec<_> = parts(&[2 * gib, 2 * gib, gib])
-            .into_iter()
-            .map(|p| (p.region, p.offset, p.node))
-            .collect();
-        assert_eq!(
-            found,
-            [
-                (region(0, 2 * gib), 0, 0),
-                (region(2 * gib, gib), 2 * gib, 1),
-                (region(4 * gib, gib), 3 * gib, 1),
-                (region(5 * gib, gib), 4 * gib, 2),
-            ]
-        );
-        let small = parts(&[512 * MIB]);
+    fn a_kernel_may_use_all_but_firmwares_place() {
+        let small = layout(&[512], 3072);
         assert_eq!(usable(&small), [region(0, BASE_END), region(MIB, 511 * MIB)]);
     }
 
     #[test]
     fn an_initramfs_lies_high_and_never_over_the_kernel() {
-        let parts = parts(&[256 * MIB]);
+        let parts = layout(&[256], 3072);
         assert_eq!(initramfs(&parts, MIB + 1, 64 * MIB, u64::MAX), Some(254 * MIB + 0xff000));
         assert_eq!(initramfs(&parts, MIB, 64 * MIB, 128 * MIB), Some(127 * MIB));
         assert_eq!(initramfs(&parts, 193 * MIB, 64 * MIB, u64::MAX), None);

@@ -2,9 +2,8 @@
 //!
 //! There is no firmware, no PCI and no disk. The kernel is entered directly ([`boot`]), finds its
 //! CPUs and nodes in our ACPI tables ([`tables`]) and in CPUID ([`cpuid`]), prints on the first
-//! serial port and sends frames over the second ([`devices`]). RAM is a memfd.
+//! serial port and sends frames over the second ([`devices`]). RAM is a memfd for each node.
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -19,6 +18,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::ram::{Part, Ram, share_out};
 use super::{
     Capabilities, Capability, Console, Engine, ExitInfo, ExitKind, ExitWatch, Registers, VmError,
     VmSpec, ending, limits,
@@ -83,11 +83,7 @@ struct CpuClock {
     offset: Option<u64>,
 }
 
-fn host(what: &str) -> impl Fn(kvm_ioctls::Error) -> VmError + '_ {
-    move |e| VmError::Host { what: what.to_owned(), reason: e.to_string() }
-}
-
-fn host_io(what: &str) -> impl Fn(std::io::Error) -> VmError + '_ {
+fn host<E: ToString>(what: &str) -> impl Fn(E) -> VmError + '_ {
     move |e| VmError::Host { what: what.to_owned(), reason: e.to_string() }
 }
 
@@ -100,7 +96,9 @@ pub(super) fn start(spec: &VmSpec) -> Result<KvmMachine, VmError> {
     limits::check(spec, "kvm", MOST_CPUS)?;
     let kvm = Kvm::new().map_err(host("open /dev/kvm"))?;
     let vm = kvm.create_vm().map_err(host("make a virtual machine"))?;
-    let (memory, parts) = ram(spec)?;
+    let node_mib = share_out(spec.memory, spec.topology.nodes());
+    let Ram { parts, mem: memory, .. } =
+        Ram::new(&node_mib, layout::LOW_END >> 20, MappedMem::writable)?;
     attach(&vm, &memory)?;
     interrupts(&vm)?;
     let cpuid = cpuid(&kvm, spec)?;
@@ -111,10 +109,10 @@ pub(super) fn start(spec: &VmSpec) -> Result<KvmMachine, VmError> {
     fds[0].set_sregs(&sregs).map_err(host("set a CPU's registers"))?;
     fds[0].set_regs(&regs).map_err(host("set a CPU's registers"))?;
     let console = Console::new(spec.console_limit);
-    let (ours, theirs) = UnixStream::pair().map_err(host_io("make a stream for frames"))?;
+    let (ours, theirs) = UnixStream::pair().map_err(host("make a stream for frames"))?;
     let irqs = irqs(&vm)?;
-    let devices = Devices::new(console.clone(), ours, irqs).map_err(host_io("make devices"))?;
-    let vcpus = Vcpus::start(fds, &devices).map_err(host_io("start a CPU's thread"))?;
+    let devices = Devices::new(console.clone(), ours, irqs).map_err(host("make devices"))?;
+    let vcpus = Vcpus::start(fds, &devices).map_err(host("start a CPU's thread"))?;
     let watch = ExitWatch::default();
     let watcher = watcher(&vcpus, &devices, &console, &watch)?;
     vcpus.go();
@@ -139,28 +137,12 @@ fn kernel(spec: &VmSpec) -> impl Fn(String) -> VmError + '_ {
     }
 }
 
-/// Guest RAM: one memfd, the nodes one behind the other.
-fn ram(spec: &VmSpec) -> Result<(Arc<MappedMem>, Vec<layout::Part>), VmError> {
-    let mib = super::ram::share_out(spec.memory, spec.topology.nodes());
-    let bytes: Vec<u64> = mib.iter().map(|mib| mib << 20).collect();
-    let file = super::ram::memfd("cryoscope-ram", bytes.iter().sum());
-    let file = file.map_err(host_io("make guest RAM"))?;
-    let parts = layout::parts(&bytes);
-    let of = |part: &layout::Part| Ok((part.region, file.try_clone()?, part.offset));
-    let mapped: Result<Vec<(crate::mem::Region, File, u64)>, std::io::Error> =
-        parts.iter().map(of).collect();
-    let mapped = MappedMem::writable(mapped.map_err(host_io("make guest RAM"))?);
-    let memory = mapped
-        .map_err(|e| VmError::Host { what: "make guest RAM".to_owned(), reason: e.to_string() })?;
-    Ok((Arc::new(memory), parts))
-}
-
 /// Makes our mapping of RAM the guest's.
 fn attach(vm: &VmFd, memory: &MappedMem) -> Result<(), VmError> {
     for (slot, region) in (0..).zip(memory.mapping().iter()) {
         let host_address = region
             .get_host_address(vm_memory::MemoryRegionAddress(0))
-            .map_err(|e| VmError::Host { what: "map guest RAM".into(), reason: e.to_string() })?;
+            .map_err(host("map guest RAM"))?;
         let slot = kvm_userspace_memory_region {
             slot,
             flags: 0,
@@ -190,7 +172,7 @@ fn irqs(vm: &VmFd) -> Result<[Irq; 2], VmError> {
     let mut irqs = Vec::new();
     for (_, line) in tables::SERIAL {
         let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
-        let event = event.map_err(host_io("make an interrupt"))?;
+        let event = event.map_err(host("make an interrupt"))?;
         vm.register_irqfd(&event, line).map_err(host("make an interrupt"))?;
         irqs.push(Irq(event));
     }
@@ -238,7 +220,7 @@ fn host_is_emulated() -> bool {
 fn fill(
     spec: &VmSpec,
     memory: &MappedMem,
-    parts: &[layout::Part],
+    parts: &[Part],
     cpuid: &Cpuid,
 ) -> Result<boot::Entry, VmError> {
     let mut asked = vec![format!("{TTY_ARG}=ttyS1")];
@@ -263,7 +245,7 @@ fn fill(
         &tables,
         vm_memory::GuestAddress(tables::TABLES),
     )
-    .map_err(|e| VmError::Host { what: "describe the machine".into(), reason: e.to_string() })?;
+    .map_err(host("describe the machine"))?;
     Ok(entry)
 }
 
@@ -312,7 +294,7 @@ fn watcher(
         };
         watch.set(ExitInfo { kind, console, engine_log });
     };
-    thread.spawn(wait).map_err(host_io("start a thread"))
+    thread.spawn(wait).map_err(host("start a thread"))
 }
 
 impl KvmMachine {

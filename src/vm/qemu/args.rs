@@ -3,9 +3,12 @@
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 
-use super::ram::LOW_MIB;
 use crate::vm::{Boot, VmSpec, kargs};
 use crate::wire::PORT_NAME;
+
+/// RAM below the PCI hole in MiB; the rest follows at 4 GiB. QEMU's q35 would choose by the
+/// amount of RAM; it is told (`max-ram-below-4g`), so that both sides know.
+pub(super) const LOW_MIB: u64 = 2048;
 
 /// Descriptors that QEMU inherits, by number.
 #[derive(Debug)]

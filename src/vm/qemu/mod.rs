@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::{Value, json};
 
-use super::ram::{memfd, share_out};
+use super::ram::{Ram, memfd, share_out};
 use super::{
     Capabilities, Capability, Console, Engine, ExitInfo, ExitKind, ExitWatch, Registers, VmError,
     VmSpec, limits,
@@ -22,13 +22,11 @@ use super::{
 use crate::mem::{GuestMem, MappedMem};
 use process::{Launch, Outputs, Process};
 use qmp::{Qmp, QmpError};
-use ram::Ram;
 
 mod args;
 mod image;
 mod process;
 mod qmp;
-mod ram;
 mod registers;
 mod version;
 
@@ -62,7 +60,7 @@ pub(super) fn start(spec: &VmSpec, parallel: bool) -> Result<Qemu, VmError> {
     limits::check(spec, "qemu", MOST_CPUS)?;
     image::check(&spec.boot)?;
     let node_mib = share_out(spec.memory, spec.topology.nodes());
-    let ram = Ram::new(&node_mib)?;
+    let ram = Ram::new(&node_mib, args::LOW_MIB, MappedMem::from_parts)?;
     let refused = |e: io::Error| VmError::Host {
         what: "make the descriptors of a machine".to_owned(),
         reason: e.to_string(),

@@ -219,10 +219,11 @@ fn carry(queue: &Queue, frames: &Mutex<Frames>, mut host: UnixStream) {
     let mut piece = [0; 4096];
     loop {
         let mut waiting = queue.lock();
-        let (over, overrun, owed) = (waiting.over, waiting.overrun, !waiting.bytes.is_empty());
         let sent = send(&mut host, &mut waiting.bytes);
+        // At the end of the machine, what the stream does not take now nobody takes any more.
+        let done = waiting.over || waiting.overrun;
         drop(waiting);
-        if sent.is_err() || overrun || (over && !owed) {
+        if sent.is_err() || done {
             return;
         }
         if from_host.is_empty() {
@@ -238,12 +239,7 @@ fn carry(queue: &Queue, frames: &Mutex<Frames>, mut host: UnixStream) {
         if from_host.is_empty() {
             flags |= PollFlags::IN;
         }
-        let owed = !queue.lock().bytes.is_empty();
-        if owed {
-            if over {
-                // Nobody takes it any more.
-                return;
-            }
+        if !queue.lock().bytes.is_empty() {
             flags |= PollFlags::OUT;
         }
         let mut fds = [
@@ -332,6 +328,24 @@ mod tests {
         let mut rest = Vec::new();
         host.read_to_end(&mut rest).unwrap();
         assert_eq!(rest, b"x", "what was sent before the end arrives");
+    }
+
+    #[test]
+    fn an_end_while_something_waits_to_be_sent_is_an_end() {
+        let (ours, mut host) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        host.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let queue = Queue::new().unwrap();
+        queue.lock().bytes.extend(b"last words");
+        // The end has come, and what it woke the carrier with is used up.
+        queue.lock().over = true;
+        let irq = Irq(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let frames = Serial::with_events(irq, Taken(queue.clone()), ToHost(queue.clone()));
+        let carrier = std::thread::spawn(move || carry(&queue, &Mutex::new(frames), ours));
+        let mut said = String::new();
+        host.read_to_string(&mut said).expect("the stream ends");
+        assert_eq!(said, "last words");
+        carrier.join().unwrap();
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! is known before compiling (source path, flags, compiler, kernel types) names a group of
 //! entries; which files were read, with their digests, is in each entry's manifest and is held
 //! against the files of today. A header that appears where the compiler looks before it finds
-//! today's one is not noticed, as in other compiler caches.
+//! today's one is not noticed, as in other compiler caches. Where there is no compiler, what any
+//! compiler made of the very same files will do: a cache can be carried to such a machine.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -71,20 +72,63 @@ pub(super) fn compile(
     cache: &CacheDir,
     tools: &Toolchain,
 ) -> Result<Compiled, SchedulerError> {
-    let clang = tools.clang()?.ok_or_else(|| SchedulerError::NoClang { src: src.to_owned() })?;
+    let clang = tools.clang()?;
     let headers = headers(kernel, cache)?;
-    let job = Job { src, clang, args: arguments(src, spec, &headers), headers, cache };
-    let key = job.key()?;
-    if let Some(found) = job.find(&key) {
+    let args = arguments(src, spec, &headers);
+    let group = group(&args)?;
+    let key = match &clang {
+        Some(clang) => format!("{group}-{}", &sha256(clang.identity.as_bytes())[..16]),
+        None => group,
+    };
+    if let Some(found) = find(cache, &key) {
         return Ok(found);
     }
+    let clang = clang.ok_or_else(|| SchedulerError::NoClang { src: src.to_owned() })?;
+    let job = Job { src, clang, args, headers, cache };
     // One at a time: cells that start together want the same object.
     let _lock = cache.lock("compile", || {})?;
-    if let Some(found) = job.find(&key) {
+    if let Some(found) = find(cache, &key) {
         return Ok(found);
     }
     job.clang.version()?;
     job.run(&key)
+}
+
+/// What is known before the compiler runs, but for the compiler itself.
+fn group(args: &[OsString]) -> Result<String, SchedulerError> {
+    let here = std::env::current_dir().map_err(|e| SchedulerError::read(Path::new("."), e))?;
+    let mut parts = vec![here.as_os_str().as_bytes()];
+    parts.extend(args.iter().map(|arg| arg.as_bytes()));
+    Ok(sha256_of_parts(&parts)[..32].to_owned())
+}
+
+/// An entry whose files are all as they were.
+fn find(cache: &CacheDir, key: &str) -> Option<Compiled> {
+    let mut digests = HashMap::new();
+    let mut digest = |path: &Path| -> Option<String> {
+        let known = digests.entry(path.to_owned());
+        known.or_insert_with(|| fs::read(path).ok().map(|bytes| sha256(&bytes))).clone()
+    };
+    for name in entries(cache, key) {
+        let bytes = fs::read(cache.entry(OBJECTS, &name)).ok()?;
+        let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) else { continue };
+        let same = |(path, was): &(PathBuf, String)| digest(path).as_ref() == Some(was);
+        if !manifest.files.iter().all(same) {
+            continue;
+        }
+        let component = Path::new(&manifest.object).file_name()?.to_str()?;
+        if let Ok(object) = fs::read(cache.entry(OBJECTS, component)) {
+            return Some(Compiled { object: object.into(), log: manifest.log });
+        }
+    }
+    None
+}
+
+/// Manifests of this key.
+fn entries(cache: &CacheDir, key: &str) -> Vec<String> {
+    let all = cache.list(OBJECTS).unwrap_or_default();
+    let ours = |name: &String| name.starts_with(key) && name.ends_with(".json");
+    all.into_iter().filter(ours).collect()
 }
 
 /// The directory with `vmlinux.h` for that kernel and our own header, made if it is not there.
@@ -152,43 +196,6 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// What is known before the compiler runs.
-    fn key(&self) -> Result<String, SchedulerError> {
-        let here = std::env::current_dir().map_err(|e| SchedulerError::read(Path::new("."), e))?;
-        let mut parts = vec![self.clang.identity.as_bytes(), here.as_os_str().as_bytes()];
-        parts.extend(self.args.iter().map(|arg| arg.as_bytes()));
-        Ok(sha256_of_parts(&parts)[..32].to_owned())
-    }
-
-    /// An entry whose files are all as they were.
-    fn find(&self, key: &str) -> Option<Compiled> {
-        let mut digests = HashMap::new();
-        let mut digest = |path: &Path| -> Option<String> {
-            let known = digests.entry(path.to_owned());
-            known.or_insert_with(|| fs::read(path).ok().map(|bytes| sha256(&bytes))).clone()
-        };
-        for name in self.entries(key) {
-            let bytes = fs::read(self.cache.entry(OBJECTS, &name)).ok()?;
-            let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) else { continue };
-            let same = |(path, was): &(PathBuf, String)| digest(path).as_ref() == Some(was);
-            if !manifest.files.iter().all(same) {
-                continue;
-            }
-            let component = Path::new(&manifest.object).file_name()?.to_str()?;
-            if let Ok(object) = fs::read(self.cache.entry(OBJECTS, component)) {
-                return Some(Compiled { object: object.into(), log: manifest.log });
-            }
-        }
-        None
-    }
-
-    /// Manifests of this key.
-    fn entries(&self, key: &str) -> Vec<String> {
-        let all = self.cache.list(OBJECTS).unwrap_or_default();
-        let ours = |name: &String| name.starts_with(key) && name.ends_with(".json");
-        all.into_iter().filter(ours).collect()
-    }
-
     fn run(&self, key: &str) -> Result<Compiled, SchedulerError> {
         let io = |cause| SchedulerError::BadClang {
             path: self.clang.path.clone(),
@@ -289,7 +296,7 @@ impl Job<'_> {
             let meta = self.cache.entry(OBJECTS, name).metadata();
             meta.and_then(|m| m.modified()).ok()
         };
-        let mut entries = self.entries(key);
+        let mut entries = entries(self.cache, key);
         entries.sort_by_key(age);
         let surplus = entries.len().saturating_sub(KEPT);
         for name in &entries[..surplus] {

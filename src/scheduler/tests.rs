@@ -103,6 +103,29 @@ fn what_was_compiled_is_found_again_until_a_file_changes() {
 }
 
 #[test]
+fn what_was_compiled_before_needs_no_compiler() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (dir, at) = (dir.path(), |name: &str| dir.path().join(name));
+    let (kernel, cache) = (small_kernel(dir), CacheDir::at(at("cache")));
+    fs::write(at("a.bpf.c"), "one").expect("written");
+    fs::write(at("x.h"), "header").expect("written");
+    let spec = spec(dir, "a.bpf.c");
+    let compile = |spec: &SchedulerSpec, tools: &Toolchain| {
+        let compiled = compile::compile(&at("a.bpf.c"), spec, &kernel, &cache, tools);
+        compiled.map(|c| c.object.to_vec()).map_err(|e| e.to_string())
+    };
+    let none = Toolchain::new(None, Some(at("empty").into()));
+    let missing = SchedulerError::NoClang { src: at("a.bpf.c") }.to_string();
+    assert_eq!(compile(&spec, &none), Err(missing.clone()), "nothing was compiled yet");
+    assert_eq!(compile(&spec, &fake_clang(dir, "19.1.7")), Ok(b"one".to_vec()));
+    assert_eq!(compile(&spec, &none), Ok(b"one".to_vec()));
+    let other = SchedulerSpec { defines: vec!["X=1".into()], ..spec.clone() };
+    assert_eq!(compile(&other, &none), Err(missing.clone()), "other flags");
+    fs::write(at("x.h"), "changed").expect("written");
+    assert_eq!(compile(&spec, &none), Err(missing), "a header changed");
+}
+
+#[test]
 fn the_command_line_says_everything() {
     let dir = tempfile::tempdir().expect("a directory");
     let dir = dir.path();

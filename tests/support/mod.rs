@@ -3,7 +3,10 @@
 
 #![allow(dead_code, unreachable_pub)]
 
+pub mod machine;
 pub mod modules;
+pub mod outer;
+pub mod scripts;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

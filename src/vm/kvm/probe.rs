@@ -9,7 +9,9 @@ use kvm_ioctls::{Kvm, VcpuExit};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// Rounds of the loop, two instructions each.
-const ROUNDS: u16 = 50_000;
+const ROUNDS: u16 = 10_000;
+/// How often it is run. The fastest counts: on a busy host some are interrupted.
+const RUNS: u32 = 5;
 /// What a round may take where guests run on the CPU itself, if need be through another hypervisor:
 /// real hardware takes 1 ns or less, one that emulates AMD's SVM 10 to 20, one that emulates each
 /// instruction 1,000.
@@ -43,9 +45,19 @@ impl fmt::Display for KvmSpeed {
 /// # Errors
 /// Why there is no KVM.
 pub fn kvm_speed() -> Result<KvmSpeed, String> {
-    /// `mov cx, ROUNDS; again: dec cx; jnz again; out 0x10, al`, in real mode.
-    const CODE: [u8; 8] =
-        [0xb9, ROUNDS.to_le_bytes()[0], ROUNDS.to_le_bytes()[1], 0x49, 0x75, 0xfd, 0xe6, 0x10];
+    /// `begin: mov cx, ROUNDS; again: dec cx; jnz again; out 0x10, al; jmp begin`, in real mode.
+    const CODE: [u8; 10] = [
+        0xb9,
+        ROUNDS.to_le_bytes()[0],
+        ROUNDS.to_le_bytes()[1],
+        0x49,
+        0x75,
+        0xfd,
+        0xe6,
+        0x10,
+        0xeb,
+        0xf6,
+    ];
     const AT: u64 = 0x1000;
     const LEN: usize = 0x4000;
     let refused = |what: &'static str| {
@@ -78,12 +90,16 @@ pub fn kvm_speed() -> Result<KvmSpeed, String> {
     let mut regs = cpu.get_regs().map_err(refused("KVM shows no registers"))?;
     (regs.rip, regs.rflags) = (AT, 2);
     cpu.set_regs(&regs).map_err(refused("KVM takes no registers"))?;
-    let begin = Instant::now();
-    match cpu.run() {
-        Ok(VcpuExit::IoOut(0x10, _)) => Ok(KvmSpeed { round: begin.elapsed() / u32::from(ROUNDS) }),
-        Ok(other) => Err(format!("a guest of eight bytes ended with {other:?}")),
-        Err(e) => Err(format!("KVM runs no guest: {e}")),
+    let mut best = Duration::MAX;
+    for _ in 0..RUNS {
+        let begin = Instant::now();
+        match cpu.run() {
+            Ok(VcpuExit::IoOut(0x10, _)) => best = best.min(begin.elapsed()),
+            Ok(other) => return Err(format!("a guest of ten bytes ended with {other:?}")),
+            Err(e) => return Err(format!("KVM runs no guest: {e}")),
+        }
     }
+    Ok(KvmSpeed { round: best / u32::from(ROUNDS) })
 }
 
 #[cfg(test)]

@@ -14,9 +14,11 @@ use support::machine::Machine;
 use support::outer::{INNER, Outer, SELF, kvm_is_real};
 use support::scripts;
 
-/// What is tried on each machine, one after the other: two CPUs with an LLC each, and nothing in it
-/// but the agent.
-const BODIES: &[(&str, fn(&mut Machine))] = &[
+/// What is tried on a machine, and what is done for that.
+type Body = (&'static str, fn(&mut Machine));
+
+/// One after the other on each machine: two CPUs with an LLC each, and nothing in it but the agent.
+const BODIES: &[Body] = &[
     ("the shape is what was asked", the_shape_is_what_was_asked),
     ("freezes show the guest", freezes_show_the_guest),
     ("pauses are hidden from it", pauses_are_hidden_from_it),

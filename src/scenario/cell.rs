@@ -22,6 +22,7 @@ use super::BootPath;
 use super::event::{RunEvent, Stage};
 use super::verdict::Record;
 use crate::kernel::KernelImage;
+use crate::vm::Standstill;
 
 /// The version of [`CellSpec`]; runner and cell are the same program, so this only tells a stray
 /// invocation by hand.
@@ -195,6 +196,7 @@ pub struct Cancel {
     flag: Arc<AtomicBool>,
     why: Arc<Mutex<Option<Why>>>,
     bell: Arc<(Mutex<()>, Condvar)>,
+    still: Standstill,
 }
 
 impl Cancel {
@@ -237,12 +239,38 @@ impl Cancel {
         *self.why.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
+    /// How long the cell's machine has stood still, which does not count against its deadline.
+    #[must_use]
+    pub fn standstill(&self) -> &Standstill {
+        &self.still
+    }
+
     /// Waits until it is raised (true) or `until` has come (false).
     #[must_use]
     pub fn wait_until(&self, until: Instant) -> bool {
+        self.wait(|now| until.saturating_duration_since(now))
+    }
+
+    /// Waits until it is raised (true), or the machine has run for this long (false). A machine
+    /// that stands delays that, altogether by as much again at most: one that is never let go on
+    /// must not keep a cell for ever.
+    #[must_use]
+    pub fn wait_while_it_runs(&self, limit: Duration) -> bool {
+        let start = Instant::now();
+        let before = self.still.total(start);
+        self.wait(|now| {
+            let stood = self.still.total(now).saturating_sub(before).min(limit);
+            limit.saturating_add(stood).saturating_sub(now.saturating_duration_since(start))
+        })
+    }
+
+    /// Waits until it is raised (true) or nothing is left to wait (false).
+    fn wait(&self, left: impl Fn(Instant) -> Duration) -> bool {
+        /// As long as a clock can be asked to wait.
+        const FAR: Duration = Duration::from_secs(24 * 3600);
         let mut guard = self.bell.0.lock().unwrap_or_else(PoisonError::into_inner);
         while !self.is_raised() {
-            let left = until.saturating_duration_since(Instant::now());
+            let left = left(Instant::now()).min(FAR);
             if left.is_zero() {
                 return false;
             }
@@ -264,11 +292,8 @@ pub fn watch(
     cut_short: impl FnOnce() + Send + 'static,
 ) -> io::Result<()> {
     let cancel = cancel.clone();
-    let until = Instant::now().checked_add(deadline);
     std::thread::Builder::new().name("watchdog".into()).spawn(move || {
-        // A deadline beyond the clock's range never comes.
-        let far = Instant::now() + Duration::from_secs(365 * 24 * 3600);
-        if !cancel.wait_until(until.unwrap_or(far)) {
+        if !cancel.wait_while_it_runs(deadline) {
             cancel.raise(Why::Deadline(deadline));
         }
         std::thread::sleep(GRACE);
@@ -362,6 +387,23 @@ mod tests {
         assert_eq!((cancel.is_raised(), cancel.why()), (false, None));
         cancel.raise(Why::Deadline(Duration::ZERO));
         assert_eq!(cancel.why(), Some(Why::Deadline(Duration::ZERO)));
+    }
+
+    #[test]
+    fn a_machine_that_stands_delays_the_deadline_by_as_much_again_at_most() {
+        let cancel = Cancel::new();
+        let start = Instant::now();
+        let limit = Duration::from_millis(40);
+        cancel.standstill().begin(start);
+        cancel.standstill().end(start + Duration::from_secs(3600));
+        // What was before does not count.
+        cancel.standstill().begin(start + Duration::from_millis(1));
+        assert!(!cancel.wait_while_it_runs(limit));
+        assert!(start.elapsed() >= limit * 2, "{:?}", start.elapsed());
+        cancel.standstill().never_mind();
+        assert!(!cancel.wait_while_it_runs(limit), "and one that runs ends in time");
+        cancel.raise(Why::Told);
+        assert!(cancel.wait_while_it_runs(Duration::MAX));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::snapshot::{CaptureRequest, Snapshot, SnapshotError};
 use crate::vm::topology::Topology;
@@ -168,6 +168,9 @@ pub trait LabOps: Send + Sync {
     /// the agent was ready), the pauses taken out.
     fn elapsed_ms(&self) -> u64;
 
+    /// The same, exactly.
+    fn elapsed(&self) -> Duration;
+
     /// Stops the machine, copies what is asked for, lets it run on. A tag that was
     /// used before gets `#2`, with a note. A machine that cannot be stopped in time gives a
     /// placeholder, whose accessors say why.
@@ -175,6 +178,50 @@ pub trait LabOps: Send + Sync {
     /// # Errors
     /// The machine died, or its memory cannot be read at all.
     fn freeze(&self, tag: &str, request: &CaptureRequest) -> LabResult<Arc<Snapshot>>;
+
+    /// The same without keeping it among [`LabOps::snapshots`], which [`LabOps::keep`] does.
+    /// `seen` is when something was read that is the reason for it, after [`LabOps::prepare`] for
+    /// the same request: how much later the machine stood is in the snapshot then.
+    ///
+    /// # Errors
+    /// As [`LabOps::freeze`].
+    fn freeze_unkept(
+        &self,
+        tag: &str,
+        request: &CaptureRequest,
+        seen: Option<Instant>,
+    ) -> LabResult<Arc<Snapshot>>;
+
+    /// Keeps a snapshot among [`LabOps::snapshots`].
+    fn keep(&self, snapshot: &Arc<Snapshot>);
+
+    /// Copies what is asked for while the machine runs on, so that values may be torn; when that
+    /// began, too. Nothing is kept.
+    ///
+    /// # Errors
+    /// As [`LabOps::freeze`].
+    fn look(&self, request: &CaptureRequest) -> LabResult<(Arc<Snapshot>, Instant)>;
+
+    /// Does beforehand, while the machine runs, what makes a freeze or a look short.
+    ///
+    /// # Errors
+    /// As [`LabOps::freeze`].
+    fn prepare(&self, request: &CaptureRequest) -> LabResult<()>;
+
+    /// Stops the machine until [`LabOps::resume`]. Nothing to do when it is paused already.
+    ///
+    /// # Errors
+    /// The machine died, or did not stop in time and runs.
+    fn pause(&self) -> LabResult<()>;
+
+    /// Lets a paused machine run on. Nothing to do when it runs.
+    ///
+    /// # Errors
+    /// The machine died.
+    fn resume(&self) -> LabResult<()>;
+
+    /// Whether the machine is paused.
+    fn is_paused(&self) -> bool;
 
     /// Every snapshot so far, in order.
     fn snapshots(&self) -> Vec<Arc<Snapshot>>;

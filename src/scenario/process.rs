@@ -187,7 +187,9 @@ impl Running {
         stop: &Stop,
         on_event: &mut dyn FnMut(RunEvent),
     ) -> Result<Ended, String> {
-        let deadline = Instant::now().checked_add(spec.deadline.saturating_add(OVERTIME));
+        // A machine that stands still delays the cell's own deadline by as much again at most.
+        let longest = spec.deadline.saturating_mul(2).saturating_add(OVERTIME);
+        let deadline = Instant::now().checked_add(longest);
         loop {
             let gone = self.wait(deadline, stop).map_err(|e| {
                 self.kill();

@@ -134,6 +134,14 @@ impl Capturer {
         self.kernel.release()
     }
 
+    /// Where in the kernel an address is, as `do_idle+0x12`; `None` of one that is in no function
+    /// of its own.
+    #[must_use]
+    pub fn place(&self, at: u64) -> Option<String> {
+        let (name, offset) = self.kernel.symbols().find_addr(crate::mem::Kva(at))?;
+        Some(format!("{name}+{offset:#x}"))
+    }
+
     /// Does beforehand, while the machine runs, what makes [`Capturer::capture`] short: faults in
     /// the memory, reads the types of objects that were not seen before, finds names, and copies
     /// once for practice.

@@ -498,14 +498,20 @@ impl Snapshot {
     }
 
     fn pause_node(&self) -> Node {
-        let Pause { total_us, stop_us, copy_us, resume_us } = self.pause();
-        let text = format!(
+        let Pause { total_us, stop_us, copy_us, resume_us, hidden_us, skew_us } = self.pause();
+        let mut text = format!(
             "for {} us (engine's stop {}, copy {}, engine's resume {})",
             grouped(total_us),
             grouped(stop_us),
             grouped(copy_us),
             grouped(resume_us)
         );
+        let known = |n: Option<u64>, what: &str| {
+            n.map_or(String::new(), |n| format!(", {} us {what}", grouped(n)))
+        };
+        text.push_str(&known(hidden_us, "hidden from the guest"));
+        text.push_str(&known(skew_us, "between the first CPU's stop and the last one's"));
+        text.push_str(&known(self.overshoot_us(), "after what was waited for was seen"));
         Node::Leaf { label: "stopped".to_owned(), text }
     }
 }

@@ -74,6 +74,12 @@ pub struct Pause {
     pub copy_us: u64,
     /// Until the vCPUs ran again.
     pub resume_us: u64,
+    /// How much of it the guest's own clocks do not show, if the engine hides any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden_us: Option<u64>,
+    /// How long after the first vCPU the last one stopped, if the engine knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skew_us: Option<u64>,
 }
 
 /// When and how a snapshot was taken.
@@ -89,6 +95,10 @@ pub struct Meta {
     pub phase: Option<String>,
     /// Bytes that were copied.
     pub bytes: u64,
+    /// Of a snapshot taken because a predicate turned true: how long after the machine was read
+    /// for it all vCPUs stood.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overshoot_us: Option<u64>,
 }
 
 /// One instant of a machine.
@@ -159,6 +169,13 @@ impl Snapshot {
     #[must_use]
     pub fn pause(&self) -> Pause {
         self.meta.pause
+    }
+
+    /// Of a snapshot taken because a predicate turned true: microseconds from the reading that
+    /// made it true until all vCPUs stood.
+    #[must_use]
+    pub fn overshoot_us(&self) -> Option<u64> {
+        self.meta.overshoot_us
     }
 
     /// The step of the scenario that it falls in.

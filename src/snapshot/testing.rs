@@ -286,7 +286,13 @@ pub(crate) fn meta(tag: &str) -> Meta {
     Meta {
         tag: tag.to_owned(),
         elapsed_ms: 4012,
-        pause: Pause { total_us: 1234, stop_us: 690, copy_us: 180, resume_us: 364 },
+        pause: Pause {
+            total_us: 1234,
+            stop_us: 690,
+            copy_us: 180,
+            resume_us: 364,
+            ..Pause::default()
+        },
         phase: Some("wide".to_owned()),
         ..Meta::default()
     }

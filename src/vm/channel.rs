@@ -18,7 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionbio};
 use rustix::net::{SendFlags, Shutdown, send, shutdown};
 
-use super::{ExitInfo, ExitWatch};
+use super::{ExitInfo, ExitWatch, Standstill};
 use crate::wire::{
     Answer, Decoder, Encoder, Event, FromGuest, Hello, Op, Refusal, Request, VERSION, WireError,
 };
@@ -79,6 +79,8 @@ impl ChannelError {
 pub struct Channel {
     shared: Arc<Shared>,
     writer: Mutex<Writer>,
+    /// By how long deadlines of calls are extended.
+    still: Standstill,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -157,7 +159,15 @@ impl Channel {
         let thread =
             std::thread::Builder::new().name("frames".to_owned()).spawn(move || reader.run())?;
         let writer = Writer { fd: transport, encoder: Encoder::default(), next_id: 1 };
-        Ok(Channel { shared, writer: Mutex::new(writer), thread: Some(thread) })
+        let (writer, still) = (Mutex::new(writer), Standstill::default());
+        Ok(Channel { shared, writer, still, thread: Some(thread) })
+    }
+
+    /// The same, with calls that wait longer by the time that the machine stands still meanwhile.
+    #[must_use]
+    pub fn extended_by(mut self, still: Standstill) -> Channel {
+        self.still = still;
+        self
     }
 
     /// The agent's introduction; what it was is known from then on.
@@ -185,9 +195,17 @@ impl Channel {
         let late =
             || ChannelError::Timeout { what: format!("an answer to {what}"), waited: within };
         let id = self.send(op, start + within)?.ok_or_else(late)?;
-        let answer = self.shared.wait(within.saturating_sub(start.elapsed()), |state| {
-            state.waiting.get_mut(&id).and_then(Option::take)
-        });
+        let before = self.still.total(start);
+        let answer = loop {
+            let now = Instant::now();
+            let ran = (now - start).saturating_sub(self.still.total(now).saturating_sub(before));
+            let left = within.saturating_sub(ran);
+            let found =
+                self.shared.wait(left, |state| state.waiting.get_mut(&id).and_then(Option::take));
+            if left.is_zero() || !matches!(found, Ok(None)) {
+                break found;
+            }
+        };
         self.shared.lock().waiting.remove(&id);
         answer?.ok_or_else(late)?.map_err(ChannelError::Refused)
     }

@@ -25,12 +25,14 @@ mod kvm;
 mod limits;
 mod qemu;
 mod ram;
+mod standstill;
 pub mod topology;
 
 pub use console::Console;
 pub use exit::{ExitInfo, ExitKind, ExitWatch};
 pub use kvm::{KvmSpeed, kvm_speed};
 pub use qemu::{OLDEST as OLDEST_QEMU, Version as QemuVersion, version as qemu_version};
+pub use standstill::Standstill;
 use topology::Topology;
 
 /// The QEMU program that is looked for.
@@ -227,6 +229,40 @@ pub struct Registers {
     pub values: BTreeMap<String, u64>,
 }
 
+/// How long all CPUs may take to stop when nobody says otherwise.
+pub const RENDEZVOUS: Duration = Duration::from_secs(10);
+
+/// What the guest noticed of its last standstill, as far as the engine knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stillness {
+    /// How much time the guest's clocks do not show.
+    pub hidden: Option<Duration>,
+    /// How long after the first CPU the last one stopped.
+    pub skew: Option<Duration>,
+}
+
+/// A CPU that did not stop in time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LateCpu {
+    /// Which one.
+    pub cpu: u32,
+    /// What it was doing, as the end of "it was ..".
+    pub doing: String,
+    /// Its instruction pointer when it was last seen, and how long ago that was.
+    pub seen: Option<(u64, Duration)>,
+}
+
+impl LateCpu {
+    /// What is known of it, with `place` to say where an instruction pointer is.
+    #[must_use]
+    pub fn told(&self, place: impl FnOnce(u64) -> String) -> String {
+        let seen = self.seen.map_or(String::new(), |(rip, ago)| {
+            format!(", last seen at {} {} ms before", place(rip), ago.as_millis())
+        });
+        format!("CPU {} did not come (it was {}{seen})", self.cpu, self.doing)
+    }
+}
+
 /// A running machine. Dropping it ends the machine and everything that belongs to it.
 pub trait Engine: Send {
     /// A short name for reports, as in `qemu-tcg`.
@@ -238,19 +274,43 @@ pub trait Engine: Send {
     /// Guest RAM, readable at any time, also after the machine has ended.
     fn memory(&self) -> Arc<dyn GuestMem>;
 
-    /// Stops all CPUs; on return none executes. How long that took. Nothing to do when they are
-    /// stopped already.
+    /// Stops all CPUs within `patience`; on return none executes. How long that took. Nothing to
+    /// do when they are stopped already.
     ///
     /// # Errors
-    /// [`VmError::Exited`] when the machine is gone, [`VmError::Timeout`] when the CPUs do not
-    /// stop in time (they are told to go on again).
-    fn pause(&mut self) -> Result<Duration, VmError>;
+    /// [`VmError::Exited`] when the machine is gone; [`VmError::Late`] or [`VmError::Timeout`]
+    /// when the CPUs do not stop in time (they are told to go on again).
+    fn pause_within(&mut self, patience: Duration) -> Result<Duration, VmError>;
+
+    /// [`Engine::pause_within`] the usual time.
+    ///
+    /// # Errors
+    /// The same.
+    fn pause(&mut self) -> Result<Duration, VmError> {
+        self.pause_within(RENDEZVOUS)
+    }
 
     /// Lets the CPUs go on. How long that took.
     ///
     /// # Errors
     /// As [`Engine::pause`].
     fn resume(&mut self) -> Result<Duration, VmError>;
+
+    /// What the guest noticed of its last standstill: how far apart the CPUs stopped is known
+    /// from [`Engine::pause`] on, what was hidden after [`Engine::resume`].
+    fn stillness(&self) -> Stillness {
+        Stillness::default()
+    }
+
+    /// For tests of what happens when a CPU does not stop: from now on this one does not, until
+    /// another or none is named.
+    ///
+    /// # Errors
+    /// [`VmError::Refused`] where an engine has no such thing, and [`VmError::NoSuchCpu`].
+    fn hold_back(&mut self, cpu: Option<u32>) -> Result<(), VmError> {
+        let reason = format!("the engine {} cannot make CPU {cpu:?} late", self.name());
+        Err(VmError::Refused { command: "hold_back".to_owned(), reason })
+    }
 
     /// The registers of a CPU; consistent only while paused.
     ///
@@ -399,6 +459,14 @@ pub enum VmError {
         /// How long.
         waited: Duration,
     },
+    /// CPUs did not stop in time.
+    #[error("waited {waited:?} in vain for all CPUs to stop: {}", late_cpus(late))]
+    Late {
+        /// Which, at least one.
+        late: Vec<LateCpu>,
+        /// How long.
+        waited: Duration,
+    },
     /// No such CPU.
     #[error("there is no CPU {cpu}; this machine has CPUs 0 to {}", cpus - 1)]
     NoSuchCpu {
@@ -412,9 +480,28 @@ pub enum VmError {
     Exited(Box<ExitInfo>),
 }
 
+fn late_cpus(late: &[LateCpu]) -> String {
+    let one = |late: &LateCpu| late.told(|rip| format!("{rip:#x}"));
+    late.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn late_cpus_are_named_with_what_is_known_of_them() {
+        let seen = Some((0xffff_ffff_8100_0040, Duration::from_millis(2)));
+        let late = vec![
+            LateCpu { cpu: 1, doing: "in the guest".into(), seen },
+            LateCpu { cpu: 3, doing: "writing to a device".into(), seen: None },
+        ];
+        assert_eq!(
+            VmError::Late { late, waited: Duration::from_secs(10) }.to_string(),
+            "waited 10s in vain for all CPUs to stop: CPU 1 did not come (it was in the guest, last \
+             seen at 0xffffffff81000040 2 ms before); CPU 3 did not come (it was writing to a device)"
+        );
+    }
 
     #[test]
     fn engines_and_capabilities_are_known_by_name() {

@@ -1,14 +1,14 @@
 //! From a declaration to a running laboratory.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::kept::Kept;
 use super::real::Real;
 use super::stage;
 use super::{CALL, GLANCE, LOG_END, Lab, Logs, Machine, Parts, call_while_wanted};
-use crate::freeze::Freezer;
+use crate::freeze::Bridge;
 use crate::kernel::progress::Progress;
 use crate::kernel::{CacheDir, KernelImage, resolve};
 use crate::scenario::cell::{Cancel, Events, Why};
@@ -20,7 +20,7 @@ use crate::scenario::{BootPath, ScenarioDecl, ScenarioOptions};
 use crate::scheduler::{Prepared, Toolchain};
 use crate::vm::channel::{Channel, ChannelError};
 use crate::vm::topology::Topology;
-use crate::vm::{Boot, Capability, EngineChoice, ExitKind, VmError, VmSpec, start};
+use crate::vm::{Boot, Capability, EngineChoice, ExitKind, RENDEZVOUS, VmError, VmSpec, start};
 use crate::wire::{Answer, Hello, Op};
 
 /// How long a guest may take to its agent's hello: some seconds when emulated on a free host,
@@ -192,14 +192,17 @@ fn bring_up(spec: &VmSpec, needs: &[Capability], setup: &Setup) -> Result<Up, Bo
     let transport = engine.take_transport().ok_or_else(|| {
         LabError::Machine(format!("the engine {name} has no transport for frames"))
     })?;
-    let channel = Channel::new(transport, Some(watch.clone()))
-        .map_err(|e| LabError::Machine(format!("cannot listen to the guest: {e}")))?;
+    let still = setup.cancel.standstill().clone();
+    let channel = Channel::new(transport, Some(watch))
+        .map_err(|e| LabError::Machine(format!("cannot listen to the guest: {e}")))?
+        .extended_by(still.clone());
     let hello = wait_for_hello(&channel, setup).map_err(|(error, fault)| {
         engine.stop();
         failed(error, fault, &console.text(), "", setup)
     })?;
-    let freezer = Mutex::new(Freezer::new(engine));
-    let machine = Real { channel, freezer, watch, console };
+    let bridge = Bridge::start(engine, still, RENDEZVOUS)
+        .map_err(|e| LabError::Machine(format!("cannot start a thread: {e}")))?;
+    let machine = Real { channel, bridge };
     Ok(Up { machine, engine: name, hello })
 }
 

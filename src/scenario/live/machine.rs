@@ -2,16 +2,19 @@
 //! that everything above is tested without booting anything.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::scenario::lab::LabError;
 use crate::scenario::text::tail;
 use crate::snapshot::{CaptureRequest, Meta, Snapshot, SnapshotError};
-use crate::vm::ExitInfo;
+use crate::vm::{ExitInfo, Standstill};
 use crate::wire::{Answer, Event, Op, Refusal, RefusalKind};
 
 /// Lines of the verifier's or a loader's words that go into a message.
 const LOG_LINES: usize = 20;
+
+/// Says when and in which phase a snapshot is taken.
+pub(super) type MakeMeta = Box<dyn FnOnce() -> Meta + Send>;
 
 /// A machine that runs, with the agent in it.
 pub(super) trait Machine: Send + Sync {
@@ -25,12 +28,36 @@ pub(super) trait Machine: Send + Sync {
     fn get_ready(&self) {}
 
     /// Stops the CPUs, copies, lets them run on. `meta` is asked for just before; its `pause` is
-    /// filled in.
+    /// filled in. `seen` is when something was read that is the reason, after a
+    /// [`Machine::prepare`] for the same request.
     fn freeze(
         &self,
         request: &CaptureRequest,
-        meta: &dyn Fn() -> Meta,
+        seen: Option<Instant>,
+        meta: MakeMeta,
     ) -> Result<Arc<Snapshot>, CallError>;
+
+    /// Copies while the CPUs run; when that began, too.
+    fn look(
+        &self,
+        request: &CaptureRequest,
+        meta: MakeMeta,
+    ) -> Result<(Arc<Snapshot>, Instant), CallError>;
+
+    /// Does beforehand what makes a freeze or a look short.
+    fn prepare(&self, request: &CaptureRequest) -> Result<(), CallError>;
+
+    /// Stops the CPUs until [`Machine::resume`].
+    fn pause(&self) -> Result<(), CallError>;
+
+    /// Lets them run on.
+    fn resume(&self) -> Result<(), CallError>;
+
+    /// Whether they are stopped by [`Machine::pause`].
+    fn is_paused(&self) -> bool;
+
+    /// How long the machine has stood still.
+    fn standstill(&self) -> Standstill;
 
     /// The console so far.
     fn console(&self) -> String;
@@ -49,6 +76,8 @@ pub(super) enum CallError {
     Refused(Refusal),
     /// It does not answer; the text says to what and how long it had.
     Timeout(String),
+    /// Not all CPUs stopped in time; the machine runs, and may be asked again.
+    Late(String),
     /// The machine or the channel to it is gone, or cannot be trusted any more.
     Gone(String),
     /// The machine is well, but the snapshot lacks what was asked for.
@@ -61,6 +90,7 @@ impl CallError {
         match self {
             CallError::Refused(refusal) => refused(&refusal),
             CallError::Timeout(text) | CallError::Gone(text) => LabError::Machine(text),
+            CallError::Late(text) => LabError::Timeout(text),
             CallError::Snapshot(error) => LabError::Snapshot(error.into()),
         }
     }

@@ -18,6 +18,7 @@ mod groups;
 mod kept;
 mod machine;
 mod real;
+mod snapshots;
 mod stage;
 #[cfg(test)]
 mod tests;
@@ -39,7 +40,7 @@ use super::lab::{
 use super::text::tail;
 use super::verdict::{Check, Outcome, Recorder};
 use super::{ExpectExit, SchedulerExit};
-use crate::snapshot::{CaptureRequest, Meta, Snapshot};
+use crate::snapshot::{CaptureRequest, Snapshot};
 use crate::wire::{Answer, Event, Op, SCHED_EXT};
 use clock::Clock;
 use kept::Kept;
@@ -52,10 +53,6 @@ const CALL: Duration = Duration::from_secs(30);
 const GLANCE: Duration = Duration::from_millis(50);
 /// Ends of logs that go into the report.
 const LOG_END: usize = 8 << 10;
-/// What all snapshots of a scenario may hold together, undecoded.
-const HELD: u64 = 2 << 30;
-/// How many snapshots a scenario may hold.
-const MOST_SNAPSHOTS: usize = 10_000;
 
 /// A live machine with a scheduler and a workload.
 pub struct Lab {
@@ -95,7 +92,7 @@ impl Lab {
     /// A laboratory whose workload begins now.
     fn new(machine: Arc<dyn Machine>, parts: Parts) -> Self {
         let state = State {
-            clock: Clock::starting(Instant::now()),
+            clock: Clock::starting(Instant::now(), machine.standstill()),
             phase: None,
             snapshots: Vec::new(),
             groups: Vec::new(),
@@ -197,15 +194,33 @@ impl Lab {
         error.into_lab()
     }
 
+    /// Refuses what a machine that is paused by hand cannot do.
+    fn runs(&self, what: &str) -> LabResult<()> {
+        if !self.machine.is_paused() {
+            return Ok(());
+        }
+        Err(LabError::Argument(format!(
+            "cannot {what}: the machine is paused, and stands until t.resume(); call that first"
+        )))
+    }
+
+    /// Asks the agent, without a look at how the scheduler is.
+    fn ask(&self, op: Op) -> LabResult<Answer> {
+        self.runs("ask the guest")?;
+        self.machine.call(op, CALL).map_err(|e| self.failed(e))
+    }
+
     /// A call that is over in a moment.
     fn call(&self, op: Op) -> LabResult<Answer> {
         self.go_on()?;
+        self.runs("ask the guest")?;
         self.machine.call(op, CALL).map_err(|e| self.failed(e))
     }
 
     /// A call that may take long: it ends when the run is to end.
     fn long_call(&self, op: Op, within: Duration) -> LabResult<Answer> {
         self.go_on()?;
+        self.runs("ask the guest")?;
         let answer = call_while_wanted(&self.machine, op, within, &self.parts.cancel);
         answer?.map_err(|e| self.failed(e))
     }
@@ -217,40 +232,14 @@ impl Lab {
         }
     }
 
-    /// Refuses to hold more than this process can.
-    fn has_room(&self) -> LabResult<()> {
-        let state = self.state();
-        let (count, held) =
-            (state.snapshots.len(), state.snapshots.iter().map(|s| s.bytes()).sum::<u64>());
-        if count < MOST_SNAPSHOTS && held < HELD {
-            return Ok(());
-        }
-        let mib = held >> 20;
-        Err(LabError::Argument(format!(
-            "{count} snapshots hold {mib} MiB already, and all are kept to the end of the \
-             scenario; freeze less often, or name the maps that are needed, as in \
-             t.freeze(\"tag\", #{{ maps: [\"task_ctx\"] }})"
-        )))
-    }
-
-    /// A tag that no snapshot has yet.
-    fn fresh_tag(&self, tag: &str) -> String {
-        let state = self.state();
-        let taken = |tag: &str| state.snapshots.iter().any(|s| s.tag() == tag);
-        if !taken(tag) {
-            return tag.to_string();
-        }
-        let fresh = (2..).map(|n| format!("{tag}#{n}")).find(|t| !taken(t)).unwrap_or_default();
-        drop(state);
-        let text = format!("the tag {tag:?} was used before: this snapshot is {fresh:?}");
-        self.parts.recorder.note(text, None);
-        fresh
-    }
-
     /// The last things to judge, the logs, and the end of the machine. Gives the ends of the logs
     /// for the report, and the fault of the engine if that is what ended the machine.
     pub fn finish(&self) -> (Logs, Option<String>) {
         self.parts.events.stage(Stage::Stop, "");
+        // What is left paused cannot tell how it ends.
+        if self.machine.is_paused() && self.machine.exited().is_none() {
+            self.told(self.machine.resume().map_err(|e| self.failed(e)));
+        }
         let log = self.told(self.last_look()).unwrap_or_default();
         self.judge_exit();
         self.told(self.let_go());
@@ -417,29 +406,51 @@ impl LabOps for Lab {
         self.state().clock.elapsed_ms(Instant::now())
     }
 
+    fn elapsed(&self) -> Duration {
+        self.state().clock.elapsed(Instant::now())
+    }
+
     fn freeze(&self, tag: &str, request: &CaptureRequest) -> LabResult<Arc<Snapshot>> {
-        self.go_on()?;
-        self.has_room()?;
-        let tag = self.fresh_tag(tag);
-        let meta = || {
-            let state = self.state();
-            let elapsed_ms = state.clock.elapsed_ms(Instant::now());
-            Meta { tag: tag.clone(), elapsed_ms, phase: state.phase.clone(), ..Meta::default() }
-        };
-        let snapshot = self.machine.freeze(request, &meta).map_err(|e| self.failed(e))?;
-        let pause = snapshot.pause();
-        let mut state = self.state();
-        state.clock.take_out(Duration::from_micros(pause.total_us));
-        state.snapshots.push(snapshot.clone());
-        drop(state);
-        self.parts.events.send(&RunEvent::Frozen {
-            cell: self.parts.events.cell(),
-            tag: snapshot.tag().to_string(),
-            elapsed_ms: snapshot.elapsed_ms(),
-            pause_us: pause.total_us,
-            copy_us: pause.copy_us,
-        });
+        let snapshot = self.freeze_unkept(tag, request, None)?;
+        self.keep(&snapshot);
         Ok(snapshot)
+    }
+
+    fn freeze_unkept(
+        &self,
+        tag: &str,
+        request: &CaptureRequest,
+        seen: Option<Instant>,
+    ) -> LabResult<Arc<Snapshot>> {
+        self.take_snapshot(tag, request, seen)
+    }
+
+    fn keep(&self, snapshot: &Arc<Snapshot>) {
+        self.keep_snapshot(snapshot);
+    }
+
+    fn look(&self, request: &CaptureRequest) -> LabResult<(Arc<Snapshot>, Instant)> {
+        self.go_on()?;
+        self.machine.look(request, self.meta("live")).map_err(|e| self.failed(e))
+    }
+
+    fn prepare(&self, request: &CaptureRequest) -> LabResult<()> {
+        self.go_on()?;
+        self.machine.prepare(request).map_err(|e| self.failed(e))
+    }
+
+    fn pause(&self) -> LabResult<()> {
+        self.go_on()?;
+        self.machine.pause().map_err(|e| self.failed(e))
+    }
+
+    fn resume(&self) -> LabResult<()> {
+        self.go_on()?;
+        self.machine.resume().map_err(|e| self.failed(e))
+    }
+
+    fn is_paused(&self) -> bool {
+        self.machine.is_paused()
     }
 
     fn snapshots(&self) -> Vec<Arc<Snapshot>> {
@@ -451,6 +462,7 @@ impl LabOps for Lab {
         let until = self.state().clock.elapsed(Instant::now()).saturating_add(wanted);
         loop {
             self.go_on()?;
+            self.runs("wait for the workload")?;
             let left = until.saturating_sub(self.state().clock.elapsed(Instant::now()));
             if left.is_zero() {
                 return Ok(());
@@ -543,7 +555,7 @@ impl LabOps for Lab {
     }
 
     fn dmesg(&self) -> LabResult<String> {
-        match self.machine.call(Op::Dmesg, CALL).map_err(|e| self.failed(e))? {
+        match self.ask(Op::Dmesg)? {
             Answer::Text(text) => Ok(text),
             other => Err(unexpected(&other)),
         }
@@ -554,7 +566,7 @@ impl LabOps for Lab {
     }
 
     fn scheduler_state(&self) -> LabResult<SchedulerState> {
-        match self.machine.call(Op::SchedulerState, CALL).map_err(|e| self.failed(e))? {
+        match self.ask(Op::SchedulerState)? {
             Answer::Scheduler(state) => Ok(state),
             other => Err(unexpected(&other)),
         }

@@ -1,20 +1,18 @@
 //! A machine of an engine's, with a channel to the agent in it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use super::machine::{CallError, Machine};
-use crate::freeze::{FreezeError, Freezer};
-use crate::snapshot::{CaptureRequest, Meta, Snapshot};
+use super::machine::{CallError, Machine, MakeMeta};
+use crate::freeze::{Bridge, FreezeError};
+use crate::snapshot::{CaptureRequest, Snapshot};
 use crate::vm::channel::{Channel, ChannelError};
-use crate::vm::{Console, ExitInfo, ExitWatch};
+use crate::vm::{ExitInfo, Standstill};
 use crate::wire::{Answer, Event, Op};
 
 pub(super) struct Real {
     pub(super) channel: Channel,
-    pub(super) freezer: Mutex<Freezer>,
-    pub(super) watch: ExitWatch,
-    pub(super) console: Console,
+    pub(super) bridge: Bridge,
 }
 
 impl Machine for Real {
@@ -28,38 +26,68 @@ impl Machine for Real {
 
     fn get_ready(&self) {
         // What is wrong is told by the first freeze.
-        if let Ok(capturer) = self.freezer().open() {
-            let _ = capturer.prepare(&CaptureRequest::default());
-        }
+        let _ = self.bridge.prepare(&CaptureRequest::default());
     }
 
     fn freeze(
         &self,
         request: &CaptureRequest,
-        meta: &dyn Fn() -> Meta,
+        seen: Option<Instant>,
+        meta: MakeMeta,
     ) -> Result<Arc<Snapshot>, CallError> {
-        self.freezer().freeze(request, meta).map_err(|error| match error {
-            FreezeError::NoSuchMap(error) => CallError::Snapshot(error),
-            error => CallError::Gone(error.to_string()),
-        })
+        Ok(self.bridge.freeze(request, seen, meta)?)
+    }
+
+    fn look(
+        &self,
+        request: &CaptureRequest,
+        meta: MakeMeta,
+    ) -> Result<(Arc<Snapshot>, Instant), CallError> {
+        Ok(self.bridge.look(request, meta)?)
+    }
+
+    fn prepare(&self, request: &CaptureRequest) -> Result<(), CallError> {
+        Ok(self.bridge.prepare(request)?)
+    }
+
+    fn pause(&self) -> Result<(), CallError> {
+        Ok(self.bridge.pause()?)
+    }
+
+    fn resume(&self) -> Result<(), CallError> {
+        self.bridge.resume()?;
+        Ok(())
+    }
+
+    fn is_paused(&self) -> bool {
+        self.bridge.is_paused()
+    }
+
+    fn standstill(&self) -> Standstill {
+        self.bridge.standstill().clone()
     }
 
     fn console(&self) -> String {
-        self.console.text()
+        self.bridge.console().text()
     }
 
     fn exited(&self) -> Option<ExitInfo> {
-        self.watch.get()
+        self.bridge.exited()
     }
 
     fn stop(&self) {
-        self.freezer().stop();
+        // Only a machine that is gone already cannot be stopped.
+        let _ = self.bridge.stop();
     }
 }
 
-impl Real {
-    fn freezer(&self) -> MutexGuard<'_, Freezer> {
-        self.freezer.lock().unwrap_or_else(PoisonError::into_inner)
+impl From<FreezeError> for CallError {
+    fn from(error: FreezeError) -> Self {
+        match error {
+            FreezeError::NoSuchMap(error) => CallError::Snapshot(error),
+            FreezeError::NotStopped(_) => CallError::Late(error.to_string()),
+            error => CallError::Gone(error.to_string()),
+        }
     }
 }
 

@@ -3,13 +3,14 @@
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
 
-use super::machine::CallError;
+use super::machine::{CallError, MakeMeta};
+use super::snapshots::MOST_SNAPSHOTS;
 use super::*;
 use crate::scenario::lab::WorkKind;
 use crate::scenario::verdict::Rules;
-use crate::snapshot::{Pause, SnapshotError};
+use crate::snapshot::{Meta, Pause, SnapshotError};
 use crate::vm::topology::Topology;
-use crate::vm::{ExitInfo, ExitKind};
+use crate::vm::{ExitInfo, ExitKind, Standstill};
 use crate::wire::{Refusal, RefusalKind};
 
 /// A machine that answers from a list, and by rote where the list says nothing.
@@ -24,6 +25,8 @@ struct Fake {
     silent: AtomicBool,
     sched_state: Mutex<String>,
     snapshot_bytes: AtomicU64,
+    paused: AtomicBool,
+    still: Standstill,
 }
 
 impl Fake {
@@ -84,15 +87,51 @@ impl Machine for Fake {
     fn freeze(
         &self,
         request: &CaptureRequest,
-        meta: &dyn Fn() -> Meta,
+        _: Option<Instant>,
+        meta: MakeMeta,
     ) -> Result<Arc<Snapshot>, CallError> {
         if let Some([name]) = request.maps.as_deref() {
             let (requested, available) = (name.clone(), vec!["fifo.bss".into()]);
             return Err(CallError::Snapshot(SnapshotError::MapNotFound { requested, available }));
         }
         let pause = Pause { total_us: 5_000_000, ..Pause::default() };
+        let now = Instant::now();
+        self.still.begin(now - Duration::from_micros(pause.total_us));
+        self.still.end(now);
         let bytes = self.snapshot_bytes.load(Ordering::Relaxed);
         Ok(Snapshot::new(Meta { pause, bytes, ..meta() }, vec![], vec![]))
+    }
+
+    fn look(
+        &self,
+        _: &CaptureRequest,
+        meta: MakeMeta,
+    ) -> Result<(Arc<Snapshot>, Instant), CallError> {
+        Ok((Snapshot::new(meta(), vec![], vec![]), Instant::now()))
+    }
+
+    fn prepare(&self, _: &CaptureRequest) -> Result<(), CallError> {
+        Ok(())
+    }
+
+    fn pause(&self) -> Result<(), CallError> {
+        self.still.begin(Instant::now());
+        self.paused.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), CallError> {
+        self.still.end(Instant::now());
+        self.paused.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
+    }
+
+    fn standstill(&self) -> Standstill {
+        self.still.clone()
     }
 
     fn console(&self) -> String {
@@ -153,6 +192,43 @@ fn time_passes_without_the_pauses() {
     // The fake says that it stood still for five seconds, longer than it has lived.
     lab.freeze("a", &CaptureRequest::default()).unwrap();
     assert_eq!(lab.elapsed_ms(), 0);
+}
+
+#[test]
+fn a_paused_machine_lets_no_time_pass_and_is_asked_nothing() {
+    let Bench { lab, fake, recorder, .. } = bench(ExpectExit::None);
+    assert!(!lab.is_paused());
+    lab.pause().unwrap();
+    let before = lab.elapsed();
+    std::thread::sleep(Duration::from_millis(3));
+    assert_eq!((lab.elapsed(), lab.is_paused()), (before, true));
+    let waits = "cannot wait for the workload: the machine is paused, and stands until \
+                 t.resume(); call that first";
+    let asks = "cannot ask the guest: the machine is paused, and stands until t.resume(); call \
+                that first";
+    let cases = [
+        (lab.hold(Span::Time(Duration::from_secs(9))), waits),
+        (lab.step("x", Span::Fraction(0.5)), waits),
+        (lab.dmesg().map(drop), asks),
+        (lab.scheduler_state().map(drop), asks),
+        (lab.scheduler_detach(), asks),
+        (lab.exec(&["ls".into()], Duration::from_secs(9)).map(drop), asks),
+        (lab.start(None, &WorkOptions::new(WorkKind::Spin)).map(drop), asks),
+    ];
+    for (result, says) in cases {
+        let error = result.unwrap_err();
+        assert_eq!((error.to_string().as_str(), error.is_catchable()), (says, true));
+    }
+    assert_eq!(fake.asked(), []);
+    lab.freeze("while it stands", &CaptureRequest::default()).unwrap();
+    lab.resume().unwrap();
+    lab.dmesg().unwrap();
+    // One that the script leaves paused is let go on to be judged.
+    lab.pause().unwrap();
+    recorder.record(Check::pass("x"));
+    lab.finish();
+    assert!(!fake.is_paused() && !fake.asked().is_empty());
+    assert_eq!(recorder.counts().error, 0);
 }
 
 #[test]

@@ -34,6 +34,11 @@ fn int(n: u64) -> INT {
     INT::try_from(n).unwrap_or(INT::MAX)
 }
 
+/// The same, of what is not known everywhere.
+fn known(n: Option<u64>) -> Dynamic {
+    n.map_or(Dynamic::UNIT, |n| int(n).into())
+}
+
 fn about(pkg: &mut Package<'_>) {
     pkg.getter("tag(self: Snapshot) -> string", "The name it was given.", |s: Snap| {
         s.tag().to_owned()
@@ -51,16 +56,26 @@ fn about(pkg: &mut Package<'_>) {
     .getter(
         "pause(self: Snapshot) -> map",
         "How long the machine was stopped, in microseconds: `total_us`, and of it the engine's \
-         `stop_us`, our `copy_us` and the engine's `resume_us`.",
+         `stop_us`, our `copy_us` and the engine's `resume_us`; `hidden_us`, how much of it the \
+         guest's clocks do not show, and `skew_us`, how far apart the vCPUs stopped, each `()` where \
+         the engine does not know.",
         |s: Snap| {
             let p = s.pause();
             Map::from([
+                ("hidden_us".into(), known(p.hidden_us)),
+                ("skew_us".into(), known(p.skew_us)),
                 ("total_us".into(), int(p.total_us).into()),
                 ("stop_us".into(), int(p.stop_us).into()),
                 ("copy_us".into(), int(p.copy_us).into()),
                 ("resume_us".into(), int(p.resume_us).into()),
             ])
         },
+    )
+    .getter(
+        "overshoot_us(self: Snapshot) -> int|()",
+        "Of one that `t.freeze_when(..)` took: microseconds from the reading that made the \
+         predicate true until all vCPUs stood; `()` of all others.",
+        |s: Snap| known(s.overshoot_us()),
     )
     .getter(
         "phase(self: Snapshot) -> string",

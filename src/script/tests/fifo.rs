@@ -22,9 +22,10 @@ pub(super) struct Instant<'a> {
 
 /// The scheduler's memory at that instant.
 pub(super) fn snapshot(at: &Instant<'_>) -> Arc<Snapshot> {
-    let pause = Pause { total_us: 900, stop_us: 600, copy_us: 100, resume_us: 200 };
+    let pause =
+        Pause { total_us: 900, stop_us: 600, copy_us: 100, resume_us: 200, ..Pause::default() };
     let (tag, phase) = (at.tag.to_owned(), at.phase.clone());
-    let meta = Meta { tag, elapsed_ms: at.elapsed_ms, pause, phase, bytes: 0 };
+    let meta = Meta { tag, elapsed_ms: at.elapsed_ms, pause, phase, ..Meta::default() };
     match at.kernel {
         true => beside_waiting_tasks(meta, maps(at)),
         false => Snapshot::new(meta, maps(at), Vec::new()),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::fifo;
 use crate::scenario::lab::*;
@@ -29,6 +29,7 @@ pub(crate) struct FakeLab {
     snapshots: Mutex<Vec<Arc<Snapshot>>>,
     phase: Mutex<Option<String>>,
     elapsed: AtomicU64,
+    paused: AtomicBool,
     /// What `hold` answers instead of success.
     pub(super) trouble: Option<LabError>,
 }
@@ -56,6 +57,7 @@ impl FakeLab {
             snapshots: Mutex::default(),
             phase: Mutex::default(),
             elapsed: AtomicU64::new(0),
+            paused: AtomicBool::new(false),
             trouble: None,
         }
     }
@@ -90,6 +92,24 @@ impl FakeLab {
         self.asked.lock().unwrap().push(what);
     }
 
+    /// What is captured now.
+    fn instant(&self, tag: &str) -> Arc<Snapshot> {
+        let pids: Vec<u32> = self.workers.lock().unwrap().iter().map(|(pid, _)| *pid).collect();
+        match self.fifo {
+            false => fifo::nothing(tag),
+            true => fifo::snapshot(&fifo::Instant {
+                tag,
+                phase: self.phase.lock().unwrap().clone(),
+                elapsed_ms: self.elapsed_ms(),
+                pids: &pids,
+                cpus: self.facts.topology.cpus(),
+                spread: self.spread.load(Ordering::Relaxed),
+                slice_ns: self.slice_ns,
+                kernel: self.kernel,
+            }),
+        }
+    }
+
     fn known(&self, group: &str) -> LabResult<()> {
         match self.groups.lock().unwrap().iter().any(|g| g == group) {
             true => Ok(()),
@@ -118,22 +138,53 @@ impl LabOps for FakeLab {
             asked.push_str(" without sched");
         }
         self.ask(asked);
-        let pids: Vec<u32> = self.workers.lock().unwrap().iter().map(|(pid, _)| *pid).collect();
-        let snapshot = match self.fifo {
-            false => fifo::nothing(tag),
-            true => fifo::snapshot(&fifo::Instant {
-                tag,
-                phase: self.phase.lock().unwrap().clone(),
-                elapsed_ms: self.elapsed_ms(),
-                pids: &pids,
-                cpus: self.facts.topology.cpus(),
-                spread: self.spread.load(Ordering::Relaxed),
-                slice_ns: self.slice_ns,
-                kernel: self.kernel,
-            }),
-        };
+        let snapshot = self.instant(tag);
         all.push(snapshot.clone());
         Ok(snapshot)
+    }
+
+    fn elapsed(&self) -> Duration {
+        Duration::from_millis(self.elapsed_ms())
+    }
+
+    fn freeze_unkept(
+        &self,
+        tag: &str,
+        request: &CaptureRequest,
+        seen: Option<Instant>,
+    ) -> LabResult<Arc<Snapshot>> {
+        assert!(seen.is_some(), "for whatever is not kept there is a reason");
+        self.ask(format!("freeze {tag} {:?} unkept", request.maps));
+        Ok(self.instant(tag))
+    }
+
+    fn keep(&self, snapshot: &Arc<Snapshot>) {
+        self.ask(format!("keep {}", snapshot.tag()));
+        self.snapshots.lock().unwrap().push(snapshot.clone());
+    }
+
+    fn look(&self, request: &CaptureRequest) -> LabResult<(Arc<Snapshot>, Instant)> {
+        let kernel = if request.sched { " and sched" } else { "" };
+        self.ask(format!("look at {:?}{kernel}", request.maps));
+        Ok((self.instant("live"), Instant::now()))
+    }
+
+    fn prepare(&self, _: &CaptureRequest) -> LabResult<()> {
+        Ok(())
+    }
+
+    fn pause(&self) -> LabResult<()> {
+        self.paused.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn resume(&self) -> LabResult<()> {
+        self.paused.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
     }
 
     fn snapshots(&self) -> Vec<Arc<Snapshot>> {

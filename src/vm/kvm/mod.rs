@@ -20,8 +20,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::ram::{Part, Ram, share_out};
 use super::{
-    Capabilities, Capability, Console, Engine, ExitInfo, ExitKind, ExitWatch, Registers, VmError,
-    VmSpec, ending, limits,
+    Capabilities, Capability, Console, Engine, ExitInfo, ExitKind, ExitWatch, RENDEZVOUS,
+    Registers, Stillness, VmError, VmSpec, ending, limits,
 };
 use crate::mem::{GuestMem, MappedMem};
 use crate::wire::TTY_ARG;
@@ -45,8 +45,6 @@ mod vcpu;
 const MOST_CPUS: u32 = 128;
 /// The highest APIC id that our tables can name; 255 is everybody.
 const HIGHEST_ID: u32 = 254;
-/// How long the CPUs may take to stand still.
-const RENDEZVOUS: Duration = Duration::from_secs(10);
 /// Lines of the console that go into an [`ExitInfo`].
 const TAIL: usize = 30;
 
@@ -64,13 +62,15 @@ pub(super) struct KvmMachine {
     cpus: u32,
     /// When the clocks stood still, while paused.
     paused: Option<Clocks>,
+    stillness: Stillness,
 }
 
 /// What the guest's clocks said when it was stopped.
 struct Clocks {
     kvm: kvm_clock_data,
-    /// The host's TSC then.
+    /// The host's TSC then, and the time.
     host_tsc: u64,
+    at: Instant,
     cpus: Vec<CpuClock>,
 }
 
@@ -127,6 +127,7 @@ pub(super) fn start(spec: &VmSpec) -> Result<KvmMachine, VmError> {
         watch,
         cpus,
         paused: None,
+        stillness: Stillness::default(),
     })
 }
 
@@ -317,7 +318,7 @@ impl KvmMachine {
         let cpus = (0..self.cpus)
             .map(|cpu| self.vcpus.with(cpu, read).unwrap_or_else(|| Err(self.ended())));
         let cpus = cpus.collect::<Result<_, _>>()?;
-        Ok(Clocks { kvm, host_tsc: tsc::now(), cpus })
+        Ok(Clocks { kvm, host_tsc: tsc::now(), at: Instant::now(), cpus })
     }
 
     /// Makes the clocks go on from where they stood.
@@ -368,16 +369,15 @@ impl Engine for KvmMachine {
         self.memory.clone()
     }
 
-    fn pause(&mut self) -> Result<Duration, VmError> {
+    fn pause_within(&mut self, patience: Duration) -> Result<Duration, VmError> {
         let start = Instant::now();
         if self.paused.is_none() {
-            match self.vcpus.stand(RENDEZVOUS) {
-                Stand::Still => {}
-                Stand::Ended => return Err(self.ended()),
-                Stand::Late(missing) => {
-                    let what = format!("CPUs {missing:?} to leave the guest");
-                    return Err(VmError::Timeout { what, waited: RENDEZVOUS });
+            match self.vcpus.stand(patience) {
+                Stand::Still { skew } => {
+                    self.stillness = Stillness { hidden: None, skew: Some(skew) };
                 }
+                Stand::Ended => return Err(self.ended()),
+                Stand::Late(late) => return Err(VmError::Late { late, waited: patience }),
             }
             // Whatever fails now must not leave it standing.
             self.paused = Some(self.clocks().inspect_err(|_| self.vcpus.go())?);
@@ -389,10 +389,26 @@ impl Engine for KvmMachine {
         let start = Instant::now();
         if let Some(clocks) = self.paused.take() {
             let wound = self.wind(&clocks);
+            let hidden = clocks.at.elapsed();
             self.vcpus.go();
             wound?;
+            self.stillness.hidden = Some(hidden);
         }
         Ok(start.elapsed())
+    }
+
+    fn stillness(&self) -> Stillness {
+        self.stillness
+    }
+
+    fn hold_back(&mut self, cpu: Option<u32>) -> Result<(), VmError> {
+        match cpu {
+            Some(cpu) if cpu >= self.cpus => Err(VmError::NoSuchCpu { cpu, cpus: self.cpus }),
+            _ => {
+                self.vcpus.gate().hold_back(cpu);
+                Ok(())
+            }
+        }
     }
 
     fn registers(&mut self, cpu: u32) -> Result<Registers, VmError> {

@@ -21,6 +21,7 @@ use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::devices::{Devices, Ending};
+use crate::vm::LateCpu;
 
 /// How long a call may go unheard before it is repeated.
 const REPEAT: Duration = Duration::from_millis(2);
@@ -89,6 +90,12 @@ struct State {
     order: Order,
     /// The CPUs that stand.
     standing: Vec<bool>,
+    /// Where each was when it last left the guest because it was called.
+    seen: Vec<Option<Seen>>,
+    /// When all were last told to go.
+    went: Instant,
+    /// The CPU that does not stand, for tests.
+    held_back: Option<usize>,
     /// The threads, from when they come until they leave.
     threads: Vec<Option<libc::pthread_t>>,
     /// How many have left.
@@ -96,14 +103,47 @@ struct State {
     end: Option<End>,
 }
 
+/// Where a CPU was.
+#[derive(Clone, Copy)]
+struct Seen {
+    rip: Option<u64>,
+    at: Instant,
+}
+
 /// What came of an order to stand.
 pub(super) enum Stand {
     /// All do.
-    Still,
+    Still {
+        /// How long after the first the last one left the guest.
+        skew: Duration,
+    },
     /// The machine has ended, or is ending.
     Ended,
     /// These did not come in time; all go on.
-    Late(Vec<u32>),
+    Late(Vec<LateCpu>),
+}
+
+impl State {
+    /// How long after the first CPU the last one left the guest. One that had not gone yet when
+    /// it was to stand again does not count.
+    fn skew(&self) -> Duration {
+        let times = || self.seen.iter().flatten().map(|seen| seen.at).filter(|at| *at >= self.went);
+        match (times().min(), times().max()) {
+            (Some(first), Some(last)) => last - first,
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// What is known of a CPU that has not come since `start`.
+    fn late(&self, cpu: usize, start: Instant) -> LateCpu {
+        let seen = self.seen[cpu];
+        let doing = match seen {
+            Some(seen) if seen.at >= start => "called out of the guest, and went back into it",
+            _ => "in the guest or at work for it, and did not hear",
+        };
+        let seen = seen.and_then(|seen| Some((seen.rip?, seen.at.elapsed())));
+        LateCpu { cpu: cpu as u32, doing: doing.to_owned(), seen }
+    }
 }
 
 /// Where orders are given and obeyed.
@@ -116,7 +156,10 @@ impl Gate {
     fn new(cpus: usize) -> Arc<Gate> {
         let standing = vec![false; cpus];
         let threads = vec![None; cpus];
-        let state = State { order: Order::Stand, standing, threads, left: 0, end: None };
+        let seen = vec![None; cpus];
+        let (order, left, end, held_back) = (Order::Stand, 0, None, None);
+        let went = Instant::now();
+        let state = State { order, standing, seen, went, held_back, threads, left, end };
         Arc::new(Gate { state: Mutex::new(state), changed: Condvar::new() })
     }
 
@@ -141,6 +184,10 @@ impl Gate {
                     return true;
                 }
                 Order::End => return false,
+                Order::Stand if state.held_back == Some(cpu) => {
+                    state.standing[cpu] = false;
+                    return true;
+                }
                 Order::Stand => {
                     if !std::mem::replace(&mut state.standing[cpu], true) {
                         self.changed.notify_all();
@@ -151,10 +198,24 @@ impl Gate {
         }
     }
 
+    /// Notes where a CPU was that has been called.
+    fn saw(&self, cpu: usize, rip: Option<u64>) {
+        self.lock().seen[cpu] = Some(Seen { rip, at: Instant::now() });
+    }
+
+    /// Names the CPU that does not stand any more, for tests.
+    pub(super) fn hold_back(&self, cpu: Option<u32>) {
+        self.lock().held_back = cpu.map(|cpu| cpu as usize);
+        self.changed.notify_all();
+    }
+
     fn order(&self, order: Order) {
         let mut state = self.lock();
         if state.order != Order::End {
             state.order = order;
+        }
+        if order == Order::Go {
+            state.went = Instant::now();
         }
         self.changed.notify_all();
     }
@@ -254,7 +315,8 @@ impl Vcpus {
 
     /// Makes all stand still, within `patience`.
     pub(super) fn stand(&self, patience: Duration) -> Stand {
-        let deadline = Instant::now() + patience;
+        let start = Instant::now();
+        let deadline = start + patience;
         self.gate.order(Order::Stand);
         let mut state = self.gate.lock();
         loop {
@@ -265,12 +327,13 @@ impl Vcpus {
                 return Stand::Ended;
             }
             if missing.is_empty() {
-                return Stand::Still;
+                return Stand::Still { skew: state.skew() };
             }
             if Instant::now() >= deadline {
+                let late = missing.into_iter().map(|cpu| state.late(cpu, start)).collect();
                 drop(state);
                 self.go();
-                return Stand::Late(missing.into_iter().map(|cpu| cpu as u32).collect());
+                return Stand::Late(late);
             }
             drop(state);
             self.gate.call(|cpu, state| !state.standing[cpu]);
@@ -390,6 +453,7 @@ impl Runner {
                 }
                 Err(e) if e.errno() == libc::EINTR => {
                     fd.set_kvm_immediate_exit(0);
+                    self.gate.saw(self.cpu, fd.get_regs().ok().map(|regs| regs.rip));
                     return Left::Called;
                 }
                 Err(e) if e.errno() == libc::EAGAIN => {}

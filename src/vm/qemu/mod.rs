@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 
 use super::ram::{Ram, memfd, share_out};
 use super::{
-    Capabilities, Capability, Console, Engine, ExitInfo, ExitKind, ExitWatch, Registers, VmError,
-    VmSpec, limits,
+    Capabilities, Capability, Console, Engine, ExitInfo, ExitKind, ExitWatch, Registers, Stillness,
+    VmError, VmSpec, limits,
 };
 use crate::mem::{GuestMem, MappedMem};
 use process::{Launch, Outputs, Process};
@@ -48,7 +48,10 @@ pub(super) struct Qemu {
     qmp: Qmp,
     console: Console,
     transport: Option<OwnedFd>,
-    paused: bool,
+    /// Since when it stands, while it does.
+    paused: Option<Instant>,
+    /// How much of the last standstill its clocks do not show.
+    hidden: Option<Duration>,
     cpus: u32,
     /// Whether each CPU has a thread of its own.
     parallel: bool,
@@ -84,7 +87,8 @@ pub(super) fn start(spec: &VmSpec, parallel: bool) -> Result<Qemu, VmError> {
         qmp,
         console,
         transport: Some(wires.frames.into()),
-        paused: false,
+        paused: None,
+        hidden: None,
         cpus: spec.topology.cpus(),
         parallel,
         process,
@@ -152,7 +156,16 @@ impl Qemu {
 
     /// Carries out a command; the machine's own end is the better reason where there is one.
     fn control(&mut self, command: &str, arguments: &Value) -> Result<Value, VmError> {
-        self.qmp.execute(command, arguments, CONTROL).map_err(|e| match e {
+        self.control_within(command, arguments, CONTROL)
+    }
+
+    fn control_within(
+        &mut self,
+        command: &str,
+        arguments: &Value,
+        within: Duration,
+    ) -> Result<Value, VmError> {
+        self.qmp.execute(command, arguments, within).map_err(|e| match e {
             QmpError::Refused(reason) => VmError::Refused { command: command.to_owned(), reason },
             QmpError::Timeout(waited) => {
                 VmError::Timeout { what: format!("QEMU to answer {command:?}"), waited }
@@ -181,27 +194,40 @@ impl Engine for Qemu {
         self.memory.clone()
     }
 
-    fn pause(&mut self) -> Result<Duration, VmError> {
+    fn pause_within(&mut self, patience: Duration) -> Result<Duration, VmError> {
         let start = Instant::now();
-        if !self.paused {
-            if let Err(e) = self.control("stop", &Value::Null) {
+        if self.paused.is_none() {
+            if let Err(e) = self.control_within("stop", &Value::Null, patience) {
                 // A stop that comes late must not leave the machine standing. Commands are
                 // carried out in order, and this one's own failure adds nothing.
                 let _ = self.qmp.execute("cont", &Value::Null, Duration::ZERO);
-                return Err(e);
+                let VmError::Timeout { waited, .. } = e else { return Err(e) };
+                let what = format!(
+                    "QEMU to stop its {} CPUs (it does not say which of them did not come)",
+                    self.cpus
+                );
+                return Err(VmError::Timeout { what, waited });
             }
-            self.paused = true;
+            self.paused = Some(Instant::now());
         }
         Ok(start.elapsed())
     }
 
     fn resume(&mut self) -> Result<Duration, VmError> {
         let start = Instant::now();
-        if self.paused {
+        if let Some(paused) = self.paused {
+            let hidden = paused.elapsed();
             self.control("cont", &Value::Null)?;
-            self.paused = false;
+            self.paused = None;
+            self.hidden = Some(hidden);
         }
         Ok(start.elapsed())
+    }
+
+    /// QEMU's virtual clock, which the guest's TSC and timers follow under the emulator, stands
+    /// still from within `stop` to within `cont`: at least between these.
+    fn stillness(&self) -> Stillness {
+        Stillness { hidden: self.hidden, skew: None }
     }
 
     fn registers(&mut self, cpu: u32) -> Result<Registers, VmError> {

@@ -9,7 +9,7 @@ use super::{Config, Failure, print};
 use crate::kernel::progress::Silent;
 use crate::kernel::{CacheDir, Kernels};
 use crate::vm::initramfs::Initramfs;
-use crate::vm::{KvmSpeed, QEMU, kvm_speed, qemu_version};
+use crate::vm::{KvmSpeed, KvmTraps, QEMU, kvm_speed, kvm_traps, qemu_version};
 
 /// Memory that a small machine and we ourselves need.
 const MEMORY_NEEDED: u64 = 1 << 30;
@@ -30,6 +30,8 @@ struct Facts {
     kernels: Result<Vec<(String, bool)>, String>,
     /// How fast it is, or why there is none.
     kvm: Result<KvmSpeed, String>,
+    /// Which of its traps fire.
+    kvm_traps: KvmTraps,
     memory: Option<u64>,
     cores: usize,
 }
@@ -84,7 +86,7 @@ fn judge(facts: &Facts) -> Vec<Finding> {
         fetching(facts),
         memory(facts.memory),
         Finding::note("cores", cores(facts.cores)),
-        Finding::note("kvm", kvm(&facts.kvm)),
+        Finding::note("kvm", kvm(&facts.kvm, facts.kvm_traps)),
     ]
 }
 
@@ -177,10 +179,12 @@ fn cores(cores: usize) -> String {
     }
 }
 
-fn kvm(speed: &Result<KvmSpeed, String>) -> String {
+fn kvm(speed: &Result<KvmSpeed, String>, traps: KvmTraps) -> String {
     match speed {
-        Ok(speed) if speed.is_real() => format!("{speed}; --engine kvm uses it"),
-        Ok(speed) => format!("{speed}; machines are emulated by QEMU (TCG), which is faster"),
+        Ok(speed) if speed.is_real() => format!("{speed}; {traps}; --engine kvm uses it"),
+        Ok(speed) => {
+            format!("{speed}; {traps}; machines are emulated by QEMU (TCG), which is faster")
+        }
         Err(why) => format!("{why}; machines are emulated by QEMU (TCG)"),
     }
 }
@@ -226,6 +230,7 @@ fn gather(config: &Config) -> Facts {
         agent: agent_with_libraries(config),
         kernels,
         kvm: kvm_speed(),
+        kvm_traps: kvm_traps(),
         memory: available_memory(),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
     }
@@ -296,6 +301,7 @@ mod tests {
             agent: Ok("/usr/bin/cryoscope-agent".into()),
             kernels: Ok(vec![("debian:7.2".into(), true)]),
             kvm: Ok(KvmSpeed { round: Duration::from_nanos(1) }),
+            kvm_traps: KvmTraps { watchpoints: false, breakpoints: true },
             memory: Some(4 << 30),
             cores: 2,
         }
@@ -310,7 +316,7 @@ mod tests {
     fn a_good_machine_lacks_nothing() {
         assert_eq!(missing(&good()), []);
         let text = report(&judge(&good()));
-        assert!(text.contains(" takes 1 ns a round; --engine kvm uses it\n"), "{text}");
+        assert!(text.contains(" takes 1 ns a round; watchpoints do not fire, breakpoints fire; --engine kvm uses it\n"), "{text}");
         assert!(text.contains("      ok  qemu      qemu-system-x86_64 7.2.22\n"), "{text}");
         assert!(text.ends_with("Scenarios can run here: cryoscope run scripts/smoke.rhai\n"));
     }

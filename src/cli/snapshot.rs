@@ -228,6 +228,7 @@ fn export(snapshot: &Arc<Snapshot>) -> Result<impl Serialize + use<>, Failure> {
         phase: snapshot.phase().map(str::to_owned),
         tag: snapshot.tag().to_owned(),
         torn: snapshot.torn().to_vec(),
+        trigger: json!(snapshot.trigger()),
         version: EXPORT_VERSION,
     })
 }
@@ -247,6 +248,7 @@ struct Export<M> {
     phase: Option<String>,
     tag: String,
     torn: Vec<String>,
+    trigger: Value,
     version: u32,
 }
 

@@ -11,8 +11,8 @@ use crate::process::signal_number;
 use crate::sys::reason;
 
 /// Their names.
-pub(crate) const NAMES: [&str; 8] =
-    ["cat", "echo", "false", "insmod", "kill", "ls", "sleep", "true"];
+pub(crate) const NAMES: [&str; 9] =
+    ["cat", "echo", "false", "insmod", "kill", "ls", "sleep", "sysctl", "true"];
 
 /// Runs one; its exit code.
 pub(crate) fn main(argv: &[String]) -> i32 {
@@ -29,6 +29,7 @@ pub(crate) fn main(argv: &[String]) -> i32 {
         "ls" if args.is_empty() => each(name, &["/".to_owned()], list),
         "ls" => each(name, args, list),
         "sleep" => sleep(args),
+        "sysctl" => each(name, args, sysctl),
         "true" => true,
         _ => return 127,
     };
@@ -50,6 +51,16 @@ fn each(name: &str, args: &[String], what: fn(&str) -> io::Result<()>) -> bool {
 fn cat(path: &str) -> io::Result<()> {
     let mut file = fs::File::open(path)?;
     io::copy(&mut file, &mut io::stdout()).map(drop)
+}
+
+/// Shows a setting of the kernel's, or with `NAME=VALUE` changes it first.
+fn sysctl(arg: &str) -> io::Result<()> {
+    let (name, value) = arg.split_once('=').map_or((arg, None), |(n, v)| (n, Some(v)));
+    let path = format!("/proc/sys/{}", name.trim().replace('.', "/"));
+    if let Some(value) = value {
+        fs::write(&path, value.trim())?;
+    }
+    writeln!(io::stdout(), "{name} = {}", fs::read_to_string(path)?.trim_end())
 }
 
 /// Loads a module that is not packed, without parameters.

@@ -128,6 +128,10 @@ impl Capturer {
         Ok(Capturer { mem, kernel, room: Mutex::default(), casts: Mutex::default() })
     }
 
+    pub(super) fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
     /// The kernel's release, as `uname -r` prints it.
     #[must_use]
     pub fn release(&self) -> &str {

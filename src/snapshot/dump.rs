@@ -486,6 +486,9 @@ impl Snapshot {
         }
         let mut budget = Budget { nodes: NODES, elements: ELEMENTS.1 };
         let mut below = vec![self.pause_node()];
+        if let Some(text) = self.trigger().told() {
+            below.push(Node::Leaf { label: "because of".to_owned(), text: escaped_text(&text) });
+        }
         for reason in self.torn() {
             below.push(Node::Leaf { label: "torn".to_owned(), text: reason.clone() });
         }

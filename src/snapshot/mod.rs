@@ -26,6 +26,7 @@ mod kernel;
 mod key;
 mod map;
 mod path;
+mod points;
 mod ram;
 mod reason;
 mod store;
@@ -34,6 +35,7 @@ mod symbols;
 pub(crate) mod testing;
 #[cfg(test)]
 pub(crate) mod tests;
+mod trigger;
 mod value;
 
 use std::fmt;
@@ -57,10 +59,12 @@ pub use kernel::{
 };
 pub use key::KeyArg;
 pub use map::Map;
+pub use points::{ExitTrap, Leaving, WatchPlace, WatchTarget};
 pub use ram::{MAX_RAM, Ram};
 pub use reason::MissingStatsReason;
 pub use store::StoreError;
 pub use symbols::Symbols;
+pub use trigger::Trigger;
 pub use value::{EnumValue, FieldKind, Scalar};
 
 /// How long the machine was stopped for a freeze, in microseconds.
@@ -99,6 +103,9 @@ pub struct Meta {
     /// for it all vCPUs stood.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overshoot_us: Option<u64>,
+    /// Why it was taken.
+    #[serde(default, skip_serializing_if = "Trigger::is_demand")]
+    pub trigger: Trigger,
 }
 
 /// One instant of a machine.
@@ -176,6 +183,12 @@ impl Snapshot {
     #[must_use]
     pub fn overshoot_us(&self) -> Option<u64> {
         self.meta.overshoot_us
+    }
+
+    /// Why it was taken.
+    #[must_use]
+    pub fn trigger(&self) -> &Trigger {
+        &self.meta.trigger
     }
 
     /// The step of the scenario that it falls in.

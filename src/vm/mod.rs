@@ -27,13 +27,15 @@ mod qemu;
 mod ram;
 mod standstill;
 pub mod topology;
+mod trap;
 
 pub use console::Console;
 pub use exit::{ExitInfo, ExitKind, ExitWatch};
-pub use kvm::{KvmSpeed, kvm_speed};
+pub use kvm::{KvmSpeed, KvmTraps, kvm_speed, kvm_traps};
 pub use qemu::{OLDEST as OLDEST_QEMU, Version as QemuVersion, version as qemu_version};
 pub use standstill::Standstill;
 use topology::Topology;
+pub use trap::{MOST_EXECUTES, MOST_WRITES, Trap, TrapWake, Trapped};
 
 /// The QEMU program that is looked for.
 pub const QEMU: &str = "qemu-system-x86_64";
@@ -154,11 +156,15 @@ pub enum Capability {
     ParallelCpus,
     /// Guest instructions run on the host's CPU, so durations mean something.
     HardwareTime,
+    /// The machine can be made to stand still when a CPU writes to a place ([`Trap::Write`]).
+    Watchpoints,
+    /// The machine can be made to stand still at an instruction ([`Trap::Execute`]).
+    Breakpoints,
 }
 
 impl Capability {
     /// All there are.
-    pub const ALL: [Capability; 7] = [
+    pub const ALL: [Capability; 9] = [
         Capability::Memory,
         Capability::Freeze,
         Capability::Registers,
@@ -166,6 +172,8 @@ impl Capability {
         Capability::Llcs,
         Capability::ParallelCpus,
         Capability::HardwareTime,
+        Capability::Watchpoints,
+        Capability::Breakpoints,
     ];
 
     /// Its name in scripts.
@@ -179,6 +187,8 @@ impl Capability {
             Capability::Llcs => "llcs",
             Capability::ParallelCpus => "parallel_cpus",
             Capability::HardwareTime => "hardware_time",
+            Capability::Watchpoints => "watchpoints",
+            Capability::Breakpoints => "breakpoints",
         }
     }
 }
@@ -317,6 +327,28 @@ pub trait Engine: Send {
     /// # Errors
     /// [`VmError::NoSuchCpu`], and as [`Engine::pause`].
     fn registers(&mut self, cpu: u32) -> Result<Registers, VmError>;
+
+    /// Sets these traps in place of all that were set before. The machine is stopped for that if
+    /// it runs, and goes on afterwards unless a trap was hit meanwhile.
+    ///
+    /// # Errors
+    /// [`VmError::Trap`] where the engine has no such traps or the trap is none that a CPU could
+    /// have, and as [`Engine::pause`]. On an error no trap is set.
+    fn set_traps(&mut self, traps: &[Trap]) -> Result<(), VmError> {
+        let reason = "this engine has no traps".to_owned();
+        traps.first().map_or(Ok(()), |&trap| Err(VmError::Trap { trap, reason }))
+    }
+
+    /// Who is told of hits from now on. After being woken: [`Engine::pause`],
+    /// [`Engine::trapped`], [`Engine::resume`].
+    fn on_trap(&mut self, _wake: TrapWake) {}
+
+    /// The traps that were hit since this was last asked. Complete, and the machine still as the
+    /// trap left it, only while paused; worth asking after every pause, since a trap may have
+    /// been hit at the same moment.
+    fn trapped(&mut self) -> Vec<Trapped> {
+        Vec::new()
+    }
 
     /// The console.
     fn console(&self) -> Console;
@@ -467,6 +499,14 @@ pub enum VmError {
         /// How long.
         waited: Duration,
     },
+    /// A trap that cannot be set.
+    #[error("cannot trap {trap}: {reason}")]
+    Trap {
+        /// Which one.
+        trap: Trap,
+        /// Why.
+        reason: String,
+    },
     /// No such CPU.
     #[error("there is no CPU {cpu}; this machine has CPUs 0 to {}", cpus - 1)]
     NoSuchCpu {
@@ -518,7 +558,7 @@ mod tests {
         assert_eq!(
             "freez".parse::<Capability>().unwrap_err(),
             "there is no engine capability \"freez\"; there are memory, freeze, registers, nodes, \
-             llcs, parallel_cpus, hardware_time"
+             llcs, parallel_cpus, hardware_time, watchpoints, breakpoints"
         );
     }
 }

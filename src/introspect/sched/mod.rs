@@ -15,6 +15,7 @@
 
 mod code;
 mod domains;
+mod exit;
 pub(in crate::introspect) mod layout;
 mod memory;
 mod modules;
@@ -31,6 +32,7 @@ mod vars;
 use std::sync::{Mutex, PoisonError};
 
 pub use domains::{DomainAt, Domains, GroupAt};
+pub use exit::{ExitPoint, Leaving};
 pub use memory::{Memory, Piece};
 use modules::ModuleCache;
 pub use modules::{ModuleAt, ModuleSymbol};

@@ -10,7 +10,7 @@ use crate::script::options::Options;
 use crate::script::register::Package;
 use crate::script::values::{described, from_scalar, incomparable, to_scalar};
 use crate::script::vm::thrown;
-use crate::snapshot::{Change, Snapshot, SnapshotResult, Value};
+use crate::snapshot::{Change, Scalar, Snapshot, SnapshotResult, Trigger, Value};
 
 use super::stack::variable;
 use super::{domain, native};
@@ -83,6 +83,19 @@ fn about(pkg: &mut Package<'_>) {
         |s: Snap| s.phase().map_or(Dynamic::UNIT, Into::into),
     )
     .getter(
+        "trigger(self: Snapshot) -> string",
+        "Why it was taken: `demand`, `watch jiffies_64`, `error exit`, ..",
+        |s: Snap| s.trigger().to_string(),
+    )
+    .getter(
+        "fired(self: Snapshot) -> map|()",
+        "What of a trap that was hit is known. Of a watch `#{ place, address, bytes, cpu, old, new }`: \
+         the CPU that wrote, what was there at the last write that was seen, and what is there now. \
+         Of a scheduler's exit `#{ cpu, function, late_us }`: where it was trapped, or how late it \
+         was seen. What is not known is `()`, and so is all of it for other snapshots.",
+        |s: Snap| fired(s.trigger()),
+    )
+    .getter(
         "is_placeholder(self: Snapshot) -> bool",
         "Whether the freeze did not complete. Then `map`, `global` and the like throw \
          `PlaceholderSnapshot`, and `dump()` says why.",
@@ -95,6 +108,27 @@ fn about(pkg: &mut Package<'_>) {
     )
     .func("to_string(self: Snapshot) -> string", "Tag, time and phase.", |s: Snap| s.headline())
     .func("to_debug(self: Snapshot) -> string", "Tag, time and phase.", |s: Snap| s.headline());
+}
+
+fn fired(trigger: &Trigger) -> Dynamic {
+    let number = |n: Option<u64>| n.map_or(Dynamic::UNIT, |n| from_scalar(Scalar::U64(n)));
+    let cpu = |n: &Option<u32>| number(n.map(u64::from));
+    Dynamic::from(match trigger {
+        Trigger::Watch { place, address, bytes, cpu: by, old, new } => Map::from([
+            ("place".into(), place.clone().into()),
+            ("address".into(), number(Some(*address))),
+            ("bytes".into(), INT::from(*bytes).into()),
+            ("cpu".into(), cpu(by)),
+            ("old".into(), number(*old)),
+            ("new".into(), number(*new)),
+        ]),
+        Trigger::ErrorExit { cpu: by, function, late_us } => Map::from([
+            ("cpu".into(), cpu(by)),
+            ("function".into(), function.clone().map_or(Dynamic::UNIT, Into::into)),
+            ("late_us".into(), number(*late_us)),
+        ]),
+        _ => return Dynamic::UNIT,
+    })
 }
 
 fn contents(pkg: &mut Package<'_>) {

@@ -21,19 +21,21 @@ use vmm_sys_util::eventfd::EventFd;
 use super::ram::{Part, Ram, share_out};
 use super::{
     Capabilities, Capability, Console, Engine, ExitInfo, ExitKind, ExitWatch, RENDEZVOUS,
-    Registers, Stillness, VmError, VmSpec, ending, limits,
+    Registers, Stillness, Trap, TrapWake, Trapped, VmError, VmSpec, ending, limits,
 };
 use crate::mem::{GuestMem, MappedMem};
 use crate::wire::TTY_ARG;
 use cpuid::Cpuid;
+use debug::Traps;
 use devices::{Devices, Ending, Irq};
 use vcpu::{End, Stand, Vcpus};
 
-pub use probe::{KvmSpeed, kvm_speed};
+pub use probe::{KvmSpeed, KvmTraps, kvm_speed, kvm_traps};
 
 mod apic;
 mod boot;
 mod cpuid;
+mod debug;
 mod devices;
 mod layout;
 mod probe;
@@ -60,6 +62,9 @@ pub(super) struct KvmMachine {
     transport: Option<OwnedFd>,
     watch: ExitWatch,
     cpus: u32,
+    traps: Traps,
+    /// Those that were hit and whose traps are settled, and that nobody has asked for.
+    hits: Vec<Trapped>,
     /// When the clocks stood still, while paused.
     paused: Option<Clocks>,
     stillness: Stillness,
@@ -112,7 +117,8 @@ pub(super) fn start(spec: &VmSpec) -> Result<KvmMachine, VmError> {
     let (ours, theirs) = UnixStream::pair().map_err(host("make a stream for frames"))?;
     let irqs = irqs(&vm)?;
     let devices = Devices::new(console.clone(), ours, irqs).map_err(host("make devices"))?;
-    let vcpus = Vcpus::start(fds, &devices).map_err(host("start a CPU's thread"))?;
+    let traps = Traps::default();
+    let vcpus = Vcpus::start(fds, &devices, &traps).map_err(host("start a CPU's thread"))?;
     let watch = ExitWatch::default();
     let watcher = watcher(&vcpus, &devices, &console, &watch)?;
     vcpus.go();
@@ -126,6 +132,8 @@ pub(super) fn start(spec: &VmSpec) -> Result<KvmMachine, VmError> {
         transport: Some(theirs.into()),
         watch,
         cpus,
+        traps,
+        hits: Vec::new(),
         paused: None,
         stillness: Stillness::default(),
     })
@@ -306,6 +314,21 @@ impl KvmMachine {
         }
     }
 
+    /// Takes away the traps that were hit and count once.
+    fn settle(&mut self) -> Result<(), VmError> {
+        let hits = self.traps.hits().take();
+        let changed = self.traps.settle(&hits, self.memory.mapping());
+        self.hits.extend(hits);
+        if changed { self.tell_cpus() } else { Ok(()) }
+    }
+
+    /// Tells all CPUs, which stand, what traps are set.
+    fn tell_cpus(&self) -> Result<(), VmError> {
+        let tell = |fd: &VcpuFd| self.traps.apply(fd).map_err(host("set a CPU's traps"));
+        (0..self.cpus)
+            .try_for_each(|cpu| self.vcpus.with(cpu, tell).unwrap_or_else(|| Err(self.ended())))
+    }
+
     /// Notes what the guest's clocks say.
     fn clocks(&self) -> Result<Clocks, VmError> {
         let kvm = self.vm.get_clock().map_err(host("read the guest's clock"))?;
@@ -362,7 +385,14 @@ impl Engine for KvmMachine {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capability::ALL.into_iter().collect()
+        use Capability::{Breakpoints, Watchpoints};
+        let traps = kvm_traps();
+        let can = |capability: &Capability| match capability {
+            Watchpoints => traps.watchpoints,
+            Breakpoints => traps.breakpoints,
+            _ => true,
+        };
+        Capability::ALL.into_iter().filter(can).collect()
     }
 
     fn memory(&self) -> Arc<dyn GuestMem> {
@@ -387,6 +417,10 @@ impl Engine for KvmMachine {
 
     fn resume(&mut self) -> Result<Duration, VmError> {
         let start = Instant::now();
+        if self.paused.is_some() {
+            // A breakpoint that stays would be hit again at once.
+            self.settle()?;
+        }
         if let Some(clocks) = self.paused.take() {
             let wound = self.wind(&clocks);
             let hidden = clocks.at.elapsed();
@@ -458,6 +492,43 @@ impl Engine for KvmMachine {
         ];
         let values = values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         Ok(Registers { cpu, halted, values })
+    }
+
+    fn set_traps(&mut self, traps: &[Trap]) -> Result<(), VmError> {
+        if traps.is_empty() && !self.traps.any() {
+            return Ok(());
+        }
+        let can = self.capabilities();
+        let lacks = |trap: &&Trap| match trap {
+            Trap::Execute { .. } => !can.has(Capability::Breakpoints),
+            Trap::Write { .. } => !can.has(Capability::Watchpoints),
+        };
+        if let Some(&trap) = traps.iter().find(lacks) {
+            let reason = "this host's KVM does not stop there: see `cryoscope doctor`".to_owned();
+            return Err(VmError::Trap { trap, reason });
+        }
+        let ran = self.paused.is_none();
+        self.pause()?;
+        let done = self.settle().and_then(|()| self.traps.replace(traps, self.memory.mapping()));
+        let told = self.tell_cpus();
+        // A machine that a trap stopped meanwhile stays as it is until somebody has looked.
+        if ran && self.hits.is_empty() {
+            self.resume()?;
+        }
+        done.and(told)
+    }
+
+    fn on_trap(&mut self, wake: TrapWake) {
+        self.traps.hits().on(wake.clone());
+        if !self.hits.is_empty() {
+            wake();
+        }
+    }
+
+    fn trapped(&mut self) -> Vec<Trapped> {
+        // What fails here fails again when the machine is to go on.
+        let _ = self.settle();
+        std::mem::take(&mut self.hits)
     }
 
     fn console(&self) -> Console {

@@ -2,11 +2,15 @@
 //! and a kernel crawls there. A loop in a tiny guest tells.
 
 use std::fmt;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{Kvm, VcpuExit};
+use kvm_bindings::{kvm_segment, kvm_sregs, kvm_userspace_memory_region};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use super::debug;
+use crate::vm::Trap;
 
 /// Rounds of the loop, two instructions each.
 const ROUNDS: u16 = 10_000;
@@ -40,6 +44,29 @@ impl fmt::Display for KvmSpeed {
     }
 }
 
+/// What of traps works. It is tried, because KVM accepts the request everywhere: an emulating KVM
+/// ignores it, and one inside an emulator may never see the exception.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KvmTraps {
+    /// A guest that writes to a watched place stands still.
+    pub watchpoints: bool,
+    /// A guest that comes to a breakpoint stands still.
+    pub breakpoints: bool,
+}
+
+impl fmt::Display for KvmTraps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (fire, not) = ("fire", "do not fire");
+        let told = |works| if works { fire } else { not };
+        write!(f, "watchpoints {}, ", told(self.watchpoints))?;
+        write!(f, "breakpoints {}", told(self.breakpoints))
+    }
+}
+
+/// Where a tiny guest's code is, and what it writes to.
+const AT: u64 = 0x1000;
+const DATA: u64 = 0x2000;
+
 /// Measures, in a few milliseconds where KVM is real and some tens where it is not.
 ///
 /// # Errors
@@ -58,7 +85,53 @@ pub fn kvm_speed() -> Result<KvmSpeed, String> {
         0xeb,
         0xf6,
     ];
-    const AT: u64 = 0x1000;
+    tiny(&CODE, false, |cpu| {
+        let mut best = Duration::MAX;
+        for _ in 0..RUNS {
+            let begin = Instant::now();
+            match cpu.run() {
+                Ok(VcpuExit::IoOut(0x10, _)) => best = best.min(begin.elapsed()),
+                Ok(other) => return Err(format!("a guest of ten bytes ended with {other:?}")),
+                Err(e) => return Err(format!("KVM runs no guest: {e}")),
+            }
+        }
+        Ok(KvmSpeed { round: best / u32::from(ROUNDS) })
+    })
+}
+
+/// Tries which traps fire, once for this process and in some milliseconds. Where there is no KVM
+/// none does.
+#[must_use]
+pub fn kvm_traps() -> KvmTraps {
+    static FOUND: OnceLock<KvmTraps> = OnceLock::new();
+    /// `mov byte [DATA], al; out 0x10, al`, in protected mode.
+    const WRITE: [u8; 7] = [0xa2, 0, 0x20, 0, 0, 0xe6, 0x10];
+    /// `int3; out 0x10, al`.
+    const BREAK: [u8; 3] = [0xcc, 0xe6, 0x10];
+    *FOUND.get_or_init(|| KvmTraps {
+        watchpoints: fires(&WRITE, Trap::Write { address: DATA, len: 1 }),
+        breakpoints: fires(&BREAK, Trap::Execute { address: AT, physical: AT }),
+    })
+}
+
+/// Whether this code runs into this trap.
+fn fires(code: &[u8], trap: Trap) -> bool {
+    let fired = tiny(code, true, |cpu| {
+        cpu.set_guest_debug(&debug::only(trap)).map_err(|e| e.to_string())?;
+        match cpu.run() {
+            Ok(VcpuExit::Debug(exit)) => Ok(debug::is(trap, &exit)),
+            _ => Ok(false),
+        }
+    });
+    fired.unwrap_or(false)
+}
+
+/// A guest of a few bytes, in real mode or in flat protected mode, and what is done with its CPU.
+fn tiny<T>(
+    code: &[u8],
+    protected: bool,
+    run: impl FnOnce(&mut VcpuFd) -> Result<T, String>,
+) -> Result<T, String> {
     const LEN: usize = 0x4000;
     let refused = |what: &'static str| {
         move |e: kvm_ioctls::Error| match e.errno() {
@@ -69,7 +142,7 @@ pub fn kvm_speed() -> Result<KvmSpeed, String> {
     };
     let mem =
         GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), LEN)]).map_err(|e| e.to_string())?;
-    mem.write_slice(&CODE, GuestAddress(AT)).map_err(|e| e.to_string())?;
+    mem.write_slice(code, GuestAddress(AT)).map_err(|e| e.to_string())?;
     let kvm = Kvm::new().map_err(refused("/dev/kvm cannot be opened"))?;
     let vm = kvm.create_vm().map_err(refused("KVM makes no machine"))?;
     let region = mem.iter().next().ok_or("there is no memory")?;
@@ -86,20 +159,35 @@ pub fn kvm_speed() -> Result<KvmSpeed, String> {
     let mut cpu = vm.create_vcpu(0).map_err(refused("KVM makes no CPU"))?;
     let mut sregs = cpu.get_sregs().map_err(refused("KVM shows no registers"))?;
     (sregs.cs.base, sregs.cs.selector) = (0, 0);
+    if protected {
+        protect(&mut sregs);
+    }
     cpu.set_sregs(&sregs).map_err(refused("KVM takes no registers"))?;
     let mut regs = cpu.get_regs().map_err(refused("KVM shows no registers"))?;
     (regs.rip, regs.rflags) = (AT, 2);
     cpu.set_regs(&regs).map_err(refused("KVM takes no registers"))?;
-    let mut best = Duration::MAX;
-    for _ in 0..RUNS {
-        let begin = Instant::now();
-        match cpu.run() {
-            Ok(VcpuExit::IoOut(0x10, _)) => best = best.min(begin.elapsed()),
-            Ok(other) => return Err(format!("a guest of ten bytes ended with {other:?}")),
-            Err(e) => return Err(format!("KVM runs no guest: {e}")),
-        }
-    }
-    Ok(KvmSpeed { round: best / u32::from(ROUNDS) })
+    run(&mut cpu)
+}
+
+/// Protected mode with segments that cover 4 GiB.
+fn protect(sregs: &mut kvm_sregs) {
+    let flat = |type_, selector| kvm_segment {
+        base: 0,
+        limit: u32::MAX,
+        selector,
+        type_,
+        present: 1,
+        dpl: 0,
+        db: 1,
+        s: 1,
+        l: 0,
+        g: 1,
+        ..Default::default()
+    };
+    sregs.cs = flat(0xb, 8);
+    let data = flat(3, 16);
+    (sregs.ds, sregs.es, sregs.ss, sregs.fs, sregs.gs) = (data, data, data, data, data);
+    sregs.cr0 |= 1;
 }
 
 #[cfg(test)]
@@ -115,6 +203,16 @@ mod tests {
             speed(1100).to_string(),
             "emulated instruction by instruction: a loop of two instructions takes 1100 ns a round"
         );
+    }
+
+    #[test]
+    fn traps_say_whether_they_fire() {
+        let traps = KvmTraps { watchpoints: false, breakpoints: true };
+        assert_eq!(traps.to_string(), "watchpoints do not fire, breakpoints fire");
+        if !std::path::Path::new("/dev/kvm").exists() {
+            assert_eq!(kvm_traps(), KvmTraps::default(), "nothing fires without KVM");
+        }
+        assert_eq!(kvm_traps(), kvm_traps());
     }
 
     #[test]

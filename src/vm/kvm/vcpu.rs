@@ -8,6 +8,8 @@
 //!                 end, from anywhere: Ending; the threads leave
 //! ```
 //!
+//! A CPU that runs into a trap ([`super::debug`]) orders all to stand, itself included.
+//!
 //! A CPU in the guest is called by a signal. Its handler sets `immediate_exit` in the page that the
 //! thread shares with KVM, so that a call that arrives just before `KVM_RUN` is not lost: that then
 //! returns at once. See `Documentation/virt/kvm/api.rst`, `KVM_RUN`.
@@ -20,6 +22,7 @@ use std::time::{Duration, Instant};
 use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use super::debug::{Next, Traps};
 use super::devices::{Devices, Ending};
 use crate::vm::LateCpu;
 
@@ -230,6 +233,12 @@ impl Gate {
         self.changed.notify_all();
     }
 
+    /// Makes all stand on behalf of a CPU that ran into a trap, and will stand itself.
+    fn stand_all(&self, cpu: usize) {
+        self.order(Order::Stand);
+        self.call(|other, state| other != cpu && !state.standing[other]);
+    }
+
     /// Calls CPUs out of the guest, those that `wanted` says.
     fn call(&self, wanted: impl Fn(usize, &State) -> bool) {
         let state = self.lock();
@@ -283,14 +292,18 @@ impl Vcpus {
     ///
     /// # Errors
     /// The host's, of threads.
-    pub(super) fn start(fds: Vec<VcpuFd>, devices: &Arc<Devices>) -> std::io::Result<Self> {
+    pub(super) fn start(
+        fds: Vec<VcpuFd>,
+        devices: &Arc<Devices>,
+        traps: &Traps,
+    ) -> std::io::Result<Self> {
         listen();
         let gate = Gate::new(fds.len());
         let mut all = Vcpus { gate: gate.clone(), cpus: Vec::new() };
         for (cpu, fd) in fds.into_iter().enumerate() {
             let fd = Arc::new(Mutex::new(fd));
-            let runner =
-                Runner { cpu, fd: fd.clone(), gate: gate.clone(), devices: devices.clone() };
+            let (devices, traps) = (devices.clone(), traps.clone());
+            let runner = Runner { cpu, fd: fd.clone(), gate: gate.clone(), devices, traps };
             let thread = std::thread::Builder::new().name(format!("kvm-cpu-{cpu}"));
             match thread.spawn(move || runner.run()) {
                 Ok(thread) => all.cpus.push(Vcpu { fd, thread }),
@@ -407,6 +420,7 @@ struct Runner {
     fd: Arc<Mutex<VcpuFd>>,
     gate: Arc<Gate>,
     devices: Arc<Devices>,
+    traps: Traps,
 }
 
 /// Why a CPU left the guest for good, or just for a moment.
@@ -442,6 +456,18 @@ impl Runner {
                 Ok(VcpuExit::IoIn(port, data)) => self.devices.read(port, data),
                 Ok(VcpuExit::MmioRead(_, data)) => data.fill(0xff),
                 Ok(VcpuExit::MmioWrite(..) | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
+                Ok(VcpuExit::Debug(exit)) => match self.traps.judge(self.cpu as u32, &exit) {
+                    (Next::Inject, _) => {
+                        if let Err(why) = self.traps.inject(fd, &exit) {
+                            return Left::End(End::Failed(why));
+                        }
+                    }
+                    (Next::Stand, hits) => {
+                        self.gate.stand_all(self.cpu);
+                        self.traps.tell(hits);
+                        return Left::Called;
+                    }
+                },
                 Ok(VcpuExit::Shutdown) => {
                     return Left::End(End::TripleFault { cpu: self.cpu as u32 });
                 }

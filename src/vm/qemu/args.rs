@@ -23,6 +23,8 @@ pub(super) struct Fds {
     pub(super) console: RawFd,
     /// Frames, a connected socket.
     pub(super) frames: RawFd,
+    /// The gdbstub, a connected socket.
+    pub(super) gdb: RawFd,
     /// QEMU's own log, a pipe.
     pub(super) log: RawFd,
 }
@@ -113,7 +115,10 @@ impl Args {
     }
 
     fn devices(&mut self, fds: &Fds) {
-        for (id, fd) in [("qmp", fds.qmp), ("console", fds.console), ("frames", fds.frames)] {
+        // The stub itself is made when the first trap is set.
+        let streams =
+            [("qmp", fds.qmp), ("console", fds.console), ("frames", fds.frames), ("gdb", fds.gdb)];
+        for (id, fd) in streams {
             self.pair("-chardev", format!("socket,id={id},fd={fd}"));
         }
         self.pair("-mon", "chardev=qmp,mode=control");
@@ -135,7 +140,7 @@ mod tests {
     /// The command line with one option on each line.
     fn line(spec: &VmSpec, parallel: bool, node_mib: &[u64]) -> String {
         let ram = (20..).take(node_mib.len()).collect();
-        let fds = Fds { ram, initrd: 3, qmp: 4, console: 5, frames: 6, log: 7 };
+        let fds = Fds { ram, initrd: 3, qmp: 4, console: 5, frames: 6, gdb: 8, log: 7 };
         let mut out = String::new();
         for arg in qemu(spec, parallel, node_mib, &fds) {
             let arg = arg.into_string().unwrap();
@@ -174,6 +179,7 @@ loglevel=4 a=b
 -chardev socket,id=qmp,fd=4
 -chardev socket,id=console,fd=5
 -chardev socket,id=frames,fd=6
+-chardev socket,id=gdb,fd=8
 -mon chardev=qmp,mode=control
 -serial chardev:console
 -device virtio-serial-pci,max_ports=2

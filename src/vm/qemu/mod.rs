@@ -17,17 +17,20 @@ use serde_json::{Value, json};
 use super::ram::{Ram, memfd, share_out};
 use super::{
     Capabilities, Capability, Console, Engine, ExitInfo, ExitKind, ExitWatch, Registers, Stillness,
-    VmError, VmSpec, limits,
+    Trap, TrapWake, Trapped, VmError, VmSpec, limits,
 };
 use crate::mem::{GuestMem, MappedMem};
 use process::{Launch, Outputs, Process};
 use qmp::{Qmp, QmpError};
+use traps::Traps;
 
 mod args;
+mod gdb;
 mod image;
 mod process;
 mod qmp;
 mod registers;
+mod traps;
 mod version;
 
 pub use version::{OLDEST, Version, version};
@@ -46,6 +49,7 @@ const CONTROL: Duration = Duration::from_secs(10);
 pub(super) struct Qemu {
     memory: Arc<MappedMem>,
     qmp: Qmp,
+    traps: Traps,
     console: Console,
     transport: Option<OwnedFd>,
     /// Since when it stands, while it does.
@@ -72,12 +76,15 @@ pub(super) fn start(spec: &VmSpec, parallel: bool) -> Result<Qemu, VmError> {
     let args = args::qemu(spec, parallel, &node_mib, &wires.fds);
     let console = Console::new(spec.console_limit);
     let (qmp, feed) = qmp::connection(wires.qmp.try_clone().map_err(refused)?);
+    let (gdb, gdb_feed) = gdb::connection(wires.gdb.try_clone().map_err(refused)?);
     let launch = Launch { program: spec.qemu.clone(), args, inherit: wires.inherit };
     let outputs = Outputs {
         console_socket: wires.console.into(),
         console: console.clone(),
         qmp_socket: wires.qmp.into(),
         qmp: feed,
+        gdb_socket: wires.gdb.into(),
+        gdb: gdb_feed,
         log_pipe: wires.log,
     };
     let process =
@@ -85,6 +92,7 @@ pub(super) fn start(spec: &VmSpec, parallel: bool) -> Result<Qemu, VmError> {
     let mut qemu = Qemu {
         memory: ram.mem,
         qmp,
+        traps: Traps::new(gdb),
         console,
         transport: Some(wires.frames.into()),
         paused: None,
@@ -109,6 +117,7 @@ struct Wires {
     qmp: UnixStream,
     console: UnixStream,
     frames: UnixStream,
+    gdb: UnixStream,
     log: OwnedFd,
 }
 
@@ -119,6 +128,7 @@ impl Wires {
         let (qmp, their_qmp) = UnixStream::pair()?;
         let (console, their_console) = UnixStream::pair()?;
         let (frames, their_frames) = UnixStream::pair()?;
+        let (gdb, their_gdb) = UnixStream::pair()?;
         let (log, their_log) = pipe_with(PipeFlags::CLOEXEC)?;
         let fds = args::Fds {
             ram: ram.iter().map(AsRawFd::as_raw_fd).collect(),
@@ -126,12 +136,13 @@ impl Wires {
             qmp: their_qmp.as_raw_fd(),
             console: their_console.as_raw_fd(),
             frames: their_frames.as_raw_fd(),
+            gdb: their_gdb.as_raw_fd(),
             log: their_log.as_raw_fd(),
         };
         let mut inherit: Vec<OwnedFd> = ram.into_iter().map(OwnedFd::from).collect();
         inherit.extend([initrd.into(), their_qmp.into(), their_console.into()]);
-        inherit.extend([their_frames.into(), their_log]);
-        Ok(Wires { fds, inherit, qmp, console, frames, log })
+        inherit.extend([their_frames.into(), their_gdb.into(), their_log]);
+        Ok(Wires { fds, inherit, qmp, console, frames, gdb, log })
     }
 }
 
@@ -185,9 +196,12 @@ impl Engine for Qemu {
     }
 
     fn capabilities(&self) -> Capabilities {
-        use Capability::{Freeze, Llcs, Memory, Nodes, ParallelCpus, Registers};
+        use Capability::{
+            Breakpoints, Freeze, Llcs, Memory, Nodes, ParallelCpus, Registers, Watchpoints,
+        };
         let parallel = self.parallel.then_some(ParallelCpus);
-        [Memory, Freeze, Registers, Nodes, Llcs].into_iter().chain(parallel).collect()
+        let always = [Memory, Freeze, Registers, Nodes, Llcs, Watchpoints, Breakpoints];
+        always.into_iter().chain(parallel).collect()
     }
 
     fn memory(&self) -> Arc<dyn GuestMem> {
@@ -216,6 +230,8 @@ impl Engine for Qemu {
     fn resume(&mut self) -> Result<Duration, VmError> {
         let start = Instant::now();
         if let Some(paused) = self.paused {
+            // What was not asked for is noted: a breakpoint that stays would be hit again at once.
+            self.settle()?;
             let hidden = paused.elapsed();
             self.control("cont", &Value::Null)?;
             self.paused = None;
@@ -244,6 +260,18 @@ impl Engine for Qemu {
             });
         }
         Ok(registers)
+    }
+
+    fn set_traps(&mut self, traps: &[Trap]) -> Result<(), VmError> {
+        self.replace_traps(traps)
+    }
+
+    fn on_trap(&mut self, wake: TrapWake) {
+        self.traps.on(wake);
+    }
+
+    fn trapped(&mut self) -> Vec<Trapped> {
+        self.take_trapped()
     }
 
     fn console(&self) -> Console {

@@ -20,7 +20,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, FdFlags, fcntl_setfd, ioctl_fionbio};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::qmp::Feed;
+use super::{gdb, qmp};
 use crate::child::command_dying_with_parent;
 use crate::vm::console::printable;
 use crate::vm::ending::{self, Evidence};
@@ -30,6 +30,8 @@ use crate::vm::{Console, ExitInfo, ExitKind, ExitWatch};
 const KEEP: usize = 64 << 10;
 /// Lines of QEMU's own output that go into an [`ExitInfo`].
 const TAIL: usize = 30;
+/// Helpings that the gdbstub may take at once; a stop reply is far smaller than one.
+const MOST_READS: usize = 64;
 /// How long a process may take to die of SIGKILL (it may be writing out a core).
 const DEATH: Duration = Duration::from_secs(30);
 
@@ -46,7 +48,9 @@ pub(super) struct Outputs {
     pub(super) console_socket: OwnedFd,
     pub(super) console: Console,
     pub(super) qmp_socket: OwnedFd,
-    pub(super) qmp: Feed,
+    pub(super) qmp: qmp::Feed,
+    pub(super) gdb_socket: OwnedFd,
+    pub(super) gdb: gdb::Feed,
     pub(super) log_pipe: OwnedFd,
 }
 
@@ -131,6 +135,7 @@ impl Drop for Supervisor {
     fn drop(&mut self) {
         self.outputs.console.close();
         self.outputs.qmp.close("QEMU ended");
+        self.outputs.gdb.close("QEMU ended");
         self.watch.set(ExitInfo {
             kind: ending::kind(&Evidence::default()),
             console: ending::excerpt(&self.outputs.console.text()),
@@ -143,6 +148,7 @@ impl Drop for Supervisor {
 #[derive(Clone, Copy)]
 enum Source {
     Console,
+    Gdb,
     Qmp,
     Log,
     Errors,
@@ -180,6 +186,7 @@ impl Supervisor {
         let clone = |fd: &OwnedFd| fd.try_clone().ok();
         let mut sources = vec![
             (Source::Console, clone(&self.outputs.console_socket)),
+            (Source::Gdb, clone(&self.outputs.gdb_socket)),
             (Source::Qmp, clone(&self.outputs.qmp_socket)),
             (Source::Log, clone(&self.outputs.log_pipe)),
             (Source::Errors, errors),
@@ -214,7 +221,12 @@ impl Supervisor {
     fn take(&mut self, source: Source, bytes: &[u8]) {
         match source {
             Source::Console => self.outputs.console.push(bytes),
-            Source::Qmp => self.outputs.qmp.push(bytes),
+            Source::Gdb => self.outputs.gdb.push(bytes),
+            Source::Qmp => {
+                // Who learns from an answer that the machine stands must know why, too.
+                self.take_stops();
+                self.outputs.qmp.push(bytes);
+            }
             // The line is written whole and is far shorter than a pipe's buffer.
             Source::Log => {
                 self.triple_fault |= memchr::memmem::find(bytes, b"Triple fault").is_some();
@@ -223,6 +235,18 @@ impl Supervisor {
                 self.engine_log.extend_from_slice(bytes);
                 let excess = self.engine_log.len().saturating_sub(KEEP);
                 self.engine_log.drain(..excess);
+            }
+        }
+    }
+
+    /// Takes what the gdbstub has written so far.
+    fn take_stops(&mut self) {
+        let mut buffer = [0; 4096];
+        for _ in 0..MOST_READS {
+            match rustix::io::read(&self.outputs.gdb_socket, &mut buffer) {
+                Ok(n @ 1..) => self.outputs.gdb.push(&buffer[..n]),
+                Err(Errno::INTR) => {}
+                _ => return,
             }
         }
     }

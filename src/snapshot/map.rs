@@ -274,30 +274,8 @@ impl Map {
         Entry::new(self.clone(), row)
     }
 
-    /// Rows by key; empty where rows are in the order of keys already.
     fn order(&self) -> &[u32] {
-        self.captured().order(|| {
-            let contents = self.contents();
-            let rows = u32::try_from(contents.rows()).unwrap_or(u32::MAX);
-            if rows == 0 || contents.key(0).is_none() {
-                return Vec::new();
-            }
-            let kind = KeyOrder::of(self.attrs());
-            if let Some(signed) = kind.signed() {
-                // Numbers are taken out once, not at each comparison.
-                let key = |row: u32| contents.key(row as usize).unwrap_or_default();
-                let number = |row: u32| (value::number(key(row), None, signed), row);
-                let mut numbers: Vec<_> = (0..rows).map(number).collect();
-                numbers.sort_unstable();
-                return numbers.into_iter().map(|(_, row)| row).collect();
-            }
-            let mut order: Vec<u32> = (0..rows).collect();
-            order.sort_by(|&a, &b| {
-                let (a, b) = (contents.key(a as usize), contents.key(b as usize));
-                kind.compare(a.unwrap_or_default(), b.unwrap_or_default())
-            });
-            order
-        })
+        rows_by_key(self.captured())
     }
 
     /// The row with a key, or the position near which it would be.
@@ -401,6 +379,32 @@ impl fmt::Debug for Map {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Map({} {} of {:?})", self.attrs().kind, self.name(), self.snapshot.tag())
     }
+}
+
+/// Rows by key; empty where rows are in the order of keys already.
+pub(super) fn rows_by_key(map: &CapturedMap) -> &[u32] {
+    map.order(|| {
+        let contents = map.contents();
+        let rows = u32::try_from(contents.rows()).unwrap_or(u32::MAX);
+        if rows == 0 || contents.key(0).is_none() {
+            return Vec::new();
+        }
+        let kind = KeyOrder::of(&map.attrs);
+        if let Some(signed) = kind.signed() {
+            // Numbers are taken out once, not at each comparison.
+            let key = |row: u32| contents.key(row as usize).unwrap_or_default();
+            let number = |row: u32| (value::number(key(row), None, signed), row);
+            let mut numbers: Vec<_> = (0..rows).map(number).collect();
+            numbers.sort_unstable();
+            return numbers.into_iter().map(|(_, row)| row).collect();
+        }
+        let mut order: Vec<u32> = (0..rows).collect();
+        order.sort_by(|&a, &b| {
+            let (a, b) = (contents.key(a as usize), contents.key(b as usize));
+            kind.compare(a.unwrap_or_default(), b.unwrap_or_default())
+        });
+        order
+    })
 }
 
 /// How keys are ordered.

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::super::contents::{CapturedMap, Contents, MapAttrs};
+use super::super::map::rows_by_key;
 use super::super::{KernelState, Ram, Snapshot, SnapshotError, State, Symbols};
 use super::StoreError;
 use super::format::{
@@ -199,28 +200,34 @@ impl Blobs {
         let contents = map.contents();
         let rows = contents.rows();
         let sizes = sizes(contents, &map.attrs);
+        // In the order in which they are read, so that a reader goes straight through them.
+        let order = rows_by_key(map);
+        let in_order = || (0..rows).map(|at| order.get(at).map_or(at, |&row| row as usize));
         let (keys, key_ends) = match contents.key(0) {
-            Some(_) => self.side((0..rows).map(|row| contents.key(row)), sizes.0)?,
+            Some(_) => self.side(in_order().map(|row| contents.key(row)), sizes.0)?,
             None => (None, None),
         };
         let (values, value_ends, cpus) = match contents.cpus() {
             Some(cpus) => {
-                let cpus = (0..cpus).map(|cpu| self.cpu(contents, cpu, sizes.1));
+                let cpus = (0..cpus).map(|cpu| {
+                    let values = in_order().map(|row| contents.cpu_value(row, cpu));
+                    self.cpu(&values.collect::<Vec<_>>(), sizes.1)
+                });
                 (None, None, Some(cpus.collect::<io::Result<_>>()?))
             }
             None => {
                 let (values, ends) =
-                    self.side((0..rows).map(|row| contents.value(row)), sizes.1)?;
+                    self.side(in_order().map(|row| contents.value(row)), sizes.1)?;
                 (values, ends, None)
             }
         };
-        let row_details = (0..rows).map(|row| (row, contents.row_details(row)));
+        let row_details = in_order().map(|row| contents.row_details(row)).enumerate();
         let row_details: Vec<_> = row_details.filter(|(_, facts)| !facts.is_empty()).collect();
         let row_details = match row_details.as_slice() {
             [] => None,
             some => Some(self.add(&serde_json::to_vec(some).map_err(io::Error::other)?)?),
         };
-        let torn_rows = (0..rows).map(|row| (row, contents.torn_row(row).to_vec()));
+        let torn_rows = in_order().map(|row| contents.torn_row(row).to_vec()).enumerate();
         Ok(StoredMap {
             btf: map.attrs.btf.as_ref().map(|btf| self.btf(btf)).transpose()?,
             attrs: MapAttrs { btf: None, ..map.attrs.clone() },
@@ -260,22 +267,15 @@ impl Blobs {
     }
 
     /// What one CPU has in all rows; none if it has nothing.
-    fn cpu(
-        &mut self,
-        contents: &dyn Contents,
-        cpu: usize,
-        size: usize,
-    ) -> io::Result<Option<Blob>> {
-        let rows = contents.rows();
-        if (0..rows).all(|row| contents.cpu_value(row, cpu).is_none()) {
+    fn cpu(&mut self, rows: &[Option<&[u8]>], size: usize) -> io::Result<Option<Blob>> {
+        if rows.iter().all(Option::is_none) {
             return Ok(None);
         }
         // Room is made for values that are not there as well, whose size a guest may make up.
-        let whole = rows.checked_mul(size).filter(|len| *len as u64 <= MAX_BLOB);
+        let whole = rows.len().checked_mul(size).filter(|len| *len as u64 <= MAX_BLOB);
         whole.ok_or_else(too_large)?;
-        let mut out = vec![0; rows.div_ceil(8)];
-        for row in 0..rows {
-            let value = contents.cpu_value(row, cpu);
+        let mut out = vec![0; rows.len().div_ceil(8)];
+        for (row, value) in rows.iter().enumerate() {
             if let Some(value) = value {
                 out[row / 8] |= 1 << (row % 8);
                 if value.len() != size {

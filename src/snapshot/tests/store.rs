@@ -58,6 +58,28 @@ fn a_file_gives_the_same_answers() {
     assert_eq!(error.to_string(), live.global("nr_enqueuedd").unwrap_err().to_string());
 }
 
+#[test]
+fn a_file_keeps_rows_in_the_order_in_which_they_are_read() {
+    let keys = |snapshot: &Arc<Snapshot>| -> Vec<Vec<Vec<u8>>> {
+        let of = |map: crate::snapshot::Map| {
+            let contents = map.contents();
+            (0..contents.rows()).filter_map(|row| Some(contents.key(row)?.to_vec())).collect()
+        };
+        snapshot.maps().unwrap().into_iter().map(of).collect()
+    };
+    let live = sample();
+    let (before, after) = (keys(&live), keys(&stored(&live)));
+    let mut moved = 0;
+    for ((map, before), after) in live.maps().unwrap().into_iter().zip(before).zip(after) {
+        let read: Vec<Vec<u8>> = map.known_entries().filter_map(|e| e.key().raw().ok()).collect();
+        if !before.is_empty() {
+            assert_eq!(after, read, "{}", map.name());
+            moved += usize::from(after != before);
+        }
+    }
+    assert!(moved > 0, "no map was out of order");
+}
+
 /// Everything that there is to say about the kernel in a snapshot.
 fn of_the_kernel(snapshot: &Arc<Snapshot>) -> String {
     let mut out = snapshot.dump();

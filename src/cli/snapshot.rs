@@ -224,6 +224,7 @@ fn export(snapshot: &Arc<Snapshot>) -> Result<impl Serialize + use<>, Failure> {
         elapsed_ms: snapshot.elapsed_ms(),
         kernel: snapshot.kernel_as_json(),
         maps: maps.iter().map(export_map).collect(),
+        overshoot_us: snapshot.overshoot_us(),
         pause: json!(snapshot.pause()),
         phase: snapshot.phase().map(str::to_owned),
         tag: snapshot.tag().to_owned(),
@@ -244,6 +245,8 @@ struct Export<M> {
     /// `null` when nothing of it was copied.
     kernel: Value,
     maps: Vec<M>,
+    /// Of one that was taken because something turned true.
+    overshoot_us: Option<u64>,
     pause: Value,
     phase: Option<String>,
     tag: String,

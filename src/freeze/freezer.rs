@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::FreezeError;
 use super::phase::{Phase, Step};
 use crate::snapshot::{
-    CaptureError, CaptureRequest, Capturer, CpuRegisters, Meta, Pause, Snapshot,
+    CaptureError, CaptureRequest, Capturer, CpuRegisters, Meta, Pause, Snapshot, Trigger,
 };
 use crate::vm::{Engine, ExitInfo, RENDEZVOUS, Registers, Standstill, Stillness, VmError};
 
@@ -123,6 +123,9 @@ impl Freezer {
             Rendezvous::Met { outcome, times } => {
                 let raw = outcome?;
                 meta.pause = times.pause();
+                if seen.is_some() {
+                    meta.trigger = Trigger::Condition;
+                }
                 meta.overshoot_us =
                     seen.map(|seen| us(times.stood.saturating_duration_since(seen)));
                 Ok(raw.finish(meta))

@@ -9,10 +9,11 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::process::signal_number;
 use crate::sys::reason;
+use crate::ticks;
 
 /// Their names.
-pub(crate) const NAMES: [&str; 9] =
-    ["cat", "echo", "false", "insmod", "kill", "ls", "sleep", "sysctl", "true"];
+pub(crate) const NAMES: [&str; 10] =
+    ["cat", "echo", "false", "insmod", "kill", "ls", "sleep", "sysctl", "ticks", "true"];
 
 /// Runs one; its exit code.
 pub(crate) fn main(argv: &[String]) -> i32 {
@@ -30,6 +31,7 @@ pub(crate) fn main(argv: &[String]) -> i32 {
         "ls" => each(name, args, list),
         "sleep" => sleep(args),
         "sysctl" => each(name, args, sysctl),
+        "ticks" => ticks::main(args),
         "true" => true,
         _ => return 127,
     };

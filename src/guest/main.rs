@@ -25,6 +25,7 @@ mod storage;
 mod subsched;
 mod sys;
 mod text;
+mod ticks;
 mod transport;
 mod uevent;
 mod work;

@@ -179,8 +179,11 @@ pub trait LabOps: Send + Sync {
     /// The machine died, or its memory cannot be read at all.
     fn freeze(&self, tag: &str, request: &CaptureRequest) -> LabResult<Arc<Snapshot>>;
 
+    /// A tag that no snapshot has yet: this one, or with a number, which is noted.
+    fn fresh_tag(&self, tag: &str) -> String;
+
     /// The same without keeping it among [`LabOps::snapshots`], which [`LabOps::keep`] does.
-    /// `seen` is when something was read that is the reason for it, after [`LabOps::prepare`] for
+    /// The tag is taken as it is. `seen` is when something was read that is the reason for it, after [`LabOps::prepare`] for
     /// the same request: how much later the machine stood is in the snapshot then.
     ///
     /// # Errors

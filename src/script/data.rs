@@ -94,6 +94,14 @@ pub(crate) fn thrown(error: SnapshotError) -> Box<EvalAltResult> {
     EvalAltResult::ErrorRuntime(Dynamic::from(error), Position::NONE).into()
 }
 
+/// The error that an accessor threw, if that is what ended a call of a closure.
+pub(crate) fn error_in(error: &EvalAltResult) -> Option<SnapshotError> {
+    match error.unwrap_inner() {
+        EvalAltResult::ErrorRuntime(value, _) => error_of(value),
+        _ => None,
+    }
+}
+
 /// The value itself for a leaf, the field for everything else.
 fn value_of(field: Field) -> Native<Dynamic> {
     match field.leaf().map_err(thrown)? {

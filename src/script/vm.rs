@@ -18,6 +18,8 @@ use super::units;
 use super::values::{described, incomparable};
 use crate::words::nearest;
 
+mod triggers;
+
 /// A live machine.
 #[derive(Clone)]
 pub(crate) struct Vm {
@@ -38,6 +40,7 @@ pub(crate) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {
     facts(pkg);
     freezing(pkg, session);
     time(pkg, session);
+    triggers::register(pkg, session);
     programs(pkg, session);
     groups(pkg, session);
     scheduler(pkg, session);
@@ -162,12 +165,18 @@ fn freeze(
     tag: &str,
     request: &CaptureRequest,
 ) -> Native<Dynamic> {
+    is_tag(tag)?;
+    s.lab(ctx, t.lab.freeze(tag, request)).map(data::snapshot)
+}
+
+/// Refuses what cannot be a snapshot's name.
+fn is_tag(tag: &str) -> Native<()> {
     if tag.trim().is_empty() || tag.chars().any(char::is_control) {
         return Err(
             Fault::argument(format!("{tag:?} is no tag: one line that is not empty")).into()
         );
     }
-    s.lab(ctx, t.lab.freeze(tag, request)).map(data::snapshot)
+    Ok(())
 }
 
 fn time(pkg: &mut Package<'_>, session: &Arc<Session>) {
@@ -356,11 +365,7 @@ fn later(pkg: &mut Package<'_>) {
         )+};
     }
     type Any = Dynamic;
-    later!(Vm, "t.freeze_when(..)", "freeze_when(self: Vm, cond: closure, opts: map)", (Any, Any); "freeze_when(self: Vm, cond: closure)", (Any));
     later!(Vm, "t.watch(..)", "watch(self: Vm, symbol: string)", (Any));
-    later!(Vm, "t.pause()", "pause(self: Vm)", ());
-    later!(Vm, "t.resume()", "resume(self: Vm)", ());
-    later!(Vm, "t.every(..)", "every(self: Vm, d: duration, body: closure)", (Any, Any));
     later!(Vm, "t.series()", "series(self: Vm)", ());
     later!(Vm, "t.stats(..)", "stats(self: Vm)", (); "stats(self: Vm, target: any)", (Any));
     later!(Vm, "t.read(..)", "read(self: Vm, target: any)", (Any));
@@ -368,7 +373,4 @@ fn later(pkg: &mut Package<'_>) {
     later!(Scheduler, "t.scheduler.attach(..)", "attach(self: Scheduler, x: any)", (Any));
     later!(Scheduler, "t.scheduler.replace(..)", "replace(self: Scheduler, x: any)", (Any));
     later!(Scheduler, "t.scheduler.restart()", "restart(self: Scheduler)", ());
-    pkg.getter("paused(self: Vm) -> bool", "Not available yet.", |_: &mut Vm| -> Native<bool> {
-        Err(Fault::not_yet("t.paused").into())
-    });
 }

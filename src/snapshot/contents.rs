@@ -3,6 +3,7 @@
 //! The model does not know introspection: a capture of a live kernel, a stored snapshot and a
 //! test hand over the same [`Contents`].
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 
 use crate::btf::{Btf, TypeId};
@@ -142,6 +143,8 @@ pub struct CapturedMap {
     /// What is known without looking.
     pub attrs: MapAttrs,
     contents: LazyLock<Box<dyn Contents>, Decode>,
+    /// Whether somebody has looked.
+    touched: AtomicBool,
     /// Rows in the order in which entries are handed out; empty where that is the rows' own.
     order: OnceLock<Vec<u32>>,
 }
@@ -150,11 +153,22 @@ impl CapturedMap {
     /// A map whose contents are decoded when they are first needed.
     #[must_use]
     pub fn new(attrs: MapAttrs, decode: Decode) -> Self {
-        CapturedMap { attrs, contents: LazyLock::new(decode), order: OnceLock::new() }
+        CapturedMap {
+            attrs,
+            contents: LazyLock::new(decode),
+            touched: AtomicBool::new(false),
+            order: OnceLock::new(),
+        }
     }
 
     pub(crate) fn contents(&self) -> &dyn Contents {
+        self.touched.store(true, Ordering::Relaxed);
         &**LazyLock::force(&self.contents)
+    }
+
+    /// Whether somebody has looked at the contents.
+    pub(crate) fn is_touched(&self) -> bool {
+        self.touched.load(Ordering::Relaxed)
     }
 
     pub(crate) fn order(&self, sorted: impl FnOnce() -> Vec<u32>) -> &[u32] {

@@ -35,11 +35,13 @@ mod symbols;
 pub(crate) mod testing;
 #[cfg(test)]
 pub(crate) mod tests;
+mod touched;
 mod trigger;
 mod value;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::btf::{SecVar, Shape};
 use crate::words::nearest_first;
@@ -64,6 +66,7 @@ pub use ram::{MAX_RAM, Ram};
 pub use reason::MissingStatsReason;
 pub use store::StoreError;
 pub use symbols::Symbols;
+pub use touched::Touched;
 pub use trigger::Trigger;
 pub use value::{EnumValue, FieldKind, Scalar};
 
@@ -112,6 +115,8 @@ pub struct Meta {
 pub struct Snapshot {
     meta: Meta,
     contents: State,
+    /// Whether somebody looked at CPUs, tasks and the like.
+    sched_touched: AtomicBool,
 }
 
 enum State {
@@ -131,7 +136,7 @@ impl Snapshot {
     /// of tasks.
     #[must_use]
     pub fn new(meta: Meta, maps: Vec<CapturedMap>, torn: Vec<String>) -> Arc<Snapshot> {
-        Arc::new(Snapshot { meta, contents: State::Captured { maps, torn, kernel: None } })
+        Snapshot::of(meta, State::Captured { maps, torn, kernel: None })
     }
 
     /// As [`Snapshot::new`], with what was copied of the kernel itself.
@@ -143,14 +148,18 @@ impl Snapshot {
         kernel: KernelState,
     ) -> Arc<Snapshot> {
         let kernel = Some(Box::new(kernel::Held::new(kernel)));
-        Arc::new(Snapshot { meta, contents: State::Captured { maps, torn, kernel } })
+        Snapshot::of(meta, State::Captured { maps, torn, kernel })
     }
 
     /// What stands for a snapshot whose freeze did not complete: it has a tag and a time, and
     /// every accessor answers [`SnapshotError::PlaceholderSnapshot`].
     #[must_use]
     pub fn placeholder(meta: Meta, reason: impl Into<String>) -> Arc<Snapshot> {
-        Arc::new(Snapshot { meta, contents: State::Placeholder(reason.into()) })
+        Snapshot::of(meta, State::Placeholder(reason.into()))
+    }
+
+    fn of(meta: Meta, contents: State) -> Arc<Snapshot> {
+        Arc::new(Snapshot { meta, contents, sched_touched: AtomicBool::new(false) })
     }
 
     /// The author's name for it.

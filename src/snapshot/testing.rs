@@ -339,7 +339,7 @@ pub(crate) fn beside_waiting_tasks(meta: Meta, maps: Vec<CapturedMap>) -> Arc<Sn
     let State::Captured { torn, kernel, .. } = captured.contents else {
         panic!("it was captured");
     };
-    Arc::new(Snapshot { meta: captured.meta, contents: State::Captured { maps, torn, kernel } })
+    Snapshot::of(captured.meta, State::Captured { maps, torn, kernel })
 }
 
 /// A capture of the made-up machine after `change`.

@@ -318,7 +318,8 @@ pub trait Engine: Send {
     /// # Errors
     /// [`VmError::Refused`] where an engine has no such thing, and [`VmError::NoSuchCpu`].
     fn hold_back(&mut self, cpu: Option<u32>) -> Result<(), VmError> {
-        let reason = format!("the engine {} cannot make CPU {cpu:?} late", self.name());
+        let which = cpu.map_or("a CPU".to_owned(), |cpu| format!("CPU {cpu}"));
+        let reason = format!("the engine {} cannot make {which} late", self.name());
         Err(VmError::Refused { command: "hold_back".to_owned(), reason })
     }
 

@@ -256,7 +256,7 @@ mod tests {
             (":load Cargo.t", &[":load Cargo.toml"]),
             (":help SnapshotE", &[":help SnapshotEntry", ":help SnapshotError"]),
             (":type snap.pau", &[":type snap.pause", ":type snap.pause_us"]),
-            (":time vm.fre", &[":time vm.freeze("]),
+            (":time vm.fre", &[":time vm.freeze(", ":time vm.freeze_when("]),
             (":maps x", &[]),
         ];
         for (line, want) in cases {

@@ -411,9 +411,13 @@ impl LabOps for Lab {
     }
 
     fn freeze(&self, tag: &str, request: &CaptureRequest) -> LabResult<Arc<Snapshot>> {
-        let snapshot = self.freeze_unkept(tag, request, None)?;
+        let snapshot = self.take_snapshot(&self.unused_tag(tag), request, None)?;
         self.keep(&snapshot);
         Ok(snapshot)
+    }
+
+    fn fresh_tag(&self, tag: &str) -> String {
+        self.unused_tag(tag)
     }
 
     fn freeze_unkept(

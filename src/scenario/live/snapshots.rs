@@ -24,7 +24,7 @@ impl Lab {
     ) -> LabResult<Arc<Snapshot>> {
         self.go_on()?;
         self.has_room()?;
-        let meta = self.meta(&self.fresh_tag(tag));
+        let meta = self.meta(tag);
         self.machine.freeze(request, seen, meta).map_err(|e| self.failed(e))
     }
 
@@ -68,7 +68,7 @@ impl Lab {
     }
 
     /// A tag that no snapshot has yet.
-    fn fresh_tag(&self, tag: &str) -> String {
+    pub(super) fn unused_tag(&self, tag: &str) -> String {
         let state = self.state();
         let taken = |tag: &str| state.snapshots.iter().any(|s| s.tag() == tag);
         if !taken(tag) {

@@ -147,6 +147,10 @@ impl LabOps for FakeLab {
         Duration::from_millis(self.elapsed_ms())
     }
 
+    fn fresh_tag(&self, tag: &str) -> String {
+        tag.to_owned()
+    }
+
     fn freeze_unkept(
         &self,
         tag: &str,

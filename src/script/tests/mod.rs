@@ -11,6 +11,7 @@ mod repl;
 mod seeds;
 mod shipped;
 mod stdlib;
+mod triggers;
 
 use std::fs;
 use std::path::{Path, PathBuf};

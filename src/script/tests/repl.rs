@@ -270,7 +270,7 @@ fn what_could_come_next_is_offered() {
         ),
         ("m.tw", &["m.two"]),
         ("m.two.de", &["m.two.deep"]),
-        ("vm.fre", &["vm.freeze("]),
+        ("vm.fre", &["vm.freeze(", "vm.freeze_when("]),
         ("vm.freeze(\"x\").pau", &["vm.freeze(\"x\").pause", "vm.freeze(\"x\").pause_us"]),
         ("vm.snapshot(\"", &["vm.snapshot(\"one\")"]),
         ("vm.freeze(\"two\", #{ maps: [\"task", &["vm.freeze(\"two\", #{ maps: [\"task_ctx\""]),

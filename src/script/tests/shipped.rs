@@ -84,14 +84,15 @@ fn the_examples_of_our_modules_run_and_judge() {
 
 #[test]
 fn the_scripts_of_the_book_run() {
-    let book = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/snapshots.md");
-    let book = fs::read_to_string(book).unwrap();
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    let pages = ["snapshots.md", "freezing.md"];
+    let book = pages.map(|page| fs::read_to_string(docs.join(page)).unwrap()).concat();
     let scripts: Vec<&str> = book
         .split("```rhai\n")
         .skip(1)
         .map(|rest| rest.split("```").next().unwrap_or_default())
         .collect();
-    assert!(scripts.len() >= 7, "{}", scripts.len());
+    assert!(scripts.len() >= 11, "{}", scripts.len());
     for script in scripts {
         let text = format!(
             "scenario(\"x\", |t| {{\nt.start(#{{ work: \"spin\", count: 4 }});\nlet snap = t.freeze(\"loaded\");\nexpect(snap.tag).eq(\"loaded\");\n{script}\n}});"

@@ -36,6 +36,7 @@ mod vars;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
@@ -447,6 +448,7 @@ impl Snapshot {
 
     /// As [`Snapshot::kernel_state`], when CPUs, tasks and sched_ext are in it.
     pub(crate) fn sched_state(&self) -> SnapshotResult<&KernelState> {
+        self.sched_touched.store(true, Ordering::Relaxed);
         let state = self.kernel_state()?;
         match &state.left_out {
             None => Ok(state),

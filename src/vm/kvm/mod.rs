@@ -422,8 +422,9 @@ impl Engine for KvmMachine {
             self.settle()?;
         }
         if let Some(clocks) = self.paused.take() {
-            let wound = self.wind(&clocks);
+            // What winding itself takes is not hidden.
             let hidden = clocks.at.elapsed();
+            let wound = self.wind(&clocks);
             self.vcpus.go();
             wound?;
             self.stillness.hidden = Some(hidden);

@@ -12,7 +12,7 @@ use cryoscope::vm::initramfs::Initramfs;
 use cryoscope::vm::{Boot, EngineChoice, VmSpec};
 use support::machine::Machine;
 use support::outer::{INNER, Outer, SELF, kvm_is_real};
-use support::scripts;
+use support::{scripts, traps};
 
 /// What is tried on a machine, and what is done for that.
 type Body = (&'static str, fn(&mut Machine));
@@ -22,6 +22,7 @@ const BODIES: &[Body] = &[
     ("the shape is what was asked", the_shape_is_what_was_asked),
     ("freezes show the guest", freezes_show_the_guest),
     ("pauses are hidden from it", pauses_are_hidden_from_it),
+    ("traps fire", |machine| traps::fire_on_kvm(machine.freezer.engine_mut(), &machine.channel)),
 ];
 
 fn the_shape_is_what_was_asked(machine: &mut Machine) {

@@ -9,8 +9,8 @@ use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 use super::coordinator::{self, Message, words};
-use super::{FreezeError, Freezer, Opened};
-use crate::snapshot::{CaptureRequest, CpuRegisters, Meta, Snapshot};
+use super::{ExitOrder, ExitWay, FreezeError, Freezer, Opened, WatchCount, WatchId, WatchOrder};
+use crate::snapshot::{CaptureRequest, CpuRegisters, Meta, Snapshot, WatchPlace, WatchTarget};
 use crate::vm::{Console, Engine, ExitInfo, ExitWatch, Standstill, VmError};
 
 /// A handle on a machine that is in the coordinator's hands. Clones are cheap; requests of all of
@@ -62,13 +62,15 @@ impl Bridge {
     /// # Errors
     /// When no thread can be had; the machine has ended then.
     pub fn start(
-        engine: Box<dyn Engine>,
+        mut engine: Box<dyn Engine>,
         still: Standstill,
         patience: Duration,
     ) -> io::Result<Bridge> {
         let (watch, console) = (engine.exit_watch(), engine.console());
-        let freezer = Freezer::with(engine, still.clone(), patience);
         let (queue, requests) = channel();
+        let poster = Poster(queue.clone());
+        engine.on_trap(Arc::new(move || poster.post(Freezer::trapped)));
+        let freezer = Freezer::with(engine, still.clone(), patience);
         let thread = std::thread::Builder::new().name("freeze".to_owned());
         let thread = thread.spawn(move || coordinator::run(freezer, &requests))?;
         let (id, paused) = (thread.thread().id(), Arc::default());
@@ -195,6 +197,55 @@ impl Bridge {
     #[must_use]
     pub fn is_paused(&self) -> bool {
         self.0.paused.load(Ordering::Acquire)
+    }
+
+    /// Begins to capture each write to a place; see [`Freezer::watch`].
+    ///
+    /// # Errors
+    /// As [`Freezer::watch`].
+    pub fn watch(&self, order: WatchOrder) -> Result<WatchId, FreezeError> {
+        self.ask("a watch", move |freezer| freezer.watch(order))?
+    }
+
+    /// Finds a place that is to be watched; see [`Freezer::watch_place`].
+    ///
+    /// # Errors
+    /// As [`Freezer::watch_place`].
+    pub fn watch_place(&self, target: &WatchTarget) -> Result<WatchPlace, FreezeError> {
+        let target = target.clone();
+        self.ask("a watch", move |freezer| freezer.watch_place(&target))?
+    }
+
+    /// Ends a watch; see [`Freezer::unwatch`].
+    ///
+    /// # Errors
+    /// As [`Freezer::unwatch`].
+    pub fn unwatch(&self, id: WatchId) -> Result<Option<WatchCount>, FreezeError> {
+        self.ask("the end of a watch", move |freezer| freezer.unwatch(id))?
+    }
+
+    /// What became of a watch so far; `None` once it was ended.
+    ///
+    /// # Errors
+    /// As [`Bridge::ask`].
+    pub fn watch_count(&self, id: WatchId) -> Result<Option<WatchCount>, FreezeError> {
+        self.ask("the count of a watch", move |freezer| freezer.watch_count(id))
+    }
+
+    /// Captures what schedulers leave behind; see [`Freezer::expect_exits`].
+    ///
+    /// # Errors
+    /// As [`Freezer::expect_exits`].
+    pub fn expect_exits(&self, order: ExitOrder) -> Result<ExitWay, FreezeError> {
+        self.ask("waiting for exits", move |freezer| freezer.expect_exits(order))?
+    }
+
+    /// Lets schedulers leave from now on.
+    ///
+    /// # Errors
+    /// As [`Freezer::forget_exits`].
+    pub fn forget_exits(&self) -> Result<(), FreezeError> {
+        self.ask("waiting for exits no longer", Freezer::forget_exits)?
     }
 
     /// How long the machine has stood still.

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 
 use super::Freezer;
 
@@ -21,7 +21,18 @@ pub(super) enum Message {
 /// Does what is asked, one after the other, until nobody is left to ask. Jobs that are dropped
 /// undone tell whoever waits for them by that.
 pub(super) fn run(mut freezer: Freezer, queue: &Receiver<Message>) {
-    while let Ok(Message::Job(job)) = queue.recv() {
+    loop {
+        let message = match freezer.due() {
+            None => queue.recv().ok(),
+            Some(due) => match queue.recv_timeout(due) {
+                Err(RecvTimeoutError::Timeout) => {
+                    let _ = catch_unwind(AssertUnwindSafe(|| freezer.tick()));
+                    continue;
+                }
+                message => message.ok(),
+            },
+        };
+        let Some(Message::Job(job)) = message else { break };
         // Whoever waits has been told of a panic by the job itself; the machine goes on.
         let _ = catch_unwind(AssertUnwindSafe(|| job(&mut freezer)));
     }

@@ -1,7 +1,7 @@
 //! What can come of a request instead of what was asked for.
 
 use crate::snapshot::{CaptureError, SnapshotError};
-use crate::vm::VmError;
+use crate::vm::{Capability, VmError};
 
 /// A freeze that gave no snapshot, or another request that was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +18,17 @@ pub enum FreezeError {
     /// Not all CPUs stopped in time; the machine runs.
     #[error("the machine did not stop: {0}")]
     NotStopped(String),
+    /// The engine cannot do that.
+    #[error("the engine {engine} cannot: {}", capability.name())]
+    Lacks {
+        /// Its name.
+        engine: &'static str,
+        /// What it lacks.
+        capability: Capability,
+    },
+    /// What was asked for makes no sense or is not there; a whole message.
+    #[error("{0}")]
+    Invalid(String),
     /// Something was asked from within a request, which would wait for itself.
     #[error(
         "{0} was asked for by a request that is being carried out, and would wait for its end; \

@@ -5,10 +5,14 @@ use std::time::{Duration, Instant};
 
 use super::FreezeError;
 use super::phase::{Phase, Step};
+use super::trigger::{self, ExitOrder, ExitWay, Triggers, WatchCount, WatchId, WatchOrder};
 use crate::snapshot::{
     CaptureError, CaptureRequest, Capturer, CpuRegisters, Meta, Pause, Snapshot, Trigger,
+    WatchPlace, WatchTarget,
 };
-use crate::vm::{Engine, ExitInfo, RENDEZVOUS, Registers, Standstill, Stillness, VmError};
+use crate::vm::{
+    Capability, Engine, ExitInfo, RENDEZVOUS, Registers, Standstill, Stillness, VmError,
+};
 
 /// A machine, and what reads its memory.
 pub struct Freezer {
@@ -17,6 +21,7 @@ pub struct Freezer {
     phase: Phase,
     still: Standstill,
     patience: Duration,
+    triggers: Triggers,
 }
 
 /// A machine whose kernel has been found, for whoever reads or changes it.
@@ -38,7 +43,8 @@ impl Freezer {
     /// gives its CPUs `patience` to stop.
     #[must_use]
     pub fn with(engine: Box<dyn Engine>, still: Standstill, patience: Duration) -> Self {
-        Freezer { engine, capturer: None, phase: Phase::Running, still, patience }
+        let triggers = Triggers::new(still.clone());
+        Freezer { engine, capturer: None, phase: Phase::Running, still, patience, triggers }
     }
 
     /// The machine.
@@ -108,15 +114,17 @@ impl Freezer {
         let Opened { capturer, engine } = opened(&mut self.capturer, &mut *self.engine)?;
         let mut stand = Stand::new(engine, &mut self.phase, &self.still, self.patience);
         let mut meta = meta();
-        let copy = |engine: &mut dyn Engine| {
-            let raw = capturer.capture(request)?;
-            if !request.wants_registers() {
-                return Ok(raw);
-            }
-            let (taken, missing) = registers(engine);
-            Ok::<_, CaptureError>(raw.with_registers(taken, missing))
+        let triggers = &mut self.triggers;
+        let work = |engine: &mut dyn Engine| {
+            let raw = trigger::copy(capturer, engine, request);
+            triggers.collect(capturer, engine);
+            raw
         };
-        match stand.rendezvous(copy)? {
+        let met = stand.rendezvous(work)?;
+        if let Rendezvous::Met { times, .. } = &met {
+            self.triggers.tell(times);
+        }
+        match met {
             Rendezvous::Missed(error) => {
                 Ok(Snapshot::placeholder(meta, reason(&error, Some(capturer))))
             }
@@ -173,14 +181,32 @@ impl Freezer {
         frozen: bool,
         work: impl FnOnce(&mut Opened<'_>) -> T,
     ) -> Result<T, FreezeError> {
+        if frozen {
+            return self.standing(|opened, _| work(opened));
+        }
+        self.is_there()?;
+        Ok(work(&mut opened(&mut self.capturer, &mut *self.engine)?))
+    }
+
+    /// Does something with a machine that stands still, its kernel and its triggers.
+    fn standing<T>(
+        &mut self,
+        work: impl FnOnce(&mut Opened<'_>, &mut Triggers) -> T,
+    ) -> Result<T, FreezeError> {
         self.is_there()?;
         let Opened { capturer, engine } = opened(&mut self.capturer, &mut *self.engine)?;
-        if !frozen {
-            return Ok(work(&mut Opened { capturer, engine }));
-        }
         let mut stand = Stand::new(engine, &mut self.phase, &self.still, self.patience);
-        match stand.rendezvous(|engine| work(&mut Opened { capturer, engine }))? {
-            Rendezvous::Met { outcome, .. } => Ok(outcome),
+        let triggers = &mut self.triggers;
+        let work = |engine: &mut dyn Engine| {
+            let outcome = work(&mut Opened { capturer, engine }, triggers);
+            triggers.at_rendezvous(capturer, engine);
+            outcome
+        };
+        match stand.rendezvous(work)? {
+            Rendezvous::Met { outcome, times } => {
+                self.triggers.tell(&times);
+                Ok(outcome)
+            }
             Rendezvous::Missed(error) => {
                 Err(FreezeError::NotStopped(reason(&error, Some(capturer))))
             }
@@ -193,7 +219,7 @@ impl Freezer {
     /// [`FreezeError::NotStopped`] and [`FreezeError::Machine`].
     pub fn registers(&mut self) -> Result<(Vec<CpuRegisters>, Option<String>), FreezeError> {
         self.is_there()?;
-        let Freezer { engine, capturer, phase, still, patience } = self;
+        let Freezer { engine, capturer, phase, still, patience, .. } = self;
         match Stand::new(&mut **engine, phase, still, *patience).rendezvous(registers)? {
             Rendezvous::Met { outcome, .. } => Ok(outcome),
             Rendezvous::Missed(error) => {
@@ -211,7 +237,7 @@ impl Freezer {
         if self.phase == Phase::Paused {
             return Ok(());
         }
-        let Freezer { engine, capturer, phase, still, patience } = self;
+        let Freezer { engine, capturer, phase, still, patience, .. } = self;
         match Stand::new(&mut **engine, phase, still, *patience).stop(Step::Pause)? {
             Ok(_) => Ok(()),
             Err(late) => Err(FreezeError::NotStopped(reason(&late, capturer.as_ref()))),
@@ -232,6 +258,96 @@ impl Freezer {
         let Freezer { engine, phase, still, patience, .. } = self;
         Stand::new(&mut **engine, phase, still, *patience).go()?;
         Ok(self.engine.stillness().hidden)
+    }
+
+    /// Begins to capture each write to a place; see [`WatchOrder`].
+    ///
+    /// # Errors
+    /// [`FreezeError::Lacks`] where the engine has no watchpoints, [`FreezeError::Invalid`] when
+    /// there are too many already, and as [`Freezer::freeze`].
+    pub fn watch(&mut self, order: WatchOrder) -> Result<WatchId, FreezeError> {
+        if !self.engine.capabilities().has(Capability::Watchpoints) {
+            let (engine, capability) = (self.engine.name(), Capability::Watchpoints);
+            return Err(FreezeError::Lacks { engine, capability });
+        }
+        if let Some(why) = self.triggers.refusal(&order.place) {
+            return Err(FreezeError::Invalid(why));
+        }
+        self.prepare(&order.request)?;
+        let begun = self.standing(|Opened { capturer, engine }, triggers| {
+            triggers.watch(order, capturer, &mut **engine)
+        });
+        Ok(begun??)
+    }
+
+    /// Finds a place that is to be watched; see [`Capturer::watch_place`].
+    ///
+    /// # Errors
+    /// [`FreezeError::Invalid`], and as [`Freezer::open`].
+    pub fn watch_place(&mut self, target: &WatchTarget) -> Result<WatchPlace, FreezeError> {
+        self.open()?.watch_place(target).map_err(FreezeError::Invalid)
+    }
+
+    /// Ends a watch; what became of it.
+    ///
+    /// # Errors
+    /// As [`Freezer::freeze`].
+    pub fn unwatch(&mut self, id: WatchId) -> Result<Option<WatchCount>, FreezeError> {
+        let count = self.triggers.count(id);
+        self.standing(|Opened { engine, .. }, triggers| triggers.unwatch(id, &mut **engine))??;
+        Ok(count)
+    }
+
+    /// What became of a watch so far; `None` once it was ended.
+    #[must_use]
+    pub fn watch_count(&self, id: WatchId) -> Option<WatchCount> {
+        self.triggers.count(id)
+    }
+
+    /// Captures from now on what schedulers leave behind, at the instant. One must be attached.
+    /// How the exits are noticed.
+    ///
+    /// # Errors
+    /// [`FreezeError::Invalid`] with the reason why they cannot be, and as [`Freezer::freeze`].
+    pub fn expect_exits(&mut self, order: ExitOrder) -> Result<ExitWay, FreezeError> {
+        self.prepare(&order.request)?;
+        let way = self.standing(|Opened { capturer, engine }, triggers| {
+            triggers.expect_exits(order, capturer, &mut **engine)
+        });
+        way?.map_err(FreezeError::Invalid)
+    }
+
+    /// Lets schedulers leave from now on.
+    ///
+    /// # Errors
+    /// As [`Freezer::freeze`].
+    pub fn forget_exits(&mut self) -> Result<(), FreezeError> {
+        Ok(self.standing(|Opened { engine, .. }, t| t.forget_exits(&mut **engine))??)
+    }
+
+    /// Does what a trap that was hit asks for. A machine that stands at one goes on afterwards,
+    /// whatever comes of it.
+    pub fn trapped(&mut self) {
+        let done = self.standing(|_, _| ());
+        // One that did not stop in time has been let go on.
+        let stands = !matches!(done, Ok(()) | Err(FreezeError::NotStopped(_)));
+        if stands && self.phase == Phase::Running {
+            let paused = self.engine.pause_within(self.patience);
+            let _ = paused.and_then(|_| self.engine.resume());
+        }
+    }
+
+    /// How long from now until [`Freezer::tick`] has something to do, if ever.
+    pub(super) fn due(&self) -> Option<Duration> {
+        if matches!(self.phase, Phase::Running) { self.triggers.due() } else { None }
+    }
+
+    /// Does what was due.
+    pub(super) fn tick(&mut self) {
+        let Some(capturer) = &self.capturer else { return };
+        if self.triggers.needs_one(capturer) {
+            self.trapped();
+        }
     }
 
     /// Ends the machine; see [`Engine::stop`].
@@ -324,6 +440,11 @@ fn us(time: Duration) -> u64 {
 }
 
 impl Times {
+    /// How long after `seen` all CPUs stood.
+    pub(super) fn since(&self, seen: Instant) -> u64 {
+        us(self.stood.saturating_duration_since(seen))
+    }
+
     pub(super) fn pause(&self) -> Pause {
         Pause {
             total_us: us(self.total),

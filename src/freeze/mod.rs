@@ -33,8 +33,12 @@ mod freezer;
 mod phase;
 #[cfg(test)]
 mod tests;
+mod trigger;
 
 pub use bridge::{Bridge, Poster};
 pub use error::FreezeError;
 pub use freezer::{Freezer, Opened};
 pub use phase::Phase;
+pub use trigger::{
+    ExitOrder, ExitWay, MOST_WATCHES, MetaNow, Tell, WatchCount, WatchId, WatchOrder,
+};

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::snapshot::{CaptureRequest, Snapshot, SnapshotError};
+pub use crate::freeze::WatchCount;
+use crate::snapshot::{CaptureRequest, Snapshot, SnapshotError, WatchTarget};
 use crate::vm::topology::Topology;
 pub use crate::wire::{Exec as ExecOutcome, Policy, SchedulerState, WorkKind};
 
@@ -155,6 +156,74 @@ pub struct LabFacts {
     pub scheduler: String,
     /// The scenario's duration.
     pub duration: Duration,
+}
+
+/// A place to be watched, and what to copy at each write to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchOptions {
+    /// Which place.
+    pub target: WatchTarget,
+    /// What to copy; the registers and the variable itself are copied in any case.
+    pub request: CaptureRequest,
+    /// How many captures there may be in a second of guest time.
+    pub most: u32,
+}
+
+/// Watches of a live machine.
+pub trait WatchOps {
+    /// Begins to capture each write to a place: a number for this watch, and what the place is
+    /// called.
+    ///
+    /// # Errors
+    /// There is no such place, or too many are watched ([`LabError::Argument`]); the engine has
+    /// no watchpoints ([`LabError::Unsupported`]).
+    fn watch(&self, options: &WatchOptions) -> LabResult<(u64, String)>;
+
+    /// The snapshots that a watch took so far, in order.
+    ///
+    /// # Errors
+    /// The machine died, the scheduler left.
+    fn fires(&self, watch: u64) -> LabResult<Vec<Arc<Snapshot>>>;
+
+    /// What became of a watch so far.
+    ///
+    /// # Errors
+    /// The machine died.
+    fn count(&self, watch: u64) -> LabResult<WatchCount>;
+
+    /// Ends a watch. Nothing to do when it has ended.
+    ///
+    /// # Errors
+    /// The machine died.
+    fn unwatch(&self, watch: u64) -> LabResult<()>;
+
+    /// The snapshot of the instant at which the scheduler left unasked, if it was captured.
+    fn death(&self) -> Option<Arc<Snapshot>>;
+}
+
+/// A machine without watches.
+struct NoWatches;
+
+impl WatchOps for NoWatches {
+    fn watch(&self, _: &WatchOptions) -> LabResult<(u64, String)> {
+        Err(LabError::Unsupported("this machine has no watchpoints".to_owned()))
+    }
+
+    fn fires(&self, _: u64) -> LabResult<Vec<Arc<Snapshot>>> {
+        Ok(Vec::new())
+    }
+
+    fn count(&self, _: u64) -> LabResult<WatchCount> {
+        Ok(WatchCount::default())
+    }
+
+    fn unwatch(&self, _: u64) -> LabResult<()> {
+        Ok(())
+    }
+
+    fn death(&self) -> Option<Arc<Snapshot>> {
+        None
+    }
 }
 
 /// A live machine with a scheduler and a workload. Every method may be called from any thread;
@@ -335,6 +404,11 @@ pub trait LabOps: Send + Sync {
     /// # Errors
     /// The machine died.
     fn scheduler_log(&self) -> LabResult<String>;
+
+    /// Watches, and what was captured of the scheduler's end.
+    fn watching(&self) -> &dyn WatchOps {
+        &NoWatches
+    }
 
     /// How the scheduler left, when it left unasked.
     fn scheduler_exit(&self) -> Option<SchedulerExit>;

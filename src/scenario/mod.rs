@@ -248,7 +248,12 @@ impl ExpectExit {
     /// The sentence about a scheduler that was meant to stay.
     pub(super) fn left_unasked(exit: &SchedulerExit) -> String {
         let at = exit.elapsed_ms as f64 / 1000.0;
-        format!("the scheduler left unasked after {at:.2} s: {}", exit.reason)
+        let mut text = format!("the scheduler left unasked after {at:.2} s: {}", exit.reason);
+        if !exit.instant.is_empty() {
+            text.push('\n');
+            text.push_str(&exit.instant);
+        }
+        text
     }
 
     /// Whether a scheduler that left for `reason` did what was expected. The words are those of
@@ -300,6 +305,15 @@ pub struct SchedulerExit {
     pub log: String,
     /// Lines of the kernel's log about it.
     pub dmesg: String,
+    /// The kernel's word for what it was, in lower case (`error_stall`), where it was captured.
+    #[serde(default)]
+    pub kind: Option<String>,
+    /// What the scheduler or the kernel said in particular; the same.
+    #[serde(default)]
+    pub message: Option<String>,
+    /// What is worth saying about that instant, a line each; empty when it was not captured.
+    #[serde(default)]
+    pub instant: String,
 }
 
 /// Whether `text` contains the parts of `pattern` between its `*`s, in order.
@@ -324,6 +338,9 @@ mod tests {
             elapsed_ms: 1234,
             log: String::new(),
             dmesg: String::new(),
+            kind: None,
+            message: None,
+            instant: String::new(),
         }
     }
 

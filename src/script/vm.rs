@@ -1,5 +1,7 @@
 //! `t`: the live machine inside a scenario, and its scheduler.
 
+mod watch;
+
 use std::sync::Arc;
 
 use rhai::{Array, Dynamic, INT, Map, NativeCallContext};
@@ -39,6 +41,7 @@ pub(crate) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {
     pkg.ty::<Vm>("Vm", "A live machine: `t` inside a scenario.");
     facts(pkg);
     freezing(pkg, session);
+    watch::register(pkg, session);
     time(pkg, session);
     triggers::register(pkg, session);
     programs(pkg, session);
@@ -335,15 +338,22 @@ fn scheduler(pkg: &mut Package<'_>, session: &Arc<Session>) {
     );
     pkg.func(
         "exit_info(self: Scheduler) -> map|()",
-        "How it left unasked, `#{ reason, elapsed_ms, log, dmesg }`, or `()` when it did not.",
+        "How it left unasked, or `()` when it did not: `#{ reason, kind, message, elapsed_ms, log, \
+         dmesg, snapshot }`. `kind` is the kernel's word (`error_stall`), `message` what was said in \
+         particular and `snapshot` the machine at the instant of its death, before `ops.exit` and \
+         before the kernel's own scheduler takes over; these are `()` when it was not captured.",
         |x: &mut Scheduler| -> Dynamic {
             let Some(exit) = x.lab.scheduler_exit() else { return Dynamic::UNIT };
             let at = INT::try_from(exit.elapsed_ms).unwrap_or(INT::MAX);
+            let death = x.lab.watching().death();
             Dynamic::from(Map::from([
                 ("reason".into(), exit.reason.into()),
                 ("elapsed_ms".into(), at.into()),
                 ("log".into(), exit.log.into()),
                 ("dmesg".into(), exit.dmesg.into()),
+                ("kind".into(), exit.kind.map_or(Dynamic::UNIT, Into::into)),
+                ("message".into(), exit.message.map_or(Dynamic::UNIT, Into::into)),
+                ("snapshot".into(), death.map_or(Dynamic::UNIT, data::snapshot)),
             ]))
         },
     )
@@ -365,7 +375,6 @@ fn later(pkg: &mut Package<'_>) {
         )+};
     }
     type Any = Dynamic;
-    later!(Vm, "t.watch(..)", "watch(self: Vm, symbol: string)", (Any));
     later!(Vm, "t.series()", "series(self: Vm)", ());
     later!(Vm, "t.stats(..)", "stats(self: Vm)", (); "stats(self: Vm, target: any)", (Any));
     later!(Vm, "t.read(..)", "read(self: Vm, target: any)", (Any));

@@ -103,6 +103,13 @@ impl Capturer {
         self.kernel().root_sched().ok().map(|at| at.0)
     }
 
+    /// How many root schedulers have been enabled since the machine booted, where it counts them.
+    #[must_use]
+    pub fn enabled_before(&self) -> Option<u64> {
+        let at = self.kernel().symbols().get("scx_enable_seq")?;
+        self.kernel().read_u64(at).ok()
+    }
+
     /// Whether a scheduler is leaving, the root one when none is given; `None` when there is none,
     /// or none that can be read.
     #[must_use]
@@ -197,7 +204,7 @@ fn refuse_code(kernel: &Kernel, symbol: &str, at: u64) -> Result<(), String> {
 
 /// How many bytes to watch at an address: what was asked for, or as many as fit in `room`.
 fn length(name: &str, address: u64, asked: Option<u64>, room: u64) -> Result<u8, String> {
-    let fits = |len: &u8| address.is_multiple_of(u64::from(*len));
+    let fits = |len: &u8| address % u64::from(*len) == 0;
     let Some(asked) = asked else {
         let best = LENGTHS.into_iter().find(|len| fits(len) && u64::from(*len) <= room.max(1));
         return Ok(best.unwrap_or(1));

@@ -28,9 +28,9 @@ pub enum Trigger {
         cpu: Option<u32>,
         /// What was there when it was last looked at: at the write before, or when the watch
         /// began. A write that was not seen meanwhile does not show.
-        old: Option<u64>,
+        before: Option<u64>,
         /// What is there now.
-        new: Option<u64>,
+        after: Option<u64>,
     },
     /// A scheduler left.
     ErrorExit {
@@ -57,11 +57,11 @@ impl Trigger {
         let value = |v: &Option<u64>| v.map_or("?".to_owned(), |v| v.to_string());
         match self {
             Trigger::Demand | Trigger::Periodic | Trigger::Condition => None,
-            Trigger::Watch { place, address, bytes, cpu, old, new } => Some(format!(
+            Trigger::Watch { place, address, bytes, cpu, before, after } => Some(format!(
                 "a write to {place} ({bytes} bytes at {address:#x}){}: {} -> {}",
                 on(cpu),
-                value(old),
-                value(new)
+                value(before),
+                value(after)
             )),
             Trigger::ErrorExit { cpu, function: Some(function), .. } => {
                 Some(format!("a scheduler's exit, trapped in {function}{}", on(cpu)))
@@ -96,8 +96,8 @@ mod tests {
             address: 0xffff_ffff_8200_0000,
             bytes: 8,
             cpu: Some(1),
-            old: Some(7),
-            new: None,
+            before: Some(7),
+            after: None,
         }
     }
 

@@ -90,7 +90,7 @@ pub(super) fn check(traps: &[Trap]) -> Result<(), (Trap, String)> {
                     let why = format!("a CPU watches 1, 2, 4 or 8 bytes, not {len}");
                     return Err((trap, why));
                 }
-                if !address.is_multiple_of(u64::from(len)) {
+                if address % u64::from(len) != 0 {
                     let why = format!("a CPU watches {len} bytes only at a multiple of {len}");
                     return Err((trap, why));
                 }

@@ -176,3 +176,19 @@ pub fn the_kernels_own_breakpoints_stay_its_own(bench: &mut Bench<'_>) {
     }
     bench.set(&[]);
 }
+
+/// What our own machine must do with traps. Breakpoints fire wherever KVM runs guests on the CPU;
+/// watchpoints need not, and are only offered where they do.
+pub fn fire_on_kvm(engine: &mut dyn Engine, channel: &Channel) {
+    let mut bench = Bench::new(engine, channel);
+    instructions_are_trapped_once(&mut bench);
+    the_kernels_own_breakpoints_stay_its_own(&mut bench);
+    if bench.engine.capabilities().has(Capability::Watchpoints) {
+        return writes_are_trapped_one_by_one(&mut bench);
+    }
+    let trap = bench.word("panic_timeout");
+    let refused = bench.engine.set_traps(&[trap]).expect_err("watchpoints do not fire here");
+    let says = "this host's KVM does not stop there: see `cryoscope doctor`";
+    assert_eq!(refused.to_string(), format!("cannot trap {trap}: {says}"));
+    bench.run(&["sysctl", "kernel.panic=-1"], |_, hit| panic!("nothing is set: {hit:?}"));
+}

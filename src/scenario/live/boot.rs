@@ -120,7 +120,11 @@ impl Lab {
             keep: setup.keep.clone(),
             attempt: setup.attempt,
         };
-        Ok(Lab::new(machine, parts))
+        let lab = Lab::new(machine, parts);
+        if lab.parts.under_test {
+            lab.expect_exits();
+        }
+        Ok(lab)
     }
 }
 
@@ -215,7 +219,7 @@ fn failed(
     setup: &Setup,
 ) -> BootFailed {
     if let Some(dir) = &setup.keep {
-        let kept = Kept { console, scheduler, dmesg: None };
+        let kept = Kept { console, scheduler, dmesg: None, death: None };
         kept.write(dir, setup.attempt, &setup.recorder);
     }
     let end = |text: &str| tail(text, usize::MAX, LOG_END).to_string();

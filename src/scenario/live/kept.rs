@@ -1,8 +1,10 @@
 //! Logs that are kept when somebody wants them (`--keep`).
 
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::scenario::verdict::Recorder;
+use crate::snapshot::Snapshot;
 use crate::words::plain;
 
 /// A cell's logs, whole.
@@ -11,6 +13,8 @@ pub(super) struct Kept<'a> {
     pub(super) scheduler: &'a str,
     /// The kernel's log, when the guest could still be asked for it.
     pub(super) dmesg: Option<&'a str>,
+    /// What the scheduler left behind, when it died.
+    pub(super) death: Option<&'a Arc<Snapshot>>,
 }
 
 impl Kept<'_> {
@@ -29,6 +33,12 @@ impl Kept<'_> {
             let kept = std::fs::create_dir_all(dir).and_then(|()| std::fs::write(&path, text));
             if let Err(e) = kept {
                 recorder.note(format!("cannot keep {}: {}", path.display(), plain(&e)), None);
+            }
+        }
+        if let Some(death) = self.death {
+            let path = dir.join(format!("error-exit{suffix}.cryo"));
+            if let Err(e) = death.save(&path) {
+                recorder.note(format!("cannot keep {}: {e}", path.display()), None);
             }
         }
     }

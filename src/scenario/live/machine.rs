@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::freeze::{ExitOrder, ExitWay, WatchCount, WatchId, WatchOrder};
 use crate::scenario::lab::LabError;
 use crate::scenario::text::tail;
-use crate::snapshot::{CaptureRequest, Meta, Snapshot, SnapshotError};
+use crate::snapshot::{CaptureRequest, Meta, Snapshot, SnapshotError, WatchPlace, WatchTarget};
 use crate::vm::{ExitInfo, Standstill};
 use crate::wire::{Answer, Event, Op, Refusal, RefusalKind};
 
@@ -59,6 +60,37 @@ pub(super) trait Machine: Send + Sync {
     /// How long the machine has stood still.
     fn standstill(&self) -> Standstill;
 
+    /// Finds a place that is to be watched.
+    fn watch_place(&self, target: &WatchTarget) -> Result<WatchPlace, CallError> {
+        Err(CallError::Lacks(format!("{} cannot be watched here", target.symbol)))
+    }
+
+    /// Begins to capture each write to a place.
+    fn watch(&self, order: WatchOrder) -> Result<WatchId, CallError> {
+        Err(CallError::Lacks(format!("{} cannot be watched here", order.place.name)))
+    }
+
+    /// Ends a watch; what became of it.
+    fn unwatch(&self, _: WatchId) -> Result<Option<WatchCount>, CallError> {
+        Ok(None)
+    }
+
+    /// What became of a watch so far; `None` once it has ended.
+    fn watch_count(&self, _: WatchId) -> Result<Option<WatchCount>, CallError> {
+        Ok(None)
+    }
+
+    /// Captures from now on what schedulers leave behind.
+    fn expect_exits(&self, _: ExitOrder) -> Result<ExitWay, CallError> {
+        Err(CallError::Lacks("exits cannot be captured here".to_owned()))
+    }
+
+    /// Lets schedulers leave from now on.
+    fn forget_exits(&self) {}
+
+    /// Waits until everything that was captured unasked so far has been handed out.
+    fn catch_up(&self) {}
+
     /// The console so far.
     fn console(&self) -> String;
 
@@ -76,6 +108,10 @@ pub(super) enum CallError {
     Refused(Refusal),
     /// It does not answer; the text says to what and how long it had.
     Timeout(String),
+    /// What was asked for makes no sense or is not there; a whole message.
+    Invalid(String),
+    /// The engine cannot do that; a whole message.
+    Lacks(String),
     /// Not all CPUs stopped in time; the machine runs, and may be asked again.
     Late(String),
     /// The machine or the channel to it is gone, or cannot be trusted any more.
@@ -91,6 +127,8 @@ impl CallError {
             CallError::Refused(refusal) => refused(&refusal),
             CallError::Timeout(text) | CallError::Gone(text) => LabError::Machine(text),
             CallError::Late(text) => LabError::Timeout(text),
+            CallError::Invalid(text) => LabError::Argument(text),
+            CallError::Lacks(text) => LabError::Unsupported(text),
             CallError::Snapshot(error) => LabError::Snapshot(error.into()),
         }
     }

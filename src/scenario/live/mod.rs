@@ -13,7 +13,9 @@
 //! unasked ends the scenario at the next call, unless it was meant to leave.
 
 mod boot;
+mod caught;
 mod clock;
+mod exits;
 mod groups;
 mod kept;
 mod machine;
@@ -22,6 +24,7 @@ mod snapshots;
 mod stage;
 #[cfg(test)]
 mod tests;
+mod watching;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -35,13 +38,14 @@ use super::cell::{Cancel, Events};
 use super::event::{Logs, RunEvent, Stage};
 use super::lab::{
     ExecOutcome, GroupOptions, LabError, LabFacts, LabOps, LabResult, SchedulerState, Span,
-    WorkOptions,
+    WatchOps, WorkOptions,
 };
 use super::text::tail;
-use super::verdict::{Check, Outcome, Recorder};
+use super::verdict::Recorder;
 use super::{ExpectExit, SchedulerExit};
 use crate::snapshot::{CaptureRequest, Snapshot};
-use crate::wire::{Answer, Event, Op, SCHED_EXT};
+use crate::wire::{Answer, Event, Op};
+use caught::{Death, Inbox, Phase, Watches};
 use clock::Clock;
 use kept::Kept;
 use machine::{CallError, Machine};
@@ -78,7 +82,14 @@ struct Parts {
 
 struct State {
     clock: Clock,
-    phase: Option<String>,
+    phase: Phase,
+    /// What was captured unasked and is not yet taken over.
+    inbox: Inbox,
+    watches: Watches,
+    /// Schedulers that have left.
+    deaths: Vec<Death>,
+    /// Whether it was told that no more snapshots of watches are kept.
+    full: bool,
     snapshots: Vec<Arc<Snapshot>>,
     groups: Vec<String>,
     exit: Option<SchedulerExit>,
@@ -93,7 +104,11 @@ impl Lab {
     fn new(machine: Arc<dyn Machine>, parts: Parts) -> Self {
         let state = State {
             clock: Clock::starting(Instant::now(), machine.standstill()),
-            phase: None,
+            phase: Phase::default(),
+            inbox: Inbox::default(),
+            watches: Watches::default(),
+            deaths: Vec::new(),
+            full: false,
             snapshots: Vec::new(),
             groups: Vec::new(),
             exit: None,
@@ -131,20 +146,9 @@ impl Lab {
         }
     }
 
-    fn scheduler_left(&self, reason: String, log: String, dmesg: String) {
-        let mut state = self.state();
-        if state.exit.is_some() || state.detached {
-            return;
-        }
-        let elapsed_ms = state.clock.elapsed_ms(Instant::now());
-        state.exit = Some(SchedulerExit { reason: reason.clone(), elapsed_ms, log, dmesg });
-        drop(state);
-        let cell = self.parts.events.cell();
-        self.parts.events.send(&RunEvent::SchedulerExited { cell, reason, elapsed_ms });
-    }
-
     /// Takes all events that are there.
     fn take_all(&self) -> LabResult<()> {
+        self.take_caught();
         while let Some(event) =
             self.machine.wait_event(Duration::ZERO).map_err(|e| self.failed(e))?
         {
@@ -242,6 +246,7 @@ impl Lab {
         }
         let log = self.told(self.last_look()).unwrap_or_default();
         self.judge_exit();
+        self.end_watches();
         self.told(self.let_go());
         let alive = self.is_well().is_ok();
         let dmesg = (alive && self.parts.keep.is_some()).then(|| self.dmesg().ok()).flatten();
@@ -249,8 +254,13 @@ impl Lab {
         let fault = self.fault();
         self.machine.stop();
         if let Some(dir) = &self.parts.keep {
-            let kept =
-                Kept { console: &self.machine.console(), scheduler: &log, dmesg: dmesg.as_deref() };
+            let death = self.death().map(|death| death.snapshot);
+            let kept = Kept {
+                console: &self.machine.console(),
+                scheduler: &log,
+                dmesg: dmesg.as_deref(),
+                death: death.as_ref(),
+            };
             kept.write(dir, self.parts.attempt, &self.parts.recorder);
         }
         (logs, fault)
@@ -301,67 +311,6 @@ impl Lab {
         };
         let end = |text: &str| tail(text, usize::MAX, LOG_END).to_string();
         Logs { scheduler: end(log), console: end(&self.machine.console()) }
-    }
-
-    /// Whether the machine is well to the end, the scheduler is still there and scheduled the
-    /// workers, and the kernel can let go of it; gives its log.
-    fn last_look(&self) -> LabResult<String> {
-        self.take_all()?;
-        self.is_well()?;
-        let answer = self.machine.call(Op::SchedulerState, CALL).map_err(|e| self.failed(e))?;
-        let Answer::Scheduler(now) = answer else { return Err(unexpected(&answer)) };
-        let (attached, left) =
-            (self.parts.under_test && !self.state().detached, now.state != "enabled");
-        if attached && left {
-            // The event may still be on its way: it knows the reason.
-            while self.state().exit.is_none() {
-                match self.machine.wait_event(Duration::from_secs(2)) {
-                    Ok(Some(event)) => self.take(event),
-                    _ => self.scheduler_left(
-                        format!("sched_ext is {:?} at the end", now.state),
-                        now.log.clone(),
-                        String::new(),
-                    ),
-                }
-            }
-        }
-        if let (true, Some((pid, policy))) = (self.parts.under_test, now.strays.first()) {
-            let scheduler = &self.parts.facts.scheduler;
-            let text = format!(
-                "worker {pid} is not scheduled by {scheduler}: its scheduling policy is {policy} \
-                 instead of {SCHED_EXT} (SCHED_EXT)"
-            );
-            let check = Check::new(Outcome::Inconclusive, "workers are scheduled");
-            self.parts.recorder.record(check.message(text));
-        }
-        Ok(now.log)
-    }
-
-    /// Detaches the scheduler: a kernel that does not survive that is no success.
-    fn let_go(&self) -> LabResult<()> {
-        let state = self.state();
-        let attached = self.parts.under_test && !state.detached && state.exit.is_none();
-        drop(state);
-        if !attached || self.is_well().is_err() {
-            return Ok(());
-        }
-        match self.machine.call(Op::Detach, CALL).map_err(|e| self.failed(e))? {
-            Answer::Detached { .. } => self.is_well(),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Judges how the scheduler left, or that it did not, unless that has ended the scenario.
-    fn judge_exit(&self) {
-        if self.exit_told.load(Ordering::Relaxed) || self.machine.exited().is_some() {
-            return;
-        }
-        let exit = self.state().exit.clone();
-        if let Some(check) = self.parts.expect_exit.judge(exit.as_ref())
-            && (self.parts.under_test || exit.is_some())
-        {
-            self.parts.recorder.record(check);
-        }
     }
 }
 
@@ -458,6 +407,8 @@ impl LabOps for Lab {
     }
 
     fn snapshots(&self) -> Vec<Arc<Snapshot>> {
+        self.machine.catch_up();
+        self.take_caught();
         self.state().snapshots.clone()
     }
 
@@ -481,8 +432,8 @@ impl LabOps for Lab {
 
     fn step(&self, name: &str, span: Span) -> LabResult<()> {
         self.go_on()?;
-        let mut state = self.state();
-        state.phase = Some(name.to_string());
+        let state = self.state();
+        state.phase.set(name);
         let elapsed_ms = state.clock.elapsed_ms(Instant::now());
         drop(state);
         let (cell, name) = (self.parts.events.cell(), name.to_string());
@@ -577,6 +528,9 @@ impl LabOps for Lab {
     }
 
     fn scheduler_detach(&self) -> LabResult<()> {
+        self.go_on()?;
+        self.runs("ask the guest")?;
+        self.machine.forget_exits();
         match self.call(Op::Detach)? {
             Answer::Detached { .. } => {
                 self.state().detached = true;
@@ -588,6 +542,10 @@ impl LabOps for Lab {
 
     fn scheduler_log(&self) -> LabResult<String> {
         self.scheduler_state().map(|state| state.log)
+    }
+
+    fn watching(&self) -> &dyn WatchOps {
+        self
     }
 
     fn scheduler_exit(&self) -> Option<SchedulerExit> {

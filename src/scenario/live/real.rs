@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::machine::{CallError, Machine, MakeMeta};
-use crate::freeze::{Bridge, FreezeError};
-use crate::snapshot::{CaptureRequest, Snapshot};
+use crate::freeze::{Bridge, ExitOrder, ExitWay, FreezeError, WatchCount, WatchId, WatchOrder};
+use crate::snapshot::{CaptureRequest, Snapshot, WatchPlace, WatchTarget};
 use crate::vm::channel::{Channel, ChannelError};
 use crate::vm::{ExitInfo, Standstill};
 use crate::wire::{Answer, Event, Op};
@@ -67,6 +67,36 @@ impl Machine for Real {
         self.bridge.standstill().clone()
     }
 
+    fn watch_place(&self, target: &WatchTarget) -> Result<WatchPlace, CallError> {
+        Ok(self.bridge.watch_place(target)?)
+    }
+
+    fn watch(&self, order: WatchOrder) -> Result<WatchId, CallError> {
+        Ok(self.bridge.watch(order)?)
+    }
+
+    fn unwatch(&self, id: WatchId) -> Result<Option<WatchCount>, CallError> {
+        Ok(self.bridge.unwatch(id)?)
+    }
+
+    fn watch_count(&self, id: WatchId) -> Result<Option<WatchCount>, CallError> {
+        Ok(self.bridge.watch_count(id)?)
+    }
+
+    fn expect_exits(&self, order: ExitOrder) -> Result<ExitWay, CallError> {
+        Ok(self.bridge.expect_exits(order)?)
+    }
+
+    fn forget_exits(&self) {
+        // Only a machine that is gone already cannot forget them.
+        let _ = self.bridge.forget_exits();
+    }
+
+    fn catch_up(&self) {
+        // A machine that is gone has handed out all.
+        let _ = self.bridge.ask("catching up", |_| ());
+    }
+
     fn console(&self) -> String {
         self.bridge.console().text()
     }
@@ -85,6 +115,8 @@ impl From<FreezeError> for CallError {
     fn from(error: FreezeError) -> Self {
         match error {
             FreezeError::NoSuchMap(error) => CallError::Snapshot(error),
+            FreezeError::Invalid(text) => CallError::Invalid(text),
+            FreezeError::Lacks { .. } => CallError::Lacks(error.to_string()),
             FreezeError::NotStopped(_) => CallError::Late(error.to_string()),
             error => CallError::Gone(error.to_string()),
         }

@@ -44,7 +44,7 @@ impl Lab {
     /// What a snapshot that is taken now says of itself.
     pub(super) fn meta(&self, tag: &str) -> MakeMeta {
         let state = self.state();
-        let (tag, phase, clock) = (tag.to_owned(), state.phase.clone(), state.clock.clone());
+        let (tag, phase, clock) = (tag.to_owned(), state.phase.get(), state.clock.clone());
         Box::new(move || {
             let elapsed_ms = clock.elapsed_ms(Instant::now());
             Meta { tag, elapsed_ms, phase, ..Meta::default() }
@@ -52,7 +52,7 @@ impl Lab {
     }
 
     /// Refuses to hold more than this process can.
-    fn has_room(&self) -> LabResult<()> {
+    pub(super) fn has_room(&self) -> LabResult<()> {
         let state = self.state();
         let (count, held) =
             (state.snapshots.len(), state.snapshots.iter().map(|s| s.bytes()).sum::<u64>());

@@ -6,9 +6,11 @@ use std::sync::atomic::AtomicU64;
 use super::machine::{CallError, MakeMeta};
 use super::snapshots::MOST_SNAPSHOTS;
 use super::*;
+use crate::freeze::{WatchCount, WatchId, WatchOrder};
+use crate::scenario::lab::WatchOptions;
 use crate::scenario::lab::WorkKind;
-use crate::scenario::verdict::Rules;
-use crate::snapshot::{Meta, Pause, SnapshotError};
+use crate::scenario::verdict::{Check, Outcome, Rules};
+use crate::snapshot::{Meta, Pause, SnapshotError, Trigger, WatchPlace, WatchTarget};
 use crate::vm::topology::Topology;
 use crate::vm::{ExitInfo, ExitKind, Standstill};
 use crate::wire::{Refusal, RefusalKind};
@@ -100,6 +102,24 @@ impl Machine for Fake {
         self.still.end(now);
         let bytes = self.snapshot_bytes.load(Ordering::Relaxed);
         Ok(Snapshot::new(Meta { pause, bytes, ..meta() }, vec![], vec![]))
+    }
+
+    fn watch_place(&self, target: &WatchTarget) -> Result<WatchPlace, CallError> {
+        let symbol = target.symbol.clone();
+        Ok(WatchPlace { name: symbol.clone(), symbol: Some(symbol), address: 8, len: 8 })
+    }
+
+    fn watch(&self, order: WatchOrder) -> Result<WatchId, CallError> {
+        assert!(order.request.registers && order.request.kernel == ["x"]);
+        Ok(WatchId::default())
+    }
+
+    fn unwatch(&self, _: WatchId) -> Result<Option<WatchCount>, CallError> {
+        Ok(Some(WatchCount { fires: 7, ..WatchCount::default() }))
+    }
+
+    fn watch_count(&self, _: WatchId) -> Result<Option<WatchCount>, CallError> {
+        Ok(Some(WatchCount { fires: 7, ..WatchCount::default() }))
     }
 
     fn look(
@@ -515,4 +535,45 @@ fn the_end_of_the_machine_is_seen_without_asking_it_anything() {
     assert_eq!(bench.lab.ended().as_deref(), Some("the guest powers off, unasked"));
     bench.lab.stop();
     assert!(bench.fake.stopped.load(Ordering::Relaxed));
+}
+
+#[test]
+fn what_was_captured_of_a_death_is_in_the_failure() {
+    let bench = bench(ExpectExit::None);
+    let trigger = Trigger::ErrorExit { cpu: Some(1), function: Some("f".into()), late_us: None };
+    let meta = Meta { tag: "error exit".into(), trigger, ..Meta::default() };
+    let mut tell = bench.lab.state().inbox.tell(caught::For::Exit);
+    tell(Snapshot::new(meta, vec![], vec![]));
+    assert!(bench.lab.watching().death().is_none(), "it is taken over with the next call");
+    bench.fake.scheduler_leaves("runnable task stall");
+    let error = bench.lab.dmesg().map(drop).and_then(|()| bench.lab.hold(Span::Fraction(0.1)));
+    let text = error.unwrap_err().to_string();
+    assert!(text.starts_with("the scheduler left unasked after 0.0"), "{text}");
+    let told = "s: runnable task stall\ncaptured because of a scheduler's exit, trapped in f by CPU \
+                1\nall of it: snapshot \"error exit\"";
+    assert!(text.ends_with(told), "{text}");
+    assert!(bench.lab.watching().death().is_some());
+    assert_eq!(bench.lab.snapshots().len(), 1, "it is among the others");
+    let exit = bench.lab.scheduler_exit().unwrap();
+    assert_eq!((exit.kind, exit.message), (None, None), "no kernel was copied");
+}
+
+#[test]
+fn fires_are_kept_and_told_and_watches_are_ended() {
+    let bench = bench(ExpectExit::None);
+    let target = WatchTarget { symbol: "x".into(), ..WatchTarget::default() };
+    let options = WatchOptions { target, request: CaptureRequest::default(), most: 20 };
+    let (number, name) = bench.lab.watching().watch(&options).unwrap();
+    assert_eq!(name, "x");
+    let mut tell = bench.lab.state().inbox.tell(caught::For::Watch(number));
+    tell(Snapshot::new(Meta { tag: "watch x 1".into(), ..Meta::default() }, vec![], vec![]));
+    assert_eq!(bench.lab.watching().fires(number).unwrap().len(), 1);
+    assert_eq!(bench.lab.snapshot("watch x 1").map(|s| s.tag().to_owned()).unwrap(), "watch x 1");
+    assert_eq!(bench.lab.watching().count(number).unwrap().fires, 7, "the machine knows");
+    bench.recorder.record(Check::pass("x"));
+    bench.lab.finish();
+    assert_eq!(bench.lab.watching().count(number).unwrap().fires, 7, "and so do we afterwards");
+    bench.lab.watching().unwatch(number).unwrap();
+    let none = bench.lab.watching().fires(99).unwrap();
+    assert!(none.is_empty());
 }

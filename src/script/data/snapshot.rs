@@ -89,7 +89,7 @@ fn about(pkg: &mut Package<'_>) {
     )
     .getter(
         "fired(self: Snapshot) -> map|()",
-        "What of a trap that was hit is known. Of a watch `#{ place, address, bytes, cpu, old, new }`: \
+        "What of a trap that was hit is known. Of a watch `#{ place, address, bytes, cpu, before, after }`: \
          the CPU that wrote, what was there at the last write that was seen, and what is there now. \
          Of a scheduler's exit `#{ cpu, function, late_us }`: where it was trapped, or how late it \
          was seen. What is not known is `()`, and so is all of it for other snapshots.",
@@ -114,13 +114,13 @@ fn fired(trigger: &Trigger) -> Dynamic {
     let number = |n: Option<u64>| n.map_or(Dynamic::UNIT, |n| from_scalar(Scalar::U64(n)));
     let cpu = |n: &Option<u32>| number(n.map(u64::from));
     Dynamic::from(match trigger {
-        Trigger::Watch { place, address, bytes, cpu: by, old, new } => Map::from([
+        Trigger::Watch { place, address, bytes, cpu: by, before, after } => Map::from([
             ("place".into(), place.clone().into()),
             ("address".into(), number(Some(*address))),
             ("bytes".into(), INT::from(*bytes).into()),
             ("cpu".into(), cpu(by)),
-            ("old".into(), number(*old)),
-            ("new".into(), number(*new)),
+            ("before".into(), number(*before)),
+            ("after".into(), number(*after)),
         ]),
         Trigger::ErrorExit { cpu: by, function, late_us } => Map::from([
             ("cpu".into(), cpu(by)),

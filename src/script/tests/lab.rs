@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::fifo;
 use crate::scenario::lab::*;
 use crate::scenario::{ScenarioDecl, SchedulerExit};
-use crate::snapshot::{CaptureRequest, Snapshot};
+use crate::snapshot::{CaptureRequest, Meta, Snapshot, Trigger};
 use crate::vm::topology::Topology;
 
 pub(crate) struct FakeLab {
@@ -32,6 +32,8 @@ pub(crate) struct FakeLab {
     paused: AtomicBool,
     /// What `hold` answers instead of success.
     pub(super) trouble: Option<LabError>,
+    /// What is watched.
+    watches: Mutex<Vec<String>>,
 }
 
 impl FakeLab {
@@ -59,6 +61,7 @@ impl FakeLab {
             elapsed: AtomicU64::new(0),
             paused: AtomicBool::new(false),
             trouble: None,
+            watches: Mutex::default(),
         }
     }
 
@@ -312,7 +315,52 @@ impl LabOps for FakeLab {
         Ok("attached\n".into())
     }
 
+    fn watching(&self) -> &dyn WatchOps {
+        self
+    }
+
     fn scheduler_exit(&self) -> Option<SchedulerExit> {
+        None
+    }
+}
+
+/// Every watched place is written to three times, up from 40.
+impl WatchOps for FakeLab {
+    fn watch(&self, options: &WatchOptions) -> LabResult<(u64, String)> {
+        let WatchOptions { target, request, most } = options;
+        self.ask(format!("watch {target:?} {:?} {}, {most} at most", request.maps, request.sched));
+        let mut watches = self.watches.lock().unwrap();
+        watches.push(target.symbol.clone());
+        Ok((watches.len() as u64, target.symbol.clone()))
+    }
+
+    fn fires(&self, watch: u64) -> LabResult<Vec<Arc<Snapshot>>> {
+        let place = self.watches.lock().unwrap()[watch as usize - 1].clone();
+        let fire = |n: u64| {
+            let trigger = Trigger::Watch {
+                place: place.clone(),
+                address: 0xffff_ffff_8200_0000,
+                bytes: 8,
+                cpu: Some(1),
+                before: (n > 1).then_some(40 + n),
+                after: Some(41 + n),
+            };
+            let meta = Meta { tag: format!("watch {place} {n}"), trigger, ..Meta::default() };
+            Snapshot::new(meta, Vec::new(), Vec::new())
+        };
+        Ok((1..=3).map(fire).collect())
+    }
+
+    fn count(&self, _: u64) -> LabResult<WatchCount> {
+        Ok(WatchCount { fires: 3, limited: 1, unseen: Duration::from_millis(120) })
+    }
+
+    fn unwatch(&self, watch: u64) -> LabResult<()> {
+        self.ask(format!("unwatch {watch}"));
+        Ok(())
+    }
+
+    fn death(&self) -> Option<Arc<Snapshot>> {
         None
     }
 }

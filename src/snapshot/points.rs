@@ -204,7 +204,7 @@ fn refuse_code(kernel: &Kernel, symbol: &str, at: u64) -> Result<(), String> {
 
 /// How many bytes to watch at an address: what was asked for, or as many as fit in `room`.
 fn length(name: &str, address: u64, asked: Option<u64>, room: u64) -> Result<u8, String> {
-    let fits = |len: &u8| address % u64::from(*len) == 0;
+    let fits = |len: &u8| address.is_multiple_of(u64::from(*len));
     let Some(asked) = asked else {
         let best = LENGTHS.into_iter().find(|len| fits(len) && u64::from(*len) <= room.max(1));
         return Ok(best.unwrap_or(1));

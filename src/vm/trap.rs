@@ -31,7 +31,7 @@ const MOST_HITS: usize = 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Trap {
     /// Before the instruction at this address. **One-shot**: it is taken away when it is hit, so
-    /// that the CPU gets past it (under KVM it is a byte `int3` in the guest's code, which is put
+    /// that the CPU gets past it (under KVM it is two bytes in the guest's code, which are put
     /// back). Whoever wants it again sets it again, some time after the machine went on: as long as
     /// a CPU still stands at the address it would be hit again at once.
     Execute {
@@ -90,7 +90,7 @@ pub(super) fn check(traps: &[Trap]) -> Result<(), (Trap, String)> {
                     let why = format!("a CPU watches 1, 2, 4 or 8 bytes, not {len}");
                     return Err((trap, why));
                 }
-                if address % u64::from(len) != 0 {
+                if !address.is_multiple_of(u64::from(len)) {
                     let why = format!("a CPU watches {len} bytes only at a multiple of {len}");
                     return Err((trap, why));
                 }

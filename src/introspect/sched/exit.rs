@@ -16,8 +16,6 @@ use crate::mem::{Gpa, Kva};
 const WORKS: [&[&str]; 2] = [&["disable_irq_work"], &["error_irq_work", "disable_work"]];
 /// `endbr64`: where the CPU checks targets of indirect calls, nothing else may stand there.
 const ENDBR: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
-/// The five-byte no-op that function tracing patches.
-const NOP5: [u8; 5] = [0x0f, 0x1f, 0x44, 0, 0];
 
 /// An instruction that every scheduler's exit comes to, or every exit with an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,12 +71,9 @@ impl Kernel {
                 return Err(IntrospectError::Damaged(text));
             }
         };
-        let mut code = [0; ENDBR.len() + NOP5.len()];
+        let mut code = [0; ENDBR.len()];
         self.read(entry, &mut code)?;
-        let mut skip = if code.starts_with(&ENDBR) { ENDBR.len() } else { 0 };
-        if code[skip..].starts_with(&NOP5) {
-            skip += NOP5.len();
-        }
+        let skip = if code == ENDBR { ENDBR.len() } else { 0 };
         let at = entry.offset(skip as u64);
         let physical = self.translate(at).ok_or_else(|| {
             IntrospectError::Damaged(format!("the function {function} is not in memory"))

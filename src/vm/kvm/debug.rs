@@ -1,16 +1,19 @@
-//! Traps on KVM: a CPU's debug registers, and `int3` in the guest's code.
+//! Traps on KVM: a CPU's debug registers, and a port that the guest's code is made to write to.
 //!
-//! `KVM_SET_GUEST_DEBUG` (Linux's `Documentation/virt/kvm/api.rst`) makes KVM leave the guest with
-//! `KVM_EXIT_DEBUG` for both. The layout of DR6 and DR7 is that of Intel's manual, volume 3,
-//! "Debug Registers". A guest has breakpoints of its own, which KVM then hands to us as well, and
-//! which are put back: a kernel patches its code by way of `int3`.
+//! Watchpoints are `KVM_SET_GUEST_DEBUG`'s (Linux's `Documentation/virt/kvm/api.rst`); the layout of
+//! DR6 and DR7 is that of Intel's manual, volume 3, "Debug Registers". A guest's own debug
+//! exceptions come to us as well while one is set, and are put back.
+//!
+//! A breakpoint is `out PORT, al` over the instruction. It makes every KVM leave the guest, also one
+//! in an emulator that knows nothing of `int3` (QEMU's emulator takes that for a software interrupt,
+//! which no KVM intercepts); and it leaves the guest its own `int3`s, by which it patches its code.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use kvm_bindings::{
-    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_BP, KVM_GUESTDBG_INJECT_DB, KVM_GUESTDBG_USE_HW_BP,
-    KVM_GUESTDBG_USE_SW_BP, kvm_debug_exit_arch, kvm_guest_debug,
+    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_DB, KVM_GUESTDBG_USE_HW_BP, kvm_debug_exit_arch,
+    kvm_guest_debug,
 };
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -18,17 +21,19 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use crate::vm::trap::{Hits, check};
 use crate::vm::{Trap, Trapped, VmError};
 
-const INT3: u8 = 0xcc;
-/// The exceptions, by vector.
+/// A port where there is nothing.
+pub(super) const PORT: u16 = 0xe4;
+/// `out PORT, al`.
+const OUT: [u8; 2] = [0xe6, PORT as u8];
+/// The debug exception, by vector.
 const DB: u32 = 1;
-const BP: u32 = 3;
 
 /// A trap that is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Set {
     trap: Trap,
-    /// The byte under an `int3`.
-    under: u8,
+    /// The bytes under an `out`.
+    under: [u8; 2],
 }
 
 #[derive(Default)]
@@ -67,13 +72,24 @@ impl Traps {
 
     /// Judges a debug exit of a CPU. Its hit is not told yet: see [`Traps::tell`].
     pub(super) fn judge(&self, cpu: u32, exit: &kvm_debug_exit_arch) -> (Next, Vec<Trapped>) {
-        let hit = hit(&self.lock().set, exit);
-        if hit.is_empty() {
-            return (Next::Inject, Vec::new());
-        }
-        let at = Instant::now();
-        let hits = hit.into_iter().map(|trap| Trapped { trap, cpu: Some(cpu), at });
-        (Next::Stand, hits.collect())
+        let hits = hits(cpu, written(&self.lock().set, exit));
+        (if hits.is_empty() { Next::Inject } else { Next::Stand }, hits)
+    }
+
+    /// Whether a write to [`PORT`] was a breakpoint. The CPU then is made to stand before the
+    /// instruction that is there. Its hit is not told yet: see [`Traps::tell`].
+    pub(super) fn at_instruction(&self, cpu: u32, fd: &mut VcpuFd) -> Result<Vec<Trapped>, String> {
+        let rip = fd.get_regs().map_err(|e| e.to_string())?.rip;
+        // Whether the instruction pointer has moved on yet is KVM's affair.
+        let end = OUT.len() as u64;
+        let at = |trap: &Trap| match *trap {
+            Trap::Execute { address, .. } => rip == address || rip == address.wrapping_add(end),
+            Trap::Write { .. } => false,
+        };
+        let found = self.lock().set.iter().map(|set| set.trap).find(at);
+        let Some(trap @ Trap::Execute { address, .. }) = found else { return Ok(Vec::new()) };
+        stand_before(fd, address)?;
+        Ok(hits(cpu, vec![trap]))
     }
 
     /// Tells of hits, when their CPU and all others have been told to stand.
@@ -84,18 +100,15 @@ impl Traps {
 
     /// Gives the guest an exception of its own.
     pub(super) fn inject(&self, fd: &VcpuFd, exit: &kvm_debug_exit_arch) -> Result<(), String> {
+        if exit.exception != DB {
+            return Err(format!("KVM left a CPU for the debug exception {}", exit.exception));
+        }
+        // Which of its own conditions it was; KVM has told us and not the guest.
+        let mut own = fd.get_debug_regs().map_err(|e| e.to_string())?;
+        own.dr6 |= exit.dr6 & 0xe00f;
+        fd.set_debug_regs(&own).map_err(|e| e.to_string())?;
         let mut debug = registers(&self.lock().set);
-        debug.control |= match exit.exception {
-            BP => KVM_GUESTDBG_INJECT_BP,
-            DB => {
-                // Which of its own conditions it was; KVM has told us and not the guest.
-                let mut own = fd.get_debug_regs().map_err(|e| e.to_string())?;
-                own.dr6 |= exit.dr6 & 0xe00f;
-                fd.set_debug_regs(&own).map_err(|e| e.to_string())?;
-                KVM_GUESTDBG_INJECT_DB
-            }
-            other => return Err(format!("KVM left a CPU for the debug exception {other}")),
-        };
+        debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_INJECT_DB;
         fd.set_guest_debug(&debug).map_err(|e| e.to_string())
     }
 
@@ -142,48 +155,57 @@ impl Traps {
     }
 }
 
+fn hits(cpu: u32, traps: Vec<Trap>) -> Vec<Trapped> {
+    let at = Instant::now();
+    traps.into_iter().map(|trap| Trapped { trap, cpu: Some(cpu), at }).collect()
+}
+
+/// Ends a write to [`PORT`] and puts the CPU before the instruction at `address`.
+///
+/// KVM ends what it left the guest for when it is run again, and moves the instruction pointer on
+/// then; told to leave at once, it does nothing else.
+pub(super) fn stand_before(fd: &mut VcpuFd, address: u64) -> Result<(), String> {
+    fd.set_kvm_immediate_exit(1);
+    let ended = match fd.run() {
+        Err(e) if e.errno() == libc::EINTR => Ok(()),
+        Err(e) => Err(format!("KVM does not end a write to a port: {e}")),
+        Ok(other) => Err(format!("KVM ends a write to a port with {other:?}")),
+    };
+    // Who called meanwhile gets what it wants: this CPU stands next.
+    fd.set_kvm_immediate_exit(0);
+    ended?;
+    let mut regs = fd.get_regs().map_err(|e| e.to_string())?;
+    regs.rip = address;
+    fd.set_regs(&regs).map_err(|e| e.to_string())
+}
+
 /// What a CPU is told for one trap, for trying whether it fires.
 pub(super) fn only(trap: Trap) -> kvm_guest_debug {
-    registers(&[Set { trap, under: 0 }])
+    registers(&[Set { trap, under: OUT }])
 }
 
 /// Whether an exit is about this trap, the only one.
 pub(super) fn is(trap: Trap, exit: &kvm_debug_exit_arch) -> bool {
-    !hit(&[Set { trap, under: 0 }], exit).is_empty()
+    !written(&[Set { trap, under: OUT }], exit).is_empty()
 }
 
-/// Which traps an exit is about.
-fn hit(set: &[Set], exit: &kvm_debug_exit_arch) -> Vec<Trap> {
-    let traps = set.iter().map(|set| set.trap);
-    match exit.exception {
-        BP => traps.filter(|t| matches!(t, Trap::Execute { address, .. } if *address == exit.pc)),
-        DB => {
-            let writes = traps.filter(|t| matches!(t, Trap::Write { .. })).enumerate();
-            let hit = writes.filter(|(register, _)| exit.dr6 >> register & 1 == 1);
-            return hit.map(|(_, trap)| trap).collect();
-        }
-        _ => return Vec::new(),
-    }
-    .collect()
+/// Which watchpoints an exit is about.
+fn written(set: &[Set], exit: &kvm_debug_exit_arch) -> Vec<Trap> {
+    let writes = set.iter().map(|set| set.trap).filter(|t| matches!(t, Trap::Write { .. }));
+    let hit = |(register, _): &(usize, Trap)| exit.exception == DB && exit.dr6 >> register & 1 == 1;
+    writes.enumerate().filter(hit).map(|(_, trap)| trap).collect()
 }
 
-/// What a CPU is to be told: DR0 to DR3 and DR7, and which of both kinds KVM is to look for.
+/// What a CPU is to be told: DR0 to DR3 and DR7.
 fn registers(set: &[Set]) -> kvm_guest_debug {
     let mut debug = kvm_guest_debug::default();
     let mut register = 0;
     for set in set {
-        match set.trap {
-            Trap::Execute { .. } => debug.control |= KVM_GUESTDBG_USE_SW_BP,
-            Trap::Write { address, len } => {
-                debug.control |= KVM_GUESTDBG_USE_HW_BP;
-                debug.arch.debugreg[register] = address;
-                debug.arch.debugreg[7] |= enabled(register, len);
-                register += 1;
-            }
-        }
-    }
-    if debug.control != 0 {
-        debug.control |= KVM_GUESTDBG_ENABLE;
+        let Trap::Write { address, len } = set.trap else { continue };
+        debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
+        debug.arch.debugreg[register] = address;
+        debug.arch.debugreg[7] |= enabled(register, len);
+        register += 1;
     }
     debug
 }
@@ -201,14 +223,14 @@ fn enabled(register: usize, len: u8) -> u64 {
 }
 
 fn put(trap: Trap, memory: &GuestMemoryMmap) -> Result<Set, String> {
-    let Trap::Execute { physical, .. } = trap else { return Ok(Set { trap, under: 0 }) };
+    let Trap::Execute { physical, .. } = trap else { return Ok(Set { trap, under: OUT }) };
     let at = GuestAddress(physical);
     let outside = |_| format!("the guest has no memory at physical {physical:#x}");
-    let under: u8 = memory.read_obj(at).map_err(outside)?;
-    if under == INT3 {
-        return Err("there is a breakpoint already, which is not ours".to_owned());
+    let under: [u8; 2] = memory.read_obj(at).map_err(outside)?;
+    if under == OUT {
+        return Err("there is a breakpoint already".to_owned());
     }
-    memory.write_obj(INT3, at).map_err(outside)?;
+    memory.write_obj(OUT, at).map_err(outside)?;
     Ok(Set { trap, under })
 }
 
@@ -216,7 +238,7 @@ fn put(trap: Trap, memory: &GuestMemoryMmap) -> Result<Set, String> {
 fn take_away(set: &Set, memory: &GuestMemoryMmap) {
     if let Trap::Execute { physical, .. } = set.trap {
         let at = GuestAddress(physical);
-        if memory.read_obj::<u8>(at).is_ok_and(|now| now == INT3) {
+        if memory.read_obj::<[u8; 2]>(at).is_ok_and(|now| now == OUT) {
             let _ = memory.write_obj(set.under, at);
         }
     }
@@ -230,11 +252,11 @@ mod tests {
 
     fn memory() -> GuestMemoryMmap {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MIB)]).unwrap();
-        memory.write_slice(&[0x55, 0x48, 0x89, 0xe5], GuestAddress(0x1000)).unwrap();
+        memory.write_slice(&[0x0f, 0x1f, 0x44, 0, 0, 0x55], GuestAddress(0x1000)).unwrap();
         memory
     }
 
-    fn byte(memory: &GuestMemoryMmap, at: u64) -> u8 {
+    fn bytes(memory: &GuestMemoryMmap, at: u64) -> [u8; 2] {
         memory.read_obj(GuestAddress(at)).unwrap()
     }
 
@@ -242,8 +264,8 @@ mod tests {
         Trap::Execute { address: 0xffff_ffff_8100_0000 + physical, physical }
     }
 
-    fn exit(exception: u32, pc: u64, dr6: u64) -> kvm_debug_exit_arch {
-        kvm_debug_exit_arch { exception, pc, dr6, ..Default::default() }
+    fn exit(exception: u32, dr6: u64) -> kvm_debug_exit_arch {
+        kvm_debug_exit_arch { exception, dr6, ..Default::default() }
     }
 
     #[test]
@@ -255,30 +277,26 @@ mod tests {
             Trap::Write { address: 0x3001, len: 1 },
             Trap::Write { address: 0x4004, len: 4 },
         ];
-        let set = traps.map(|trap| Set { trap, under: 0 });
+        let set = traps.map(|trap| Set { trap, under: OUT });
         let debug = registers(&set);
         assert_eq!(debug.arch.debugreg[..4], [0x1000, 0x2002, 0x3001, 0x4004]);
         // LEN and R/W from the fourth register down: 11 01, 00 01, 01 01, 10 01; G3 to G0.
         assert_eq!(debug.arch.debugreg[7], 0b1101_0001_0101_1001 << 16 | 0x400 | 0b1010_1010);
-        let all = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP | KVM_GUESTDBG_USE_HW_BP;
-        assert_eq!(debug.control, all);
-        assert_eq!(registers(&[]).control, 0);
+        assert_eq!(debug.control, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP);
+        assert_eq!(registers(&set[1..2]).control, 0, "a breakpoint needs no debug register");
     }
 
     #[test]
     fn ours_stand_and_the_guests_own_go_on() {
         let (traps, memory) = (Traps::default(), memory());
         let writes = [0x10, 0x20].map(|address| Trap::Write { address, len: 8 });
-        let all = [writes[0], execute(0x1000), writes[1]];
-        traps.replace(&all, &memory).unwrap();
-        let at = 0xffff_ffff_8100_1000;
-        let cases: [(kvm_debug_exit_arch, &[Trap]); 6] = [
-            (exit(BP, at, 0), &all[1..2]),
-            (exit(BP, at + 1, 0), &[]),
-            (exit(DB, at, 0xffff_0ff2), &all[2..]),
-            (exit(DB, 0, 0xffff_0ff3), &writes),
-            (exit(DB, 0, 0xffff_4ff0), &[]),
-            (exit(14, at, 3), &[]),
+        traps.replace(&[writes[0], execute(0x1000), writes[1]], &memory).unwrap();
+        let cases: [(kvm_debug_exit_arch, &[Trap]); 5] = [
+            (exit(DB, 0xffff_0ff1), &writes[..1]),
+            (exit(DB, 0xffff_0ff2), &writes[1..]),
+            (exit(DB, 0xffff_0ff3), &writes),
+            (exit(DB, 0xffff_4ff0), &[]),
+            (exit(3, 3), &[]),
         ];
         for (exit, expected) in cases {
             let (next, hits) = traps.judge(1, &exit);
@@ -289,33 +307,34 @@ mod tests {
     }
 
     #[test]
-    fn a_breakpoint_is_a_byte_that_is_put_back() {
+    fn a_breakpoint_is_two_bytes_that_are_put_back() {
         let (traps, memory) = (Traps::default(), memory());
-        traps.replace(&[execute(0x1000), execute(0x1001)], &memory).unwrap();
-        assert_eq!([byte(&memory, 0x1000), byte(&memory, 0x1001)], [INT3; 2]);
-        let (_, hits) = traps.judge(0, &exit(BP, 0xffff_ffff_8100_1000, 0));
+        let all = [execute(0x1000), execute(0x1003)];
+        traps.replace(&all, &memory).unwrap();
+        assert_eq!([bytes(&memory, 0x1000), bytes(&memory, 0x1003)], [OUT; 2]);
+        let hits = hits(0, all[..1].to_vec());
         assert!(traps.settle(&hits, &memory) && !traps.settle(&hits, &memory));
-        assert_eq!([byte(&memory, 0x1000), byte(&memory, 0x1001)], [0x55, INT3]);
+        assert_eq!([bytes(&memory, 0x1000), bytes(&memory, 0x1003)], [[0x0f, 0x1f], OUT]);
         // The guest patches its own code there meanwhile.
-        memory.write_obj(0x90u8, GuestAddress(0x1001)).unwrap();
+        memory.write_obj(0xe8u8, GuestAddress(0x1003)).unwrap();
         traps.replace(&[], &memory).unwrap();
-        assert_eq!(byte(&memory, 0x1001), 0x90);
+        assert_eq!(bytes(&memory, 0x1003), [0xe8, OUT[1]]);
         assert!(!traps.any());
     }
 
     #[test]
     fn what_cannot_be_set_leaves_nothing_behind() {
         let memory = memory();
-        memory.write_obj(INT3, GuestAddress(0x1003)).unwrap();
+        memory.write_obj(OUT, GuestAddress(0x1003)).unwrap();
         for (bad, why) in [
-            (execute(0x1003), "there is a breakpoint already, which is not ours"),
-            (execute(1 << 20), "the guest has no memory at physical 0x100000"),
+            (execute(0x1003), "there is a breakpoint already"),
+            (execute((1 << 20) - 1), "the guest has no memory at physical 0xfffff"),
             (Trap::Write { address: 4, len: 8 }, "a CPU watches 8 bytes only at a multiple of 8"),
         ] {
             let traps = Traps::default();
             let error = traps.replace(&[execute(0x1000), bad], &memory).unwrap_err().to_string();
             assert_eq!(error, format!("cannot trap {bad}: {why}"));
-            assert_eq!(byte(&memory, 0x1000), 0x55);
+            assert_eq!(bytes(&memory, 0x1000), [0x0f, 0x1f]);
             assert!(!traps.any());
         }
     }

@@ -22,9 +22,9 @@ use std::time::{Duration, Instant};
 use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use super::debug::{Next, Traps};
+use super::debug::{self, Next, Traps};
 use super::devices::{Devices, Ending};
-use crate::vm::LateCpu;
+use crate::vm::{LateCpu, Trapped};
 
 /// How long a call may go unheard before it is repeated.
 const REPEAT: Duration = Duration::from_millis(2);
@@ -444,10 +444,29 @@ impl Runner {
         }
     }
 
+    /// Has all CPUs stand because this one ran into traps.
+    fn stand(&self, hits: Vec<Trapped>) -> Left {
+        self.gate.stand_all(self.cpu);
+        self.traps.tell(hits);
+        Left::Called
+    }
+
     /// Runs the guest until somebody calls, or it ends.
     fn until_called(&self, fd: &mut VcpuFd) -> Left {
         loop {
             match fd.run() {
+                Ok(VcpuExit::IoOut(debug::PORT, data)) => {
+                    let data = data.to_vec();
+                    match self.traps.at_instruction(self.cpu as u32, fd) {
+                        Ok(hits) if hits.is_empty() => {
+                            if let Some(ending) = self.devices.write(debug::PORT, &data) {
+                                return Left::End(End::Asked(ending));
+                            }
+                        }
+                        Ok(hits) => return self.stand(hits),
+                        Err(why) => return Left::End(End::Failed(why)),
+                    }
+                }
                 Ok(VcpuExit::IoOut(port, data)) => {
                     if let Some(ending) = self.devices.write(port, data) {
                         return Left::End(End::Asked(ending));
@@ -462,11 +481,7 @@ impl Runner {
                             return Left::End(End::Failed(why));
                         }
                     }
-                    (Next::Stand, hits) => {
-                        self.gate.stand_all(self.cpu);
-                        self.traps.tell(hits);
-                        return Left::Called;
-                    }
+                    (Next::Stand, hits) => return self.stand(hits),
                 },
                 Ok(VcpuExit::Shutdown) => {
                     return Left::End(End::TripleFault { cpu: self.cpu as u32 });

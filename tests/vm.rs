@@ -4,7 +4,7 @@
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cryoscope::freeze::{Freezer, Phase};
@@ -33,102 +33,12 @@ fn topology(spec: &str) -> Topology {
     Topology::parse(spec).unwrap()
 }
 
-/// Kernels of a few instructions, entered in 32-bit protected mode without paging.
-mod tiny {
-    use std::fs::File;
-    use std::io::Write as _;
-    use std::os::fd::AsRawFd as _;
-
-    use super::{Boot, PathBuf};
-
-    pub(crate) const HANG: &[u8] = &[0xfa, 0xf4, 0xeb, 0xfc]; // cli; hlt; jmp back
-    /// PM1a control of q35's ACPI: SLP_EN, which is power-off there.
-    pub(crate) const POWER_OFF: &[u8] =
-        &[0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x20, 0x66, 0xef];
-    /// The chipset's reset register.
-    pub(crate) const RESET: &[u8] = &[0x66, 0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee];
-    /// An empty interrupt table, and an interrupt.
-    pub(crate) const TRIPLE_FAULT: &[u8] = &[0x6a, 0x00, 0x6a, 0x00, 0x0f, 0x01, 0x1c, 0x24, 0xcc];
-
-    const LOAD: u32 = 0x10_0000;
-    const CODE: u32 = 0x1000;
-    const TEXT: u32 = 0x2000;
-
-    /// A kernel that prints `text` on the serial line and then runs `end`.
-    pub(crate) struct Kernel(File);
-
-    impl Kernel {
-        pub(crate) fn new(text: &str, end: &[u8]) -> Self {
-            let mut code = vec![0xbc]; // mov esp, LOAD: a stack below the image
-            code.extend(LOAD.to_le_bytes());
-            code.push(0xbe); // mov esi, text
-            code.extend((LOAD + TEXT).to_le_bytes());
-            code.extend([0x66, 0xba, 0xf8, 0x03]); // mov dx, COM1
-            code.extend([0xac, 0x84, 0xc0, 0x74, 0x03, 0xee, 0xeb, 0xf8]); // until the zero
-            code.extend(end);
-            code.extend(HANG);
-            let fd = rustix::fs::memfd_create("kernel", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-            let mut file = File::from(fd);
-            file.write_all(&elf(&code, text)).unwrap();
-            Kernel(file)
-        }
-
-        /// It has no name, but this process's descriptor has one.
-        pub(crate) fn boot(&self) -> Boot {
-            let (pid, fd) = (std::process::id(), self.0.as_raw_fd());
-            Boot::Elf(PathBuf::from(format!("/proc/{pid}/fd/{fd}")))
-        }
-    }
-
-    /// An ELF vmlinux with a PVH note: headers, code and text in one page each.
-    fn elf(code: &[u8], text: &str) -> Vec<u8> {
-        let mut out = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        let half = |out: &mut Vec<u8>, v: u16| out.extend(v.to_le_bytes());
-        let word = |out: &mut Vec<u8>, v: u32| out.extend(v.to_le_bytes());
-        let long = |out: &mut Vec<u8>, v: u64| out.extend(v.to_le_bytes());
-        half(&mut out, 2); // executable
-        half(&mut out, 62); // x86-64
-        word(&mut out, 1);
-        long(&mut out, u64::from(LOAD + CODE));
-        long(&mut out, 64); // program headers follow
-        long(&mut out, 0);
-        word(&mut out, 0);
-        for v in [64, 56, 2, 64, 0, 0] {
-            half(&mut out, v);
-        }
-        let len = u64::from(TEXT) + text.len() as u64 + 1;
-        let mut segment = |kind: u32, offset: u64, len: u64, align: u64| {
-            word(&mut out, kind);
-            word(&mut out, 7);
-            long(&mut out, offset);
-            for _ in 0..2 {
-                long(&mut out, u64::from(LOAD) + offset);
-            }
-            for _ in 0..2 {
-                long(&mut out, len);
-            }
-            long(&mut out, align);
-        };
-        segment(1, 0, len, 0x1000);
-        segment(4, 176, 24, 4);
-        assert_eq!(out.len(), 176);
-        for v in [4, 8, 18] {
-            word(&mut out, v);
-        }
-        out.extend(b"Xen\0");
-        long(&mut out, u64::from(LOAD + CODE));
-        out.resize(CODE as usize, 0);
-        out.extend(code);
-        out.resize(TEXT as usize, 0);
-        out.extend(text.bytes());
-        out.push(0);
-        out
-    }
-}
+#[path = "support/tiny.rs"]
+mod tiny;
 
 /// A small machine with a tiny kernel and without anything to unpack.
 fn tiny_spec(kernel: &tiny::Kernel) -> VmSpec {
-    VmSpec::new(kernel.boot(), Arc::from([]), topology("1n1l1c1t"), 192 * MIB)
+    kernel.spec("1n1l1c1t")
 }
 
 fn start(spec: &VmSpec) -> Box<dyn Engine> {

@@ -37,6 +37,7 @@ mod boot;
 mod cpuid;
 mod debug;
 mod devices;
+mod internal;
 mod layout;
 mod probe;
 mod tables;

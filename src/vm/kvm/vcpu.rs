@@ -24,6 +24,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::debug::{self, Next, Traps};
 use super::devices::{Devices, Ending};
+use super::internal;
 use crate::vm::{LateCpu, Trapped};
 
 /// How long a call may go unheard before it is repeated.
@@ -485,6 +486,9 @@ impl Runner {
                 },
                 Ok(VcpuExit::Shutdown) => {
                     return Left::End(End::TripleFault { cpu: self.cpu as u32 });
+                }
+                Ok(VcpuExit::InternalError) => {
+                    return Left::End(End::Failed(internal::describe(self.cpu, fd)));
                 }
                 Ok(other) => {
                     return Left::End(End::Failed(format!(

@@ -86,10 +86,10 @@ fn cycle(engine: EngineChoice, number: usize) {
         _ => (tiny::HANG, None),
     };
     let kernel = Kernel::new("hi\n", code);
-    let shape = if number % 3 == 0 { "1n1l2c1t" } else { "1n1l1c1t" };
+    let shape = if number.is_multiple_of(3) { "1n1l2c1t" } else { "1n1l1c1t" };
     let mut vm = vm::start(&kernel.spec(shape), engine).unwrap_or_else(|e| panic!("{e}"));
     // Every other one is ended with somebody listening to it, or frozen.
-    let channel = (number % 2 == 0).then(|| {
+    let channel = (number.is_multiple_of(2)).then(|| {
         let transport = vm.take_transport().expect("a transport");
         Channel::new(transport, Some(vm.exit_watch())).expect("a channel")
     });
@@ -99,7 +99,9 @@ fn cycle(engine: EngineChoice, number: usize) {
             assert_eq!(end.kind, kind, "{number}: {end}");
         }
         // From here on it may be anywhere in its code.
-        None if number % 5 == 0 => drop(vm.pause().unwrap_or_else(|e| panic!("{number}: {e}"))),
+        None if number.is_multiple_of(5) => {
+            vm.pause().unwrap_or_else(|e| panic!("{number}: {e}"));
+        }
         None if number % 5 == 1 => assert!(vm.console().wait_for("hi", SOON), "{number}"),
         None => {}
     }

@@ -284,7 +284,9 @@ fn a_guest_that_babbles_floods_or_keeps_silent_is_given_up_with_the_reason() {
         assert_eq!(error.to_string(), "waited 300ms for the guest's agent to say hello in vain");
         // Nor is there a kernel to look into.
         let begin = Instant::now();
-        let opened = Introspected::open(guest.engine.memory()).err().expect("there is no kernel");
+        let Err(opened) = Introspected::open(guest.engine.memory()) else {
+            panic!("{}: there is no kernel", guest.what);
+        };
         println!("{}: {opened} after {:?}", guest.what, begin.elapsed());
         assert!(begin.elapsed() < SOON);
         guest.obeys();

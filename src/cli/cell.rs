@@ -13,6 +13,7 @@ use crate::scenario::live::{BootFailed, Lab, Setup};
 use crate::scenario::text::seconds;
 use crate::scenario::verdict::{Check, Outcome, Recorder, Rules};
 use crate::script;
+use crate::vm::contain;
 use crate::words::plain;
 
 /// What the script's thread and the watchdog share: whoever comes first says the last word.
@@ -36,6 +37,10 @@ struct State {
 
 pub(super) fn run(config: &Config) -> Result<u8, Failure> {
     let spec = CellSpec::read(std::io::stdin()).map_err(Failure::usage)?;
+    // A cache that is not there yet can be made now alone.
+    let _ = std::fs::create_dir_all(&spec.cache);
+    // Where the host does not enforce it, `doctor` says so.
+    let _ = contain::confine(spec.may_write());
     let cannot = |what: &'static str| {
         move |e: std::io::Error| Failure::new(format!("cannot {what}: {}", plain(&e)))
     };

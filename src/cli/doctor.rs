@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::{Config, Failure, print};
 use crate::kernel::progress::Silent;
 use crate::kernel::{CacheDir, Kernels};
+use crate::vm::contain::{Landlock, landlock, seccomp_offered};
 use crate::vm::initramfs::Initramfs;
 use crate::vm::{KvmSpeed, KvmTraps, QEMU, kvm_speed, kvm_traps, qemu_version};
 
@@ -32,6 +33,9 @@ struct Facts {
     kvm: Result<KvmSpeed, String>,
     /// Which of its traps fire.
     kvm_traps: KvmTraps,
+    /// Whether threads can be filtered; why not.
+    seccomp: Result<(), String>,
+    landlock: Landlock,
     memory: Option<u64>,
     cores: usize,
 }
@@ -87,6 +91,7 @@ fn judge(facts: &Facts) -> Vec<Finding> {
         memory(facts.memory),
         Finding::note("cores", cores(facts.cores)),
         Finding::note("kvm", kvm(&facts.kvm, facts.kvm_traps)),
+        confined(&facts.seccomp, &facts.landlock),
     ]
 }
 
@@ -189,6 +194,32 @@ fn kvm(speed: &Result<KvmSpeed, String>, traps: KvmTraps) -> String {
     }
 }
 
+/// What stands around a guest that breaks out.
+fn confined(seccomp: &Result<(), String>, landlock: &Landlock) -> Finding {
+    let threads = match seccomp {
+        Ok(()) => "seccomp filters the threads of machines".to_owned(),
+        Err(why) => format!("threads of machines are not filtered, this host refuses ({why})"),
+    };
+    let processes = match landlock {
+        Landlock::Offered(abi) => {
+            let parts = match abi {
+                0..4 => "their files",
+                4..6 => "their files and TCP",
+                _ => "their files, TCP and signals",
+            };
+            format!("landlock (version {abi}) confines scenarios and emulators: {parts}")
+        }
+        Landlock::Disabled => {
+            "landlock is switched off in this host's kernel (boot with lsm=landlock,.. to have it)"
+                .to_owned()
+        }
+        Landlock::Absent => "this host has no landlock to confine scenarios with".to_owned(),
+    };
+    let whole = seccomp.is_ok() && matches!(landlock, Landlock::Offered(_));
+    let text = format!("{threads}; {processes}");
+    if whole { Finding::good("walls", text) } else { Finding::note("walls", text) }
+}
+
 fn report(findings: &[Finding]) -> String {
     let mut out = String::new();
     for finding in findings {
@@ -231,6 +262,8 @@ fn gather(config: &Config) -> Facts {
         kernels,
         kvm: kvm_speed(),
         kvm_traps: kvm_traps(),
+        seccomp: seccomp_offered(),
+        landlock: landlock(),
         memory: available_memory(),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
     }
@@ -302,6 +335,8 @@ mod tests {
             kernels: Ok(vec![("debian:7.2".into(), true)]),
             kvm: Ok(KvmSpeed { round: Duration::from_nanos(1) }),
             kvm_traps: KvmTraps { watchpoints: false, breakpoints: true },
+            seccomp: Ok(()),
+            landlock: Landlock::Offered(6),
             memory: Some(4 << 30),
             cores: 2,
         }
@@ -319,6 +354,35 @@ mod tests {
         assert!(text.contains(" takes 1 ns a round; watchpoints do not fire, breakpoints fire; --engine kvm uses it\n"), "{text}");
         assert!(text.contains("      ok  qemu      qemu-system-x86_64 7.2.22\n"), "{text}");
         assert!(text.ends_with("Scenarios can run here: cryoscope run scripts/smoke.rhai\n"));
+    }
+
+    #[test]
+    fn walls_that_are_not_there_are_told_and_nothing_fails() {
+        let walls = |seccomp: Result<(), String>, landlock| {
+            let facts = Facts { seccomp, landlock, ..good() };
+            assert_eq!(missing(&facts), []);
+            report(&judge(&facts)).lines().find(|l| l.contains("  walls  ")).map(str::to_owned)
+        };
+        assert_eq!(
+            walls(Ok(()), Landlock::Offered(6)).unwrap(),
+            "      ok  walls     seccomp filters the threads of machines; landlock (version 6) \
+             confines scenarios and emulators: their files, TCP and signals"
+        );
+        let text = walls(Ok(()), Landlock::Offered(3)).unwrap();
+        assert!(text.ends_with("(version 3) confines scenarios and emulators: their files"));
+        assert_eq!(
+            walls(Err("EPERM".into()), Landlock::Absent).unwrap(),
+            "       -  walls     threads of machines are not filtered, this host refuses (EPERM); \
+             this host has no landlock to confine scenarios with"
+        );
+        let text = walls(Ok(()), Landlock::Disabled).unwrap();
+        assert!(
+            text.ends_with(
+                "switched off in this host's kernel (boot with lsm=landlock,.. to \
+                                have it)"
+            ),
+            "{text}"
+        );
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub struct CellSpec {
     pub keep: Option<PathBuf>,
     /// The cache directory.
     pub cache: PathBuf,
+    /// Directories that the cell may write below, apart from its own.
+    pub writable: Vec<PathBuf>,
 }
 
 /// Options that the command line sets for all scenarios.
@@ -85,6 +87,24 @@ impl Overrides {
         if let Some(boot) = self.boot {
             options.boot = boot;
         }
+    }
+}
+
+impl CellSpec {
+    /// All that the cell may write below: its script's directory and the current one, those for
+    /// temporary files, the cache and what is kept, and what the command line adds.
+    #[must_use]
+    pub fn may_write(&self) -> Vec<PathBuf> {
+        let here = std::env::current_dir().ok();
+        let script = self.file.parent().and_then(|dir| std::path::absolute(dir).ok());
+        let mut all: Vec<PathBuf> = here.into_iter().chain(script).collect();
+        all.extend([std::env::temp_dir(), self.cache.clone()]);
+        // What is kept has a directory of its own below the one that was asked for.
+        all.extend(self.keep.as_deref().and_then(std::path::Path::parent).map(Into::into));
+        all.extend(self.writable.iter().cloned());
+        let mut seen = std::collections::BTreeSet::new();
+        all.retain(|dir| seen.insert(dir.clone()));
+        all
     }
 }
 
@@ -336,6 +356,7 @@ mod tests {
             deadline: Duration::from_secs(9),
             keep: None,
             cache: "/c".into(),
+            writable: Vec::new(),
         }
     }
 

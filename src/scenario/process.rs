@@ -336,6 +336,11 @@ fn ending(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("ended with exit code {code}"),
         (None, Some(libc::SIGKILL)) => "was killed (SIGKILL: out of memory, or by hand)".into(),
+        (None, Some(libc::SIGSYS)) => {
+            "was ended by its own filter of system calls (SIGSYS: a guest tried to break out, or \
+             this program has a bug)"
+                .into()
+        }
         (None, Some(signal)) => format!("was ended by signal {signal}"),
         (None, None) => "ended".into(),
     }
@@ -428,6 +433,7 @@ pub(super) mod tests {
             deadline: Duration::from_secs(60),
             keep: None,
             cache: "/nowhere".into(),
+            writable: Vec::new(),
         }
     }
 
@@ -476,6 +482,11 @@ pub(super) mod tests {
                                hand) while starting",
             ),
             ("kill -SEGV $$", "the scenario's process was ended by signal 11 while starting"),
+            (
+                "kill -SYS $$",
+                "the scenario's process was ended by its own filter of system calls (SIGSYS: a \
+                 guest tried to break out, or this program has a bug) while starting",
+            ),
             (
                 "echo oh >&2; exit 70",
                 "the scenario's process ended with exit code 70 while \

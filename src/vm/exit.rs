@@ -37,6 +37,15 @@ pub enum ExitKind {
         /// What was seen.
         evidence: String,
     },
+    /// A thread of the engine's tried a system call that its filter refuses. Either a guest has
+    /// taken it over and tried to break out, or the engine has a bug; neither says anything about
+    /// the scheduler under test.
+    Contained {
+        /// The thread's name.
+        thread: String,
+        /// The call's name, or its number.
+        call: String,
+    },
     /// The engine's own process died, or was killed by somebody else.
     EngineDied {
         /// Its exit code or signal.
@@ -48,7 +57,10 @@ impl ExitKind {
     /// Whether the engine, not the guest, is to blame: worth another try, never a Fail.
     #[must_use]
     pub fn is_engine_fault(&self) -> bool {
-        matches!(self, ExitKind::EngineFault { .. } | ExitKind::EngineDied { .. })
+        matches!(
+            self,
+            ExitKind::EngineFault { .. } | ExitKind::EngineDied { .. } | ExitKind::Contained { .. }
+        )
     }
 }
 
@@ -63,6 +75,12 @@ impl fmt::Display for ExitKind {
             ExitKind::EngineFault { evidence } => write!(
                 f,
                 "the emulator broke the guest ({evidence}); this is no fault of the scheduler"
+            ),
+            ExitKind::Contained { thread, call } => write!(
+                f,
+                "the machine was ended because its thread {thread} tried a system call that it may \
+                 not make ({call}): the guest tried to break out, or this program has a bug; this \
+                 is no fault of the scheduler"
             ),
             ExitKind::EngineDied { status } => write!(f, "the machine's process {status}"),
         }

@@ -17,6 +17,7 @@ use crate::mem::GuestMem;
 pub mod channel;
 mod closure;
 mod console;
+pub mod contain;
 mod ending;
 mod exit;
 pub mod initramfs;

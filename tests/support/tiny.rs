@@ -2,13 +2,11 @@
 
 #![allow(dead_code, unreachable_pub)]
 
-use std::fs::File;
 use std::io::Write as _;
-use std::os::fd::AsRawFd as _;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use cryoscope::vm::{Boot, VmSpec};
+use tempfile::NamedTempFile;
 
 /// `cli; hlt`, for ever.
 pub const HANG: &[u8] = &[0xfa, 0xf4, 0xeb, 0xfc];
@@ -156,8 +154,8 @@ impl Code {
 /// Where data begins, from where the image is loaded.
 const DATA: u32 = 0x2000;
 
-/// A kernel in a file without a name.
-pub struct Kernel(File);
+/// A kernel in a file of its own.
+pub struct Kernel(NamedTempFile);
 
 impl Kernel {
     /// A kernel that prints `text` on the serial line and then runs `end`.
@@ -169,16 +167,14 @@ impl Kernel {
     }
 
     fn of(code: &[u8], data: &[u8]) -> Self {
-        let fd = rustix::fs::memfd_create("kernel", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-        let mut file = File::from(fd);
+        let mut file = NamedTempFile::new().unwrap();
         file.write_all(&elf(code, data)).unwrap();
         Kernel(file)
     }
 
-    /// It has no name, but this process's descriptor has one.
+    /// How it is entered.
     pub fn boot(&self) -> Boot {
-        let (pid, fd) = (std::process::id(), self.0.as_raw_fd());
-        Boot::Elf(PathBuf::from(format!("/proc/{pid}/fd/{fd}")))
+        Boot::Elf(self.0.path().to_owned())
     }
 
     /// A small machine with it and without anything to unpack.

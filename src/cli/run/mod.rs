@@ -62,6 +62,9 @@ pub(super) struct Args {
     /// Keep console, logs and events of every scenario here
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
+    /// Let scenarios write below this directory too, beside those of script, cache and temporary files
+    #[arg(long, value_name = "DIR")]
+    writable: Vec<PathBuf>,
     /// Let a skipped scenario fail the run
     #[arg(long)]
     no_skips: bool,
@@ -177,6 +180,11 @@ fn cells(
     // Cells run where we run, but what they keep is named once and for all.
     let keep = args.keep.as_deref().map(fs::canonicalize).transpose();
     let keep = keep.map_err(|e| Failure::usage(format!("--keep: {}", plain(&e))))?;
+    let writable = args.writable.iter().map(|dir| {
+        fs::canonicalize(dir)
+            .map_err(|e| Failure::usage(format!("--writable {}: {}", dir.display(), plain(&e))))
+    });
+    let writable = writable.collect::<Result<Vec<_>, _>>()?;
     let cell = |(cell, decl): (usize, ScenarioDecl)| {
         let kernel = kernels.get(&kernel_spec(&decl, args));
         let options = &decl.options;
@@ -201,6 +209,7 @@ fn cells(
             deadline: options.deadline(),
             keep: keep.as_deref().map(|root| cell_dir(root, cell, &decl.name)),
             cache: cache.path().to_owned(),
+            writable: writable.clone(),
         };
         let doomed = kernel.and_then(|k| k.as_ref().err().cloned());
         Planned { info, spec, memory: options.memory, doomed }

@@ -10,7 +10,8 @@ use crate::script::options::Options;
 use crate::script::register::Package;
 use crate::script::values::{described, from_scalar, incomparable, to_scalar};
 use crate::script::vm::thrown;
-use crate::snapshot::{Change, Scalar, Snapshot, SnapshotResult, Trigger, Value};
+use crate::snapshot::{Change, Scalar, Snapshot, SnapshotResult, StoreError, Trigger, Value};
+use crate::vm::contain;
 
 use super::stack::variable;
 use super::{domain, native};
@@ -169,7 +170,7 @@ fn store(pkg: &mut Package<'_>) {
         "Writes all that was captured to a file, in the place of one that is there: `open(path)` \
          gives the same answers. A relative path starts from the current directory.",
         |s: Snap, path: &str| -> Native<()> {
-            s.save(Path::new(path)).map_err(|e| Fault::argument(e.to_string()).into())
+            s.save(Path::new(path)).map_err(|e| cannot_save(path, &e).into())
         },
     );
     pkg.func(
@@ -184,9 +185,21 @@ fn store(pkg: &mut Package<'_>) {
                 true => s.save_with_ram(Path::new(path)),
                 false => s.save(Path::new(path)),
             };
-            saved.map_err(|e| Fault::argument(e.to_string()).into())
+            saved.map_err(|e| cannot_save(path, &e).into())
         },
     );
+}
+
+/// Why not; where that is the wall around a scenario's process, what to do about it.
+fn cannot_save(path: &str, error: &StoreError) -> Fault {
+    let advice = match error {
+        StoreError::Write { cause, .. } => contain::explain(Path::new(path), cause),
+        _ => None,
+    };
+    Fault::argument(match advice {
+        Some(advice) => format!("{error}; {advice}"),
+        None => error.to_string(),
+    })
 }
 
 fn diff(pkg: &mut Package<'_>) {

@@ -3,9 +3,9 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -13,6 +13,7 @@ use vm_superio::serial::{NoEvents, SerialEvents};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::contain::{self, Refused};
 use super::tables::{OFF, RESET, RESET_VALUE, SERIAL, SLEEP_CONTROL, SLEEP_STATUS};
 use crate::vm::Console;
 
@@ -24,6 +25,10 @@ const SERIAL_PORTS: u16 = 8;
 /// The keyboard controller, and its command that resets the machine: kernels fall back on it.
 const KEYBOARD: u16 = 0x64;
 const KEYBOARD_RESET: u8 = 0xfe;
+
+/// A hole in the machine, for tests: a write makes the CPU's thread try what it may not.
+#[cfg(test)]
+pub(super) const ESCAPE: u16 = 0x510;
 
 /// What the guest did that ends the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,10 +62,14 @@ impl Write for ToConsole {
     }
 }
 
+/// Who is told of a system call that was refused.
+type Tell = Box<dyn Fn(Refused) + Send + Sync>;
+
 /// What the guest has sent and the host has not taken, and what wakes the thread that carries it.
 pub(super) struct Queue {
     waiting: Mutex<Waiting>,
     wake: OwnedFd,
+    refused: OnceLock<Tell>,
 }
 
 #[derive(Default)]
@@ -75,7 +84,7 @@ struct Waiting {
 impl Queue {
     fn new() -> io::Result<Arc<Queue>> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Arc::new(Queue { waiting: Mutex::default(), wake }))
+        Ok(Arc::new(Queue { waiting: Mutex::default(), wake, refused: OnceLock::new() }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -133,6 +142,8 @@ pub(super) struct Devices {
     console: Mutex<Serial<Irq, NoEvents, ToConsole>>,
     frames: Arc<Mutex<Frames>>,
     queue: Arc<Queue>,
+    /// What whoever works the devices writes to.
+    events: Vec<RawFd>,
     carrier: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -148,21 +159,39 @@ impl Devices {
     pub(super) fn new(console: Console, host: UnixStream, irqs: [Irq; 2]) -> io::Result<Arc<Self>> {
         let [console_irq, frames_irq] = irqs;
         let queue = Queue::new()?;
+        let wake = queue.wake.as_raw_fd();
+        let events = vec![console_irq.0.as_raw_fd(), frames_irq.0.as_raw_fd(), wake];
         let frames = Serial::with_events(frames_irq, Taken(queue.clone()), ToHost(queue.clone()));
         let frames = Arc::new(Mutex::new(frames));
         host.set_nonblocking(true)?;
         let carrier = {
-            let (queue, frames) = (queue.clone(), frames.clone());
-            std::thread::Builder::new()
-                .name("kvm-frames".to_owned())
-                .spawn(move || carry(&queue, &frames, host))?
+            let (queue, frames, events) = (queue.clone(), frames.clone(), events.clone());
+            std::thread::Builder::new().name("kvm-frames".to_owned()).spawn(move || {
+                contain::carrier(host.as_raw_fd(), wake, &events);
+                carry(&queue, &frames, host);
+                if let (Some(refused), Some(tell)) = (contain::refused(), queue.refused.get()) {
+                    tell(refused);
+                }
+            })?
         };
         Ok(Arc::new(Devices {
             console: Mutex::new(Serial::new(console_irq, ToConsole(console))),
             frames,
             queue,
+            events,
             carrier: Mutex::new(Some(carrier)),
         }))
+    }
+
+    /// The descriptors that a thread which works the devices writes to.
+    pub(super) fn events(&self) -> Vec<RawFd> {
+        self.events.clone()
+    }
+
+    /// Says who is told when the thread that carries frames tries what it may not.
+    pub(super) fn on_refused(&self, tell: impl Fn(Refused) + Send + Sync + 'static) {
+        // The first one stays; there is one.
+        let _ = self.queue.refused.set(Box::new(tell));
     }
 
     /// A read of `data.len()` bytes from a port.
@@ -185,6 +214,8 @@ impl Devices {
             // An interrupt that cannot be raised is one that the guest does not get.
             Some((0, register)) => drop(locked(&self.console).write(register, byte)),
             Some((_, register)) => drop(locked(&self.frames).write(register, byte)),
+            #[cfg(test)]
+            None if port == ESCAPE => drop(std::net::UdpSocket::bind("127.0.0.1:0")),
             None if port == SLEEP_CONTROL && byte & SLEEP_ENABLE != 0 => {
                 return (byte >> 2 & 7 == OFF).then_some(Ending::Off);
             }
@@ -223,7 +254,7 @@ fn carry(queue: &Queue, frames: &Mutex<Frames>, mut host: UnixStream) {
         // At the end of the machine, what the stream does not take now nobody takes any more.
         let done = waiting.over || waiting.overrun;
         drop(waiting);
-        if sent.is_err() || done {
+        if sent.is_err() || done || contain::refused().is_some() {
             return;
         }
         if from_host.is_empty() {

@@ -30,10 +30,12 @@ use debug::Traps;
 use devices::{Devices, Ending, Irq};
 use vcpu::{End, Stand, Vcpus};
 
+pub use contain::offered as seccomp_offered;
 pub use probe::{KvmSpeed, KvmTraps, kvm_speed, kvm_traps};
 
 mod apic;
 mod boot;
+mod contain;
 mod cpuid;
 mod debug;
 mod devices;
@@ -120,6 +122,8 @@ pub(super) fn start(spec: &VmSpec) -> Result<KvmMachine, VmError> {
     let devices = Devices::new(console.clone(), ours, irqs).map_err(host("make devices"))?;
     let traps = Traps::default();
     let vcpus = Vcpus::start(fds, &devices, &traps).map_err(host("start a CPU's thread"))?;
+    let gate = vcpus.gate();
+    devices.on_refused(move |refused| gate.end(Some(End::Refused(refused))));
     let watch = ExitWatch::default();
     let watcher = watcher(&vcpus, &devices, &console, &watch)?;
     vcpus.go();
@@ -292,6 +296,9 @@ fn watcher(
             Some(End::Asked(Ending::Off)) => ExitKind::PoweredOff,
             Some(End::Asked(Ending::Reset)) => ending::reset_kind(&text, false),
             Some(End::TripleFault { .. }) => ending::reset_kind(&text, true),
+            Some(End::Refused(ref refused)) => {
+                ExitKind::Contained { thread: refused.thread.clone(), call: refused.to_string() }
+            }
             Some(End::Failed(ref why)) => ExitKind::EngineDied { status: format!("failed: {why}") },
         };
         let engine_log = match end {

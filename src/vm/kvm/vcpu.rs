@@ -15,6 +15,7 @@
 //! returns at once. See `Documentation/virt/kvm/api.rst`, `KVM_RUN`.
 
 use std::cell::Cell;
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use super::contain::{self, Refused};
 use super::debug::{self, Next, Traps};
 use super::devices::{Devices, Ending};
 use super::internal;
@@ -41,6 +43,11 @@ fn signal() -> libc::c_int {
 }
 
 extern "C" fn called(_: libc::c_int) {
+    leave_guest();
+}
+
+/// Makes this thread's CPU leave the guest at the latest when it next enters it; for signal handlers.
+pub(super) fn leave_guest() {
     let _ = RUN.try_with(|run| {
         let run = run.get();
         if !run.is_null() {
@@ -88,6 +95,8 @@ pub(super) enum End {
     },
     /// KVM could not go on.
     Failed(String),
+    /// A thread tried a system call that its filter refuses.
+    Refused(Refused),
 }
 
 struct State {
@@ -225,7 +234,7 @@ impl Gate {
     }
 
     /// Ends the machine; the first reason counts.
-    fn end(&self, why: Option<End>) {
+    pub(super) fn end(&self, why: Option<End>) {
         let mut state = self.lock();
         state.order = Order::End;
         if state.end.is_none() {
@@ -433,6 +442,8 @@ enum Left {
 impl Runner {
     fn run(self) {
         let _present = Present::enter(&self.gate, self.cpu);
+        let vcpu = self.fd.lock().unwrap_or_else(PoisonError::into_inner).as_raw_fd();
+        contain::cpu(vcpu, &self.devices.events());
         while self.gate.pass(self.cpu) {
             let mut fd = self.fd.lock().unwrap_or_else(PoisonError::into_inner);
             RUN.set(fd.get_kvm_run());
@@ -455,6 +466,9 @@ impl Runner {
     /// Runs the guest until somebody calls, or it ends.
     fn until_called(&self, fd: &mut VcpuFd) -> Left {
         loop {
+            if let Some(refused) = contain::refused() {
+                return Left::End(End::Refused(refused));
+            }
             match fd.run() {
                 Ok(VcpuExit::IoOut(debug::PORT, data)) => {
                     let data = data.to_vec();

@@ -23,6 +23,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::{gdb, qmp};
 use crate::child::command_dying_with_parent;
 use crate::vm::console::printable;
+use crate::vm::contain;
 use crate::vm::ending::{self, Evidence};
 use crate::vm::{Console, ExitInfo, ExitKind, ExitWatch};
 
@@ -156,6 +157,8 @@ enum Source {
 
 impl Supervisor {
     fn run(mut self, launch: Launch, started: &SyncSender<io::Result<OwnedFd>>) {
+        // QEMU inherits it from this thread, which itself only reads what comes out.
+        contain::emulator();
         let mut child = match spawn(launch) {
             Ok(child) => child,
             Err(e) => return drop(started.send(Err(e))),

@@ -34,7 +34,7 @@ unit: ## unit, golden, house-rule and licence tests: seconds
 
 vm: ## tests that boot real kernels
 	@tools/say "tests against real kernels"
-	$(CARGO) test --test '*'
+	tools/vm-tests
 
 repeat: setup ## the smoke scripts ten times over kernels, boot paths and topologies (long)
 	$(CARGO) build --release --bins

@@ -205,13 +205,13 @@ fn programs(lab: &Lab) {
             RefusalKind::NotFound,
             "cannot run \"nope\" in the guest: it is neither in /bin, /usr/bin, /sbin, /usr/sbin, \
              /usr/local/bin, /usr/local/sbin nor built in; built in are cat, echo, false, insmod, kill, \
-             ls, sleep, sysctl, true, other programs must be staged",
+             ls, sleep, sysctl, ticks, true, other programs must be staged",
         ),
         (
             vec!["/proc/version"],
             RefusalKind::NotFound,
             "cannot run \"/proc/version\" in the guest: it is no executable file; built in are \
-             cat, echo, false, insmod, kill, ls, sleep, sysctl, true, other programs must be staged",
+             cat, echo, false, insmod, kill, ls, sleep, sysctl, ticks, true, other programs must be staged",
         ),
         (vec![], RefusalKind::Invalid, "no program named"),
     ] {

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::Ordering;
 
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
@@ -81,14 +82,18 @@ pub enum MemError {
         /// Bytes asked for.
         len: usize,
     },
+    /// The memory is a copy, or was mapped for reading alone.
+    #[error("this memory cannot be written: it is no running machine's")]
+    ReadOnly,
     /// The host could not map or read the memory behind the guest.
     #[error("cannot map guest RAM: {0}")]
     Host(String),
 }
 
-/// A read-only view of a guest's physical memory.
+/// A view of a guest's physical memory.
 ///
-/// Implementations copy on every read. A read either fills the whole buffer or fails.
+/// Implementations copy on every read. A read either fills the whole buffer or fails. Only the
+/// memory of a machine that runs can be written.
 pub trait GuestMem: Send + Sync {
     /// The RAM there is, ascending and without overlaps.
     fn regions(&self) -> &[Region];
@@ -98,6 +103,17 @@ pub trait GuestMem: Send + Sync {
     /// # Errors
     /// [`MemError::NotRam`] when any byte of the range is not RAM.
     fn read(&self, at: Gpa, buf: &mut [u8]) -> Result<(), MemError>;
+
+    /// Writes all of `bytes` at guest-physical `at`. One, two, four or eight of them, at a multiple
+    /// of their number, are one store; others may be seen half-written by a guest that runs.
+    ///
+    /// # Errors
+    /// [`MemError::ReadOnly`], by default; [`MemError::NotRam`] when any byte of the range is not
+    /// RAM. Nothing has been written then.
+    fn store(&self, at: Gpa, bytes: &[u8]) -> Result<(), MemError> {
+        let _ = (at, bytes);
+        Err(MemError::ReadOnly)
+    }
 
     /// Makes later reads cheap: maps what the guest has already touched into this process.
     /// A hint, called outside of freezes; the default does nothing.
@@ -121,6 +137,7 @@ pub struct MappedMem {
     regions: Vec<Region>,
     /// What backs each region: a file and where in it the region starts.
     backing: Vec<(File, u64)>,
+    writable: bool,
 }
 
 impl MappedMem {
@@ -178,7 +195,8 @@ impl MappedMem {
             backing.push((file, offset));
         }
         let mem = GuestMemoryMmap::from_regions(mapped).map_err(|e| host(&e))?;
-        Ok(MappedMem { mem, regions, backing })
+        let writable = prot & libc::PROT_WRITE != 0;
+        Ok(MappedMem { mem, regions, backing, writable })
     }
 
     /// The runs of RAM behind which the files hold data, ascending; none where the file system
@@ -221,6 +239,29 @@ impl GuestMem for MappedMem {
         self.mem
             .read_slice(buf, GuestAddress(at.0))
             .map_err(|_| MemError::NotRam { at, len: buf.len() })
+    }
+
+    fn store(&self, at: Gpa, bytes: &[u8]) -> Result<(), MemError> {
+        if !self.writable {
+            return Err(MemError::ReadOnly);
+        }
+        let (mem, to, order) = (&self.mem, GuestAddress(at.0), Ordering::Release);
+        let not_ram = |_| MemError::NotRam { at, len: bytes.len() };
+        if !mem.check_range(to, bytes.len()) {
+            return Err(MemError::NotRam { at, len: bytes.len() });
+        }
+        let done = match *bytes {
+            [a] => mem.store(a, to, order),
+            [a, b] if at.0.is_multiple_of(2) => mem.store(u16::from_le_bytes([a, b]), to, order),
+            [a, b, c, d] if at.0.is_multiple_of(4) => {
+                mem.store(u32::from_le_bytes([a, b, c, d]), to, order)
+            }
+            [a, b, c, d, e, f, g, h] if at.0.is_multiple_of(8) => {
+                mem.store(u64::from_le_bytes([a, b, c, d, e, f, g, h]), to, order)
+            }
+            _ => mem.write_slice(bytes, to),
+        };
+        done.map_err(not_ram)
     }
 
     /// Only pages that hold data are populated: touching a hole of a memfd would allocate it.
@@ -355,6 +396,40 @@ mod tests {
         assert!(mem.read(Gpa(0x2000), &mut buf).is_err(), "the gap is not RAM");
         assert!(mem.read(Gpa(0x1fff), &mut buf).is_err(), "a read may not leave its region");
         assert_eq!(mem.size(), 0x4000);
+    }
+
+    #[test]
+    fn only_what_was_mapped_for_it_is_written_and_only_ram() {
+        let memfd = || {
+            let fd = rustix::fs::memfd_create("ram", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+            let file = File::from(fd);
+            file.set_len(0x2000).unwrap();
+            file
+        };
+        let region = Region { start: Gpa(0x1000), len: 0x2000 };
+        let mem = MappedMem::writable(vec![(region, memfd(), 0)]).unwrap();
+        for len in [1, 2, 3, 4, 7, 8, 16] {
+            for at in [0x1000, 0x1001, 0x1ffd, 0x2ff0] {
+                let bytes: Vec<u8> = (1..=len).collect();
+                mem.store(Gpa(at), &bytes).unwrap();
+                let mut found = vec![0; bytes.len()];
+                mem.read(Gpa(at), &mut found).unwrap();
+                assert_eq!(found, bytes, "{len} bytes at {at:#x}");
+            }
+        }
+        for (at, len) in [(0xfff, 1), (0xfff, 8), (0x2fff, 2), (0x2ff8, 16), (u64::MAX, 4)] {
+            let error = mem.store(Gpa(at), &vec![0x99; len]).unwrap_err();
+            assert_eq!(error, MemError::NotRam { at: Gpa(at), len }, "{len} bytes at {at:#x}");
+        }
+        let mut last = [0; 8];
+        mem.read(Gpa(0x2ff8), &mut last).unwrap();
+        assert!(!last.contains(&0x99), "nothing has been written then");
+        let copy = MappedMem::from_parts(vec![(region, memfd(), 0)]).unwrap();
+        let refused = "this memory cannot be written: it is no running machine's";
+        assert_eq!(copy.store(Gpa(0x1000), &[1]).unwrap_err().to_string(), refused);
+        let mut fake = FakeMem::new();
+        fake.write(Gpa(0), &[1]);
+        assert_eq!(fake.store(Gpa(0), &[2]), Err(MemError::ReadOnly));
     }
 
     #[test]

@@ -87,7 +87,7 @@ fn no_input_makes_us_panic_hang_or_hold_too_much() {
     let half = |nth: usize| {
         drive("ram", 5000, nth);
         drive("capsule", 5000, nth);
-        for small in ["btf", "wire", "kernel", "path"] {
+        for small in ["btf", "wire", "kernel", "path", "devices"] {
             drive(small, 1000, nth);
         }
         BEGAN[nth].store(0, Relaxed);

@@ -18,9 +18,10 @@ const FUNCTION_LINES: usize = 80;
 const LEAVES: [&str; 5] = ["mem", "wire", "btf", "child", "words"];
 
 /// The files of the model that know introspection.
-const SEES_KERNELS: [&str; 5] = [
+const SEES_KERNELS: [&str; 6] = [
     "snapshot/capture.rs",
     "snapshot/decoded.rs",
+    "snapshot/edit.rs",
     "snapshot/points.rs",
     "snapshot/ram.rs",
     "snapshot/symbols.rs",

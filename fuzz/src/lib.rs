@@ -13,7 +13,7 @@ mod walk;
 use std::path::{Path, PathBuf};
 
 /// The targets' names.
-pub const TARGETS: [&str; 6] = ["ram", "capsule", "btf", "wire", "kernel", "path"];
+pub const TARGETS: [&str; 7] = ["ram", "capsule", "btf", "wire", "kernel", "path", "devices"];
 
 /// Gives an input to a target.
 ///
@@ -27,6 +27,7 @@ pub fn run(target: &str, data: &[u8]) {
         "wire" => small::wire(data),
         "kernel" => small::kernel(data),
         "path" => small::path(data),
+        "devices" => cryoscope::vm::exercise_devices(data),
         _ => panic!("there is no target {target:?}: {TARGETS:?}"),
     }
 }

@@ -19,6 +19,7 @@ mod kallsyms;
 mod kernel;
 mod object;
 mod paging;
+mod place;
 mod rhashtable;
 mod sched;
 mod space;
@@ -41,6 +42,7 @@ pub use contents::{Detail, Details, MapContents, MapData, PerCpuValues, Values};
 pub use error::{IntrospectError, ReadError, Unreachable, WalkError};
 pub use kernel::Kernel;
 pub use object::Object;
+pub use place::{New, Place};
 #[cfg(test)]
 pub(crate) use sched::testing as made_up_sched;
 pub use sched::{

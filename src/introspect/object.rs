@@ -86,6 +86,12 @@ impl<'k> Object<'k> {
         self.btf.type_name(self.ty)
     }
 
+    /// Which bits of its bytes it is, if it is a bitfield.
+    #[must_use]
+    pub fn bits(&self) -> Option<BitRange> {
+        self.bits
+    }
+
     /// Bytes it takes.
     #[must_use]
     pub fn size(&self) -> u64 {

@@ -103,6 +103,31 @@ impl AddressSpace {
         }
     }
 
+    /// Writes all of `bytes` at `at`, or nothing.
+    pub(crate) fn write(&self, at: Kva, bytes: &[u8]) -> Result<(), String> {
+        let (mut runs, mut wrong) = (Vec::new(), None);
+        self.runs(at, bytes.len() as u64, &mut |run| match run.to {
+            Ok(gpa) => runs.push((gpa, run.len as usize)),
+            Err(cause) => {
+                wrong.get_or_insert(cause);
+            }
+        });
+        if let Some(cause) = wrong {
+            return Err(format!("cannot write {} bytes at {at}: {cause}", bytes.len()));
+        }
+        // A piece that is not RAM must not leave the one before it written.
+        for (gpa, len) in &runs {
+            self.mem.read(*gpa, &mut vec![0; *len]).map_err(|e| e.to_string())?;
+        }
+        let mut rest = bytes;
+        for (gpa, len) in runs {
+            let (piece, after) = rest.split_at(len.min(rest.len()));
+            self.mem.store(gpa, piece).map_err(|e| e.to_string())?;
+            rest = after;
+        }
+        Ok(())
+    }
+
     /// Fills `buf` from `at`.
     pub(crate) fn read(&self, at: Kva, buf: &mut [u8]) -> Result<(), ReadError> {
         if buf.is_empty() {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use crate::freeze::WatchCount;
-use crate::snapshot::{CaptureRequest, Snapshot, SnapshotError, WatchTarget};
+use crate::snapshot::{CaptureRequest, Place, Scalar, Snapshot, SnapshotError, WatchTarget};
 use crate::vm::topology::Topology;
 pub use crate::wire::{Exec as ExecOutcome, Policy, SchedulerState, WorkKind};
 
@@ -279,6 +279,14 @@ pub trait LabOps: Send + Sync {
     /// # Errors
     /// As [`LabOps::freeze`].
     fn prepare(&self, request: &CaptureRequest) -> LabResult<()>;
+
+    /// Reads single values of the machine, or writes one and gives what was there before;
+    /// `frozen` stops it for that.
+    ///
+    /// # Errors
+    /// [`LabError::Argument`]: no such place, or it cannot be written; the machine died, or did not
+    /// stop in time.
+    fn edit(&self, place: &Place, value: Option<&Scalar>, frozen: bool) -> LabResult<Vec<Scalar>>;
 
     /// Stops the machine until [`LabOps::resume`]. Nothing to do when it is paused already.
     ///

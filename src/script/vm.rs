@@ -20,6 +20,7 @@ use super::units;
 use super::values::{described, incomparable};
 use crate::words::nearest;
 
+mod memory;
 mod triggers;
 
 /// A live machine.
@@ -44,6 +45,7 @@ pub(crate) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {
     watch::register(pkg, session);
     time(pkg, session);
     triggers::register(pkg, session);
+    memory::register(pkg, session);
     programs(pkg, session);
     groups(pkg, session);
     scheduler(pkg, session);
@@ -377,8 +379,6 @@ fn later(pkg: &mut Package<'_>) {
     type Any = Dynamic;
     later!(Vm, "t.series()", "series(self: Vm)", ());
     later!(Vm, "t.stats(..)", "stats(self: Vm)", (); "stats(self: Vm, target: any)", (Any));
-    later!(Vm, "t.read(..)", "read(self: Vm, target: any)", (Any));
-    later!(Vm, "t.write(..)", "write(self: Vm, target: any, value: any)", (Any, Any));
     later!(Scheduler, "t.scheduler.attach(..)", "attach(self: Scheduler, x: any)", (Any));
     later!(Scheduler, "t.scheduler.replace(..)", "replace(self: Scheduler, x: any)", (Any));
     later!(Scheduler, "t.scheduler.restart()", "restart(self: Scheduler)", ());

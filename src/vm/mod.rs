@@ -32,7 +32,7 @@ mod trap;
 
 pub use console::Console;
 pub use exit::{ExitInfo, ExitKind, ExitWatch};
-pub use kvm::{KvmSpeed, KvmTraps, kvm_speed, kvm_traps};
+pub use kvm::{KvmSpeed, KvmTraps, exercise_devices, kvm_speed, kvm_traps};
 pub use qemu::{OLDEST as OLDEST_QEMU, Version as QemuVersion, version as qemu_version};
 pub use standstill::Standstill;
 use topology::Topology;

@@ -221,6 +221,21 @@ impl Kernel {
         u64::try_from(sum).ok()
     }
 
+    /// Where an array has the value, or the per-CPU pointer to it, of this index.
+    pub(in crate::introspect) fn array_slot(
+        &self,
+        map: &MapInfo,
+        index: u32,
+    ) -> Result<crate::mem::Kva, IntrospectError> {
+        let layout = self.bpf()?.layouts.array.as_ref().map_err(Clone::clone)?;
+        let stride = match map.kind.number {
+            kind::PERCPU_ARRAY => 8,
+            _ => self.array_stride(layout, map).map_err(IntrospectError::Type)?,
+        };
+        let first = map.kva.offset(layout.values as u64);
+        Ok(first.offset(u64::from(index) * stride))
+    }
+
     /// The stride of an array's values; the kernel rounds them up to eight bytes.
     fn array_stride(&self, layout: &ArrayLayout, map: &MapInfo) -> Result<u64, String> {
         let at = map.kva.offset(layout.elem_size.offset as u64);

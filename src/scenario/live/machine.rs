@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use crate::freeze::{ExitOrder, ExitWay, WatchCount, WatchId, WatchOrder};
 use crate::scenario::lab::LabError;
 use crate::scenario::text::tail;
-use crate::snapshot::{CaptureRequest, Meta, Snapshot, SnapshotError, WatchPlace, WatchTarget};
+use crate::snapshot::{
+    CaptureRequest, Meta, Place, Scalar, Snapshot, SnapshotError, WatchPlace, WatchTarget,
+};
 use crate::vm::{ExitInfo, Standstill};
 use crate::wire::{Answer, Event, Op, Refusal, RefusalKind};
 
@@ -47,6 +49,14 @@ pub(super) trait Machine: Send + Sync {
 
     /// Does beforehand what makes a freeze or a look short.
     fn prepare(&self, request: &CaptureRequest) -> Result<(), CallError>;
+
+    /// Reads single values, or writes one and gives the old; what is wrong with the place.
+    fn edit(
+        &self,
+        place: &Place,
+        value: Option<&Scalar>,
+        frozen: bool,
+    ) -> Result<Result<Vec<Scalar>, String>, CallError>;
 
     /// Stops the CPUs until [`Machine::resume`].
     fn pause(&self) -> Result<(), CallError>;

@@ -43,7 +43,7 @@ use super::lab::{
 use super::text::tail;
 use super::verdict::Recorder;
 use super::{ExpectExit, SchedulerExit};
-use crate::snapshot::{CaptureRequest, Snapshot};
+use crate::snapshot::{CaptureRequest, Place, Scalar, Snapshot};
 use crate::wire::{Answer, Event, Op};
 use caught::{Death, Inbox, Phase, Watches};
 use clock::Clock;
@@ -390,6 +390,12 @@ impl LabOps for Lab {
     fn prepare(&self, request: &CaptureRequest) -> LabResult<()> {
         self.go_on()?;
         self.machine.prepare(request).map_err(|e| self.failed(e))
+    }
+
+    fn edit(&self, place: &Place, value: Option<&Scalar>, frozen: bool) -> LabResult<Vec<Scalar>> {
+        self.go_on()?;
+        let edited = self.machine.edit(place, value, frozen).map_err(|e| self.failed(e))?;
+        edited.map_err(LabError::Argument)
     }
 
     fn pause(&self) -> LabResult<()> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::machine::{CallError, Machine, MakeMeta};
 use crate::freeze::{Bridge, ExitOrder, ExitWay, FreezeError, WatchCount, WatchId, WatchOrder};
-use crate::snapshot::{CaptureRequest, Snapshot, WatchPlace, WatchTarget};
+use crate::snapshot::{CaptureRequest, Place, Scalar, Snapshot, WatchPlace, WatchTarget};
 use crate::vm::channel::{Channel, ChannelError};
 use crate::vm::{ExitInfo, Standstill};
 use crate::wire::{Answer, Event, Op};
@@ -48,6 +48,22 @@ impl Machine for Real {
 
     fn prepare(&self, request: &CaptureRequest) -> Result<(), CallError> {
         Ok(self.bridge.prepare(request)?)
+    }
+
+    fn edit(
+        &self,
+        place: &Place,
+        value: Option<&Scalar>,
+        frozen: bool,
+    ) -> Result<Result<Vec<Scalar>, String>, CallError> {
+        let (place, value) = (place.clone(), value.cloned());
+        let edited = self.bridge.ask("reading and writing", move |freezer| {
+            freezer.with_kernel(frozen, |opened| match &value {
+                Some(value) => opened.capturer.write_place(&place, value).map(|old| vec![old]),
+                None => opened.capturer.read_place(&place),
+            })
+        })?;
+        Ok(edited?)
     }
 
     fn pause(&self) -> Result<(), CallError> {

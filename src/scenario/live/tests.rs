@@ -10,7 +10,9 @@ use crate::freeze::{WatchCount, WatchId, WatchOrder};
 use crate::scenario::lab::WatchOptions;
 use crate::scenario::lab::WorkKind;
 use crate::scenario::verdict::{Check, Outcome, Rules};
-use crate::snapshot::{Meta, Pause, SnapshotError, Trigger, WatchPlace, WatchTarget};
+use crate::snapshot::{
+    Meta, Pause, Place, Scalar, SnapshotError, Trigger, WatchPlace, WatchTarget,
+};
 use crate::vm::topology::Topology;
 use crate::vm::{ExitInfo, ExitKind, Standstill};
 use crate::wire::{Refusal, RefusalKind};
@@ -102,6 +104,15 @@ impl Machine for Fake {
         self.still.end(now);
         let bytes = self.snapshot_bytes.load(Ordering::Relaxed);
         Ok(Snapshot::new(Meta { pause, bytes, ..meta() }, vec![], vec![]))
+    }
+
+    fn edit(
+        &self,
+        _: &Place,
+        _: Option<&Scalar>,
+        _: bool,
+    ) -> Result<Result<Vec<Scalar>, String>, CallError> {
+        Ok(Err("nothing is there".into()))
     }
 
     fn watch_place(&self, target: &WatchTarget) -> Result<WatchPlace, CallError> {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::fifo;
 use crate::scenario::lab::*;
 use crate::scenario::{ScenarioDecl, SchedulerExit};
-use crate::snapshot::{CaptureRequest, Meta, Snapshot, Trigger};
+use crate::snapshot::{CaptureRequest, Meta, Place, Scalar, Snapshot, Trigger};
 use crate::vm::topology::Topology;
 
 pub(crate) struct FakeLab {
@@ -144,6 +144,22 @@ impl LabOps for FakeLab {
         let snapshot = self.instant(tag);
         all.push(snapshot.clone());
         Ok(snapshot)
+    }
+
+    fn edit(&self, place: &Place, value: Option<&Scalar>, frozen: bool) -> LabResult<Vec<Scalar>> {
+        let how = if frozen { " frozen" } else { "" };
+        let new = value.map(|value| format!(" = {value:?}")).unwrap_or_default();
+        self.ask(format!("edit {place:?}{new}{how}"));
+        match place {
+            Place::Global { path, .. } if path == "nr_runing" => Err(LabError::Argument(
+                "no BPF object has a global variable \"nr_runing\"; did you mean \"nr_running\"?"
+                    .into(),
+            )),
+            Place::Address { count, .. } => {
+                Ok((0..*count).map(|i| Scalar::Int(i.into())).collect())
+            }
+            _ => Ok(vec![Scalar::Int(7)]),
+        }
     }
 
     fn elapsed(&self) -> Duration {

@@ -31,6 +31,7 @@ use devices::{Devices, Ending, Irq};
 use vcpu::{End, Stand, Vcpus};
 
 pub use contain::offered as seccomp_offered;
+pub use exercise::exercise_devices;
 pub use probe::{KvmSpeed, KvmTraps, kvm_speed, kvm_traps};
 
 mod apic;
@@ -39,6 +40,7 @@ mod contain;
 mod cpuid;
 mod debug;
 mod devices;
+mod exercise;
 mod internal;
 mod layout;
 mod probe;

@@ -67,7 +67,7 @@ pub(super) fn start(spec: &VmSpec, parallel: bool) -> Result<Qemu, VmError> {
     limits::check(spec, "qemu", MOST_CPUS)?;
     image::check(&spec.boot)?;
     let node_mib = share_out(spec.memory, spec.topology.nodes());
-    let ram = Ram::new(&node_mib, args::LOW_MIB, MappedMem::from_parts)?;
+    let ram = Ram::new(&node_mib, args::LOW_MIB, MappedMem::writable)?;
     let refused = |e: io::Error| VmError::Host {
         what: "make the descriptors of a machine".to_owned(),
         reason: e.to_string(),

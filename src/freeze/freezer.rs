@@ -361,6 +361,8 @@ impl Freezer {
     fn is_there(&mut self) -> Result<(), VmError> {
         if self.engine.exited().is_some() {
             self.phase = Phase::Lost;
+            // One that was paused stands no longer.
+            self.still.end(Instant::now());
         }
         match self.phase {
             Phase::Lost => Err(lost(&*self.engine)),

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use super::freezer::{Rendezvous, Stand, reason, registers};
 use super::*;
 use crate::mem::{FakeMem, GuestMem};
-use crate::snapshot::{CaptureRequest, CpuRegisters, Meta};
+use crate::snapshot::testing::made_up_memory;
+use crate::snapshot::{CaptureRequest, CpuRegisters, Meta, Trigger};
 use crate::vm::{
     Capabilities, Console, Engine, ExitInfo, ExitKind, ExitWatch, LateCpu, Registers, Standstill,
     Stillness, VmError,
@@ -29,15 +30,32 @@ struct Acts {
     fail_registers: bool,
     held_back: Option<u32>,
     hidden: Option<Duration>,
+    /// Where a CPU is that is held back.
+    rip: u64,
 }
 
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct Fake {
     acts: Arc<Mutex<Acts>>,
     watch: ExitWatch,
+    memory: Arc<dyn GuestMem>,
+}
+
+impl Default for Fake {
+    /// One with empty memory.
+    fn default() -> Self {
+        let acts = Acts { rip: 0xffff_ffff_8100_0040, ..Acts::default() };
+        let memory = Arc::new(FakeMem::new());
+        Fake { acts: Arc::new(Mutex::new(acts)), watch: ExitWatch::default(), memory }
+    }
 }
 
 impl Fake {
+    /// One with a kernel in it.
+    fn with_kernel() -> Self {
+        Fake { memory: made_up_memory(true), ..Fake::default() }
+    }
+
     fn acts(&self) -> std::sync::MutexGuard<'_, Acts> {
         self.acts.lock().unwrap()
     }
@@ -55,14 +73,14 @@ impl Engine for Fake {
         Capabilities::default()
     }
     fn memory(&self) -> Arc<dyn GuestMem> {
-        Arc::new(FakeMem::new())
+        self.memory.clone()
     }
     fn pause_within(&mut self, patience: Duration) -> Result<Duration, VmError> {
         let mut acts = self.acts();
         acts.log.push("pause");
         acts.fail_pause.map_or(Ok(()), |error| Err(error()))?;
         if let Some(cpu) = acts.held_back {
-            let seen = Some((0xffff_ffff_8100_0040, Duration::from_millis(2)));
+            let seen = Some((acts.rip, Duration::from_millis(2)));
             let late = vec![LateCpu { cpu, doing: "in the guest".into(), seen }];
             return Err(VmError::Late { late, waited: patience });
         }
@@ -392,4 +410,74 @@ fn a_machine_without_a_kernel_is_not_stopped() {
     let error = error.expect("there is no kernel in empty memory");
     assert!(matches!(error, FreezeError::NotYet(_) | FreezeError::Unreadable(_)), "{error}");
     assert_eq!(fake.log(), Vec::<&str>::new());
+}
+
+#[test]
+fn a_freeze_of_a_kernel_is_whole_and_says_how_late_it_came() {
+    let fake = Fake::with_kernel();
+    let bridge = bridge(&fake);
+    let all = CaptureRequest { registers: true, ..CaptureRequest::default() };
+    let meta = || Meta { tag: "end".into(), ..Meta::default() };
+    let snap = bridge.freeze(&all, None, meta).unwrap();
+    assert_eq!((snap.tag(), snap.placeholder_reason()), ("end", None));
+    assert!(!snap.tasks().unwrap().is_empty() && snap.cpu(0).unwrap().registers().is_ok());
+    let pause = snap.pause();
+    assert_eq!((pause.stop_us, pause.hidden_us, pause.skew_us), (400, Some(1500), Some(7)));
+    assert_eq!((snap.overshoot_us(), snap.trigger()), (None, &Trigger::Demand));
+    assert_eq!(fake.log(), ["pause", "resume"]);
+    // A look does not stop it, and has no registers.
+    let plain = CaptureRequest::default();
+    let (view, seen) = bridge.look(&plain, meta).unwrap();
+    assert_eq!(view.tasks().unwrap().len(), snap.tasks().unwrap().len());
+    assert_eq!((fake.log(), view.pause().total_us), (vec![], 0));
+    std::thread::sleep(Duration::from_millis(2));
+    let snap = bridge.freeze(&plain, Some(seen), meta).unwrap();
+    assert!(snap.overshoot_us().unwrap() >= 2000, "{:?}", snap.overshoot_us());
+    assert_eq!(snap.trigger(), &Trigger::Condition);
+    // One that is paused stays so, and its copy says no more than it knows.
+    bridge.pause().unwrap();
+    let snap = bridge.freeze(&plain, None, meta).unwrap();
+    assert_eq!((snap.pause().stop_us, snap.pause().hidden_us), (0, None));
+    assert_eq!(bridge.with_kernel(true, |opened| opened.engine.name()).unwrap(), "fake");
+    assert_eq!(fake.log(), ["pause", "resume", "pause"]);
+}
+
+#[test]
+fn a_placeholder_names_the_function_in_which_a_cpu_is() {
+    let fake = Fake::with_kernel();
+    let bridge =
+        Bridge::start(Box::new(fake.clone()), Standstill::default(), Duration::from_millis(30))
+            .unwrap();
+    let request = CaptureRequest::default();
+    let symbols = bridge.freeze(&request, None, Meta::default).unwrap();
+    let at = symbols.symbols().unwrap().addresses("init_task")[0] + 8;
+    fake.acts().rip = at;
+    for _ in 0..50 {
+        fake.acts().held_back = Some(1);
+        let snap = bridge.freeze(&request, None, Meta::default).unwrap();
+        let says = format!(
+            "waited 30ms in vain for all CPUs to stop: CPU 1 did not come (it was in the guest, \
+             last seen at init_task+0x8 ({at:#x}) 2 ms before)"
+        );
+        assert_eq!(snap.placeholder_reason(), Some(says.as_str()));
+        assert!(snap.dump().contains("CPU 1 did not come"), "{}", snap.dump());
+        assert_eq!(bridge.with_kernel(false, |_| 7).unwrap(), 7, "as it runs");
+        let error = bridge.with_kernel(true, |_| ()).unwrap_err().to_string();
+        assert_eq!(error, format!("the machine did not stop: {says}"));
+        fake.acts().held_back = None;
+        assert!(!bridge.freeze(&request, None, Meta::default).unwrap().is_placeholder());
+    }
+}
+
+#[test]
+fn a_paused_machine_that_dies_stands_no_longer() {
+    let fake = Fake::default();
+    let bridge = bridge(&fake);
+    bridge.pause().unwrap();
+    fake.watch.set(gone(ExitKind::TripleFault));
+    assert_eq!(bridge.resume().unwrap_err().to_string(), "the guest died of a triple fault");
+    let stood = bridge.standstill().total(Instant::now());
+    std::thread::sleep(Duration::from_millis(2));
+    assert_eq!(bridge.standstill().total(Instant::now()), stood);
+    assert!(!bridge.is_paused());
 }

@@ -24,6 +24,8 @@ struct Seen {
     last: u64,
     readings: u64,
     backwards: u64,
+    /// How far behind the one that was furthest.
+    behind: u64,
     /// How long, and when they began; the longest first.
     gaps: Vec<(u64, u64)>,
 }
@@ -71,7 +73,9 @@ fn watch(cpu: usize, time: u64, latest: &AtomicU64) -> Seen {
         let elsewhere = latest.load(Ordering::SeqCst);
         let at = now();
         latest.fetch_max(at, Ordering::SeqCst);
-        seen.backwards += u64::from(at < elsewhere || at < seen.last);
+        let behind = elsewhere.max(seen.last).saturating_sub(at);
+        seen.backwards += u64::from(behind > 0);
+        seen.behind = seen.behind.max(behind);
         let gap = (at.saturating_sub(seen.last), seen.last);
         if seen.gaps.len() < GAPS || seen.gaps.last().is_some_and(|least| gap > *least) {
             seen.gaps.push(gap);
@@ -90,11 +94,12 @@ fn tell(cpu: usize, seen: &Seen) -> io::Result<()> {
         seen.gaps.iter().map(|(long, at)| format!("{}@{}", long / 1000, at / 1000)).collect();
     writeln!(
         io::stdout(),
-        "cpu={cpu} first={} last={} readings={} backwards={} gaps={}",
+        "cpu={cpu} first={} last={} readings={} backwards={} behind_ns={} gaps={}",
         seen.first / 1000,
         seen.last / 1000,
         seen.readings,
         seen.backwards,
+        seen.behind,
         gaps.join(",")
     )
 }

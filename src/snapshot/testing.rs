@@ -324,8 +324,12 @@ pub(crate) fn made_up_as(scx: bool, request: &super::CaptureRequest) -> Arc<Snap
 
 /// What captures the made-up machine.
 pub(crate) fn made_up_capturer(scx: bool) -> super::Capturer {
-    let machine = crate::introspect::made_up_sched::Machine::new(scx);
-    super::Capturer::open(machine.guest.mem()).expect("the made-up kernel can be read")
+    super::Capturer::open(made_up_memory(scx)).expect("the made-up kernel can be read")
+}
+
+/// The memory of the made-up machine.
+pub(crate) fn made_up_memory(scx: bool) -> Arc<dyn crate::mem::GuestMem> {
+    crate::introspect::made_up_sched::Machine::new(scx).guest.mem()
 }
 
 /// Maps that a test wrote down, beside the kernel's state of the made-up machine in which tasks

@@ -15,6 +15,7 @@ pub(crate) mod special;
 mod store;
 mod store_ram;
 mod texts;
+mod touched;
 
 use super::testing::{Object, Rows, bytes, comm, meta, object, sample, types};
 use super::*;

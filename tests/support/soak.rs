@@ -17,13 +17,14 @@ const STARVED: Duration = Duration::from_millis(2500);
 /// How long one look at the clocks takes.
 const LOOK: &str = "2";
 
-/// What a CPU's clock looked like to a program, in microseconds.
+/// What a CPU's clock looked like to a program, in microseconds but for one.
 #[derive(Debug)]
 struct Ticks {
     first: u64,
     last: u64,
     readings: u64,
     backwards: u64,
+    behind_ns: u64,
     longest: u64,
 }
 
@@ -39,6 +40,7 @@ fn ticks(line: &str) -> Ticks {
         last: number("last"),
         readings: number("readings"),
         backwards: number("backwards"),
+        behind_ns: number("behind_ns"),
         longest: longest.unwrap_or_else(|| panic!("a gap in {line:?}")),
     }
 }

@@ -48,6 +48,25 @@ fn everything(snapshot: &Arc<Snapshot>) -> String {
 }
 
 #[test]
+fn what_older_files_do_not_say_is_unknown() {
+    let old = r#"{"tag": "end", "elapsed_ms": 4012, "pause": {"total_us": 1234, "stop_us": 690,
+        "copy_us": 180, "resume_us": 364}, "phase": "wide", "bytes": 0}"#;
+    let meta: crate::snapshot::Meta = serde_json::from_str(old).unwrap();
+    assert_eq!(meta, self::meta("end"));
+    assert_eq!((meta.pause.hidden_us, meta.pause.skew_us, meta.overshoot_us), (None, None, None));
+    // And what is known goes through a file.
+    let pause = crate::snapshot::Pause { hidden_us: Some(1000), skew_us: Some(7), ..meta.pause };
+    let meta = crate::snapshot::Meta { pause, overshoot_us: Some(2675), ..meta };
+    let opened = stored(&Snapshot::new(meta, Vec::new(), Vec::new()));
+    assert_eq!((opened.pause(), opened.overshoot_us()), (pause, Some(2675)));
+    let says = "(engine's stop 690, copy 180, engine's resume 364), 1,000 us hidden from the \
+                guest, 7 us between the first CPU's stop and the last one's, 2,675 us after what \
+                was waited for was seen";
+    let dump = opened.dump().split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(dump.contains(says), "{dump}");
+}
+
+#[test]
 fn a_file_gives_the_same_answers() {
     let live = sample();
     let opened = stored(&live);

@@ -11,8 +11,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED, KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_clock_data,
-    kvm_msr_entry, kvm_pit_config, kvm_userspace_memory_region,
+    CpuId, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED,
+    KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_clock_data, kvm_msr_entry, kvm_pit_config,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
@@ -341,7 +342,6 @@ impl KvmMachine {
 
     /// Notes what the guest's clocks say.
     fn clocks(&self) -> Result<Clocks, VmError> {
-        let kvm = self.vm.get_clock().map_err(host("read the guest's clock"))?;
         let read = |fd: &VcpuFd| {
             let mut msrs = timers([0; 2])?;
             fd.get_msrs(&mut msrs).map_err(host("read a CPU's clock"))?;
@@ -351,6 +351,8 @@ impl KvmMachine {
         let cpus = (0..self.cpus)
             .map(|cpu| self.vcpus.with(cpu, read).unwrap_or_else(|| Err(self.ended())));
         let cpus = cpus.collect::<Result<_, _>>()?;
+        // One right after the other: what lies between them is hidden from one clock only.
+        let kvm = self.vm.get_clock().map_err(host("read the guest's clock"))?;
         Ok(Clocks { kvm, host_tsc: tsc::now(), at: Instant::now(), cpus })
     }
 
@@ -358,8 +360,25 @@ impl KvmMachine {
     ///
     /// KVM takes a write of the TSC that comes soon after another for an attempt to synchronize
     /// CPUs, and keeps its offset. So the offset itself is changed where KVM lets us.
-    fn wind(&self, clocks: &Clocks) -> Result<(), VmError> {
-        let hidden = tsc::now().wrapping_sub(clocks.host_tsc);
+    ///
+    /// TSC and kvm-clock must go on from the same instant and at the same instant: CPUs read the
+    /// latter by way of the former, the first to run still with the scale that was there before.
+    /// Since Linux 5.16 KVM tells both of one instant, and sets kvm-clock as of an instant
+    /// (`KVM_GET_CLOCK`, `KVM_SET_CLOCK` in `Documentation/virt/kvm/api.rst`).
+    ///
+    /// Gives how much time they do not show.
+    fn wind(&self, clocks: &Clocks) -> Result<Duration, VmError> {
+        const BOTH: u32 = KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC;
+        let now = self.vm.get_clock().map_err(host("read the guest's clock"))?;
+        let begin = Instant::now();
+        let exact = clocks.kvm.flags & now.flags & BOTH == BOTH;
+        let (hidden, time) = match exact {
+            true => (
+                now.host_tsc.wrapping_sub(clocks.kvm.host_tsc),
+                Duration::from_nanos(now.clock.saturating_sub(clocks.kvm.clock)),
+            ),
+            false => (tsc::now().wrapping_sub(clocks.host_tsc), begin - clocks.at),
+        };
         // Without offsets: all CPUs read the TSC at nearly the same instant; the first one's counts
         // for all, so that KVM gives them one.
         let first = clocks.cpus.first().map_or(0, |cpu| cpu.tsc);
@@ -374,8 +393,14 @@ impl KvmMachine {
             };
             self.vcpus.with(cpu, set).unwrap_or_else(|| Err(self.ended()))?;
         }
-        let clock = kvm_clock_data { clock: clocks.kvm.clock, ..Default::default() };
-        self.vm.set_clock(&clock).map_err(host("set the guest's clock"))
+        let mut clock = kvm_clock_data { clock: clocks.kvm.clock, ..Default::default() };
+        if exact {
+            (clock.flags, clock.realtime) = (KVM_CLOCK_REALTIME, now.realtime);
+        } else {
+            clock.clock += u64::try_from(begin.elapsed().as_nanos()).unwrap_or(0);
+        }
+        self.vm.set_clock(&clock).map_err(host("set the guest's clock"))?;
+        Ok(time)
     }
 }
 
@@ -432,12 +457,9 @@ impl Engine for KvmMachine {
             self.settle()?;
         }
         if let Some(clocks) = self.paused.take() {
-            // What winding itself takes is not hidden.
-            let hidden = clocks.at.elapsed();
             let wound = self.wind(&clocks);
             self.vcpus.go();
-            wound?;
-            self.stillness.hidden = Some(hidden);
+            self.stillness.hidden = Some(wound?);
         }
         Ok(start.elapsed())
     }

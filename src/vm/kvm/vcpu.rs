@@ -343,7 +343,9 @@ impl Vcpus {
         self.gate.order(Order::Stand);
         let mut state = self.gate.lock();
         loop {
-            let missing = |(cpu, stands): (usize, &bool)| (!stands).then_some(cpu);
+            // One that is held back may not have gone yet since it stood before.
+            let stands = |cpu, stands: bool| stands && state.held_back != Some(cpu);
+            let missing = |(cpu, s): (usize, &bool)| (!stands(cpu, *s)).then_some(cpu);
             let missing: Vec<usize> =
                 state.standing.iter().enumerate().filter_map(missing).collect();
             if state.order == Order::End {
@@ -521,5 +523,78 @@ impl Runner {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(60);
+
+    /// What a CPU's thread does, without a CPU: it is called all the time.
+    fn cpu(gate: &Gate, cpu: usize) {
+        while gate.pass(cpu) {
+            gate.saw(cpu, Some(0x1000 + cpu as u64));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Lets the threads end, also when a test fails.
+    struct Ends<'a>(&'a Gate);
+
+    impl Drop for Ends<'_> {
+        fn drop(&mut self) {
+            self.0.end(None);
+        }
+    }
+
+    #[test]
+    fn a_cpu_that_is_held_back_is_late() {
+        let gate = Gate::new(3);
+        let vcpus = Vcpus { gate: gate.clone(), cpus: Vec::new() };
+        std::thread::scope(|scope| {
+            let _ends = Ends(&gate);
+            for n in 0..3 {
+                let gate = gate.clone();
+                scope.spawn(move || cpu(&gate, n));
+            }
+            for round in 0..10 {
+                vcpus.go();
+                gate.hold_back(Some(1));
+                let Stand::Late(late) = vcpus.stand(Duration::from_millis(20)) else {
+                    panic!("round {round}: it stands");
+                };
+                // On a busy host others may be late as well.
+                let held = late.iter().find(|late| late.cpu == 1).expect("the one that is held");
+                if let Some((rip, ago)) = held.seen {
+                    assert!(rip == 0x1001 && ago < SOON, "{late:?}");
+                }
+                // All go on by themselves, and the next time they come.
+                gate.hold_back(None);
+                let Stand::Still { skew } = vcpus.stand(SOON) else {
+                    panic!("round {round}: it does not stand");
+                };
+                assert!(skew < SOON, "{skew:?}");
+            }
+            gate.end(None);
+            assert!(matches!(vcpus.stand(SOON), Stand::Ended));
+        });
+    }
+
+    #[test]
+    fn cpus_that_had_not_gone_stood_together() {
+        let state = |ages: [u64; 3], went| {
+            let now = Instant::now();
+            let at = |age| now - Duration::from_millis(age);
+            let seen = ages.map(|age| Some(Seen { rip: None, at: at(age) })).to_vec();
+            let gate = Gate::new(3);
+            let mut state = gate.lock();
+            (state.seen, state.went) = (seen, at(went));
+            state.skew().as_millis()
+        };
+        assert_eq!(state([5, 3, 4], 9), 2);
+        assert_eq!(state([500, 3, 4], 9), 1, "the first one had not gone");
+        assert_eq!(state([500, 300, 400], 9), 0);
     }
 }

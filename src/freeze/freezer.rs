@@ -310,11 +310,14 @@ impl Freezer {
     /// # Errors
     /// [`FreezeError::Invalid`] with the reason why they cannot be, and as [`Freezer::freeze`].
     pub fn expect_exits(&mut self, order: ExitOrder) -> Result<ExitWay, FreezeError> {
-        self.prepare(&order.request)?;
+        let request = order.request.clone();
         let way = self.standing(|Opened { capturer, engine }, triggers| {
             triggers.expect_exits(order, capturer, &mut **engine)
         });
-        way?.map_err(FreezeError::Invalid)
+        let way = way?.map_err(FreezeError::Invalid)?;
+        // Getting ready takes a while, in which a scheduler may die.
+        self.prepare(&request)?;
+        Ok(way)
     }
 
     /// Lets schedulers leave from now on.

@@ -23,8 +23,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::snapshot::{
-    CaptureError, CaptureRequest, Capturer, ExitTrap, Meta, RawCapture, Snapshot, Trigger,
-    WatchPlace,
+    CaptureError, CaptureRequest, Capturer, CpuRegisters, ExitTrap, Meta, RawCapture, Snapshot,
+    Trigger, WatchPlace,
 };
 use crate::vm::{Capability, Engine, Standstill, Trap, Trapped, VmError};
 
@@ -335,7 +335,9 @@ impl Triggers {
         if let Some(exits) = &mut self.exits
             && exits.again.is_some_and(|again| now >= again)
         {
-            exits.again = None;
+            // A CPU that has not moved on since would run into it again, and again.
+            let stuck = exits.traps.iter().any(|trap| is_at(engine, trap.address().0));
+            exits.again = stuck.then_some(now + AGAIN);
         }
         // What cannot be set shows as missing captures; the machine must go on.
         let _ = self.arm(engine);
@@ -477,6 +479,12 @@ impl Triggers {
             }
         }
     }
+}
+
+/// Whether a CPU is about to execute this instruction.
+fn is_at(engine: &mut dyn Engine, address: u64) -> bool {
+    let at = |registers: &CpuRegisters| registers.values.get("rip") == Some(&address);
+    registers(engine).0.iter().any(at)
 }
 
 /// Copies what a request asks for.

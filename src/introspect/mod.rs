@@ -35,8 +35,8 @@ mod walk;
 #[cfg(test)]
 pub(crate) use bpf::tests::{busy_guest as made_up_guest, guest_of_kinds as made_up_kinds};
 pub use bpf::{
-    Budget, Cast, Code, Leads, MAX_MAPS, MapInfo, MapKind, MapList, Owned, ProgInfo, ProgList,
-    RawMap, Runs,
+    Budget, Cast, Code, GlobalAt, Leads, MAX_MAPS, MapInfo, MapKind, MapList, Owned, ProgInfo,
+    ProgList, RawMap, Runs,
 };
 pub use contents::{Detail, Details, MapContents, MapData, PerCpuValues, Values};
 pub use error::{IntrospectError, ReadError, Unreachable, WalkError};

@@ -13,7 +13,7 @@ const LENGTHS: [u8; 4] = [8, 4, 2, 1];
 /// What of the kernel is to be watched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WatchTarget {
-    /// A symbol of the kernel's, or an address in hexadecimal.
+    /// A symbol of the kernel's, a global variable of a scheduler's, or an address in hexadecimal.
     pub symbol: String,
     /// How many bytes; as many as can be when not given.
     pub bytes: Option<u64>,
@@ -130,6 +130,11 @@ fn place(kernel: &Kernel, target: &WatchTarget) -> Result<WatchPlace, String> {
         let name = format!("{address:#x}");
         return Ok(WatchPlace { name, symbol: None, address, len });
     }
+    if kernel.symbols().lookup(symbol).is_empty()
+        && let Some(place) = global(kernel, target)?
+    {
+        return Ok(place);
+    }
     let base = unique(kernel, symbol)?;
     refuse_code(kernel, symbol, base)?;
     let room = kernel.symbols().room_at(Kva(base)).unwrap_or(8).max(1);
@@ -160,6 +165,34 @@ fn place(kernel: &Kernel, target: &WatchTarget) -> Result<WatchPlace, String> {
     }
     let len = length(&name, address, *bytes, room - offset)?;
     Ok(WatchPlace { name, symbol: Some(symbol.clone()), address, len })
+}
+
+/// A global variable of a BPF object's, if there is one of that name.
+fn global(kernel: &Kernel, target: &WatchTarget) -> Result<Option<WatchPlace>, String> {
+    let WatchTarget { symbol, bytes, offset, cpu } = target;
+    let found = kernel.globals_at(symbol).unwrap_or_default();
+    let one = match &found[..] {
+        [] => return Ok(None),
+        [one] => one,
+        several => {
+            let maps: Vec<&str> = several.iter().map(|global| global.map.as_str()).collect();
+            return Err(format!(
+                "several objects have a global variable {symbol:?}, and which is meant cannot be \
+                 told: it is in {}",
+                maps.join(" and in ")
+            ));
+        }
+    };
+    if cpu.is_some() {
+        return Err(format!("{symbol} is not per-CPU: leave cpu away"));
+    }
+    let room = one.size;
+    if *offset >= room {
+        return Err(format!("{symbol} has {room} bytes: there is nothing of it at {offset:#x}"));
+    }
+    let address = one.at.0.wrapping_add(*offset);
+    let len = length(symbol, address, *bytes, room - offset)?;
+    Ok(Some(WatchPlace { name: symbol.clone(), symbol: None, address, len }))
 }
 
 /// The one address of a symbol.

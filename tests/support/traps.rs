@@ -136,7 +136,6 @@ pub fn writes_are_trapped_one_by_one(bench: &mut Bench<'_>) {
 
 /// A breakpoint stops the machine before the instruction, once; the machine goes on unharmed.
 pub fn instructions_are_trapped_once(bench: &mut Bench<'_>) {
-    assert!(bench.engine.capabilities().has(Capability::Breakpoints));
     let trap = bench.function("proc_dointvec_minmax");
     let Trap::Execute { address, physical } = trap else { unreachable!() };
     let code = |bench: &Bench<'_>| bench.kernel.read_u64(Kva(address)).expect("it can be read");

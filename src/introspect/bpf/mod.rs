@@ -10,6 +10,7 @@ mod buffers;
 mod casts;
 mod copy;
 mod decode;
+mod globals;
 mod htab;
 mod kinds;
 mod layout;
@@ -29,6 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use casts::Cast;
 pub use copy::{Budget, RawMap};
+pub use globals::GlobalAt;
 pub use leads::{Code, Leads};
 pub use owners::Owned;
 pub use progs::{ProgInfo, ProgList, Runs};

@@ -107,3 +107,103 @@ impl Kernel {
         Ok(Leaving { kind: kind.into(), told: told != 0 })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::introspect::testing::Guest;
+
+    const WORK: u64 = 32;
+
+    /// A kernel whose scheduler has these works; the first one's function has that code.
+    fn guest(works: &[&'static str], code: &[u8]) -> (Guest, Kva) {
+        let mut guest = Guest::new();
+        let t = &mut guest.types;
+        let u32_ = t.int("unsigned int", 4, false);
+        let void = t.ptr(0);
+        let work = t.structure("irq_work", 16, &[("llnode", void, 0), ("func", void, 64)]);
+        let info = t.structure("scx_exit_info", 16, &[("kind", u32_, 0), ("reason", void, 64)]);
+        let info = t.ptr(info);
+        let mut members = vec![("exit_kind", u32_, 0), ("exit_info", info, 64)];
+        let at = (0..).map(|i| (WORK as u32 + 16 * i) * 8);
+        members.extend(works.iter().zip(at).map(|(name, at)| (*name, work, at)));
+        t.structure("scx_sched", 64, &members);
+        let sched = guest.alloc(64);
+        for (i, name) in (0..).zip(works) {
+            let function = guest.variable(&format!("{name}fn"), code);
+            guest.write_u64(sched.offset(WORK + 16 * i + 8), function.0);
+        }
+        guest.variable("scx_root", &sched.0.to_le_bytes());
+        (guest, sched)
+    }
+
+    fn found(guest: Guest) -> Result<Vec<ExitPoint>, String> {
+        Kernel::open(guest.mem()).unwrap().exit_points().map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_function_that_every_exit_passes_is_found() {
+        let nop = [0x0f, 0x1f, 0x44, 0, 0, 0x55, 0, 0];
+        let checked = [&ENDBR[..], &nop].concat();
+        for (code, skip) in [(&nop[..], 0), (&checked, 4)] {
+            let (made, _) = guest(&["disable_irq_work"], code);
+            let entry = Kva(made.address("disable_irq_workfn"));
+            let kernel = Kernel::open(made.mem()).unwrap();
+            let at = entry.offset(skip);
+            let physical = kernel.translate(at).unwrap();
+            let function = "disable_irq_workfn".to_owned();
+            let point = ExitPoint { at, physical, function, work: WORK };
+            assert_eq!(kernel.exit_points().unwrap(), [point]);
+        }
+    }
+
+    #[test]
+    fn older_kernels_have_one_for_errors_and_one_for_all() {
+        let points = found(guest(&["error_irq_work", "disable_work"], &[0x90; 8]).0).unwrap();
+        let told: Vec<_> = points.iter().map(|p| (p.function.as_str(), p.work)).collect();
+        assert_eq!(told, [("error_irq_workfn", WORK), ("disable_workfn", WORK + 16)]);
+        // Where there is the newer one, it is enough.
+        let both = guest(&["disable_work", "disable_irq_work"], &[0x90; 8]).0;
+        assert_eq!(found(both).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_found_says_why() {
+        let lacks = "'struct scx_sched' has no 'disable_irq_work' nor what was in its place before";
+        assert_eq!(found(guest(&[], &[]).0), Err(lacks.to_owned()));
+        let (mut none, _) = guest(&["disable_irq_work"], &[0x90; 8]);
+        let root = Kva(none.address("scx_root"));
+        none.write_u64(root, 0);
+        let says = found(none).unwrap_err();
+        assert!(says.ends_with("no scheduler is attached"), "{says}");
+        for nowhere in [0, 0x1234, u64::MAX, 0xffff_8880_0000_0001] {
+            let (mut elsewhere, sched) = guest(&["disable_irq_work"], &[0x90; 8]);
+            elsewhere.write_u64(sched.offset(WORK + 8), nowhere);
+            let says = found(elsewhere).unwrap_err();
+            assert!(says.contains("by which schedulers leave has no name"), "{says}");
+            let (mut lost, _) = guest(&["disable_irq_work"], &[0x90; 8]);
+            let root = Kva(lost.address("scx_root"));
+            lost.write_u64(root, nowhere.max(8));
+            assert!(found(lost).is_err(), "a scheduler at {nowhere:#x}");
+        }
+    }
+
+    #[test]
+    fn a_leaving_scheduler_is_told_from_one_that_stays() {
+        let leaving = |claimed: u32, told: Option<u32>| {
+            let (mut made, sched) = guest(&["disable_irq_work"], &[0x90; 8]);
+            made.write_u32(sched, claimed);
+            if let Some(kind) = told {
+                let info = made.alloc(16);
+                made.write_u32(info, kind);
+                made.write_u64(sched.offset(8), info.0);
+            }
+            let Leaving { kind, told } = Kernel::open(made.mem()).unwrap().leaving(sched).unwrap();
+            (kind, told)
+        };
+        assert_eq!(leaving(0, None), (0, false));
+        assert_eq!(leaving(1024, None), (1024, false));
+        assert_eq!(leaving(1024, Some(0)), (1024, false), "it has not got so far");
+        assert_eq!(leaving(1, Some(1026)), (1026, true), "the kind outlives the exit");
+    }
+}

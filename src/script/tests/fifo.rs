@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::btf::testing::Builder;
 use crate::snapshot::testing::{Object, Rows, beside_waiting_tasks, bytes, comm};
-use crate::snapshot::{Meta, Pause, Snapshot};
+use crate::snapshot::{Meta, Pause, Snapshot, Trigger};
 
 /// A freeze of a machine with these workers and CPUs.
 pub(super) struct Instant<'a> {
@@ -20,12 +20,12 @@ pub(super) struct Instant<'a> {
     pub(super) kernel: bool,
 }
 
-/// The scheduler's memory at that instant.
-pub(super) fn snapshot(at: &Instant<'_>) -> Arc<Snapshot> {
+/// The scheduler's memory at that instant, taken for that reason.
+pub(super) fn snapshot_because(at: &Instant<'_>, trigger: Trigger) -> Arc<Snapshot> {
     let pause =
         Pause { total_us: 900, stop_us: 600, copy_us: 100, resume_us: 200, ..Pause::default() };
     let (tag, phase) = (at.tag.to_owned(), at.phase.clone());
-    let meta = Meta { tag, elapsed_ms: at.elapsed_ms, pause, phase, ..Meta::default() };
+    let meta = Meta { tag, elapsed_ms: at.elapsed_ms, pause, phase, trigger, ..Meta::default() };
     match at.kernel {
         true => beside_waiting_tasks(meta, maps(at)),
         false => Snapshot::new(meta, maps(at), Vec::new()),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::fifo;
 use crate::scenario::lab::*;
-use crate::scenario::{ScenarioDecl, SchedulerExit};
+use crate::scenario::{ExpectExit, ScenarioDecl, SchedulerExit};
 use crate::snapshot::{CaptureRequest, Meta, Place, Scalar, Snapshot, Trigger};
 use crate::vm::topology::Topology;
 
@@ -34,6 +34,8 @@ pub(crate) struct FakeLab {
     pub(super) trouble: Option<LabError>,
     /// What is watched.
     watches: Mutex<Vec<String>>,
+    /// Whether the scheduler leaves with an error after a second.
+    leaves: bool,
 }
 
 impl FakeLab {
@@ -62,6 +64,7 @@ impl FakeLab {
             paused: AtomicBool::new(false),
             trouble: None,
             watches: Mutex::default(),
+            leaves: false,
         }
     }
 
@@ -71,7 +74,9 @@ impl FakeLab {
         lab.facts.topology = Topology::parse(&decl.options.topology).unwrap();
         lab.facts.duration = decl.options.duration;
         lab.facts.scheduler = if decl.options.scheduler.is_none() { "none" } else { "fifo" }.into();
-        lab.fifo = decl.options.scheduler.src.ends_with("fifo.bpf.c");
+        lab.leaves = decl.options.expect_exit != ExpectExit::None;
+        // What leaves leaves the same behind.
+        lab.fifo = decl.options.scheduler.src.ends_with("fifo.bpf.c") || lab.leaves;
         if let Some(slice) = decl.options.scheduler.rodata.get("slice_ns") {
             lab.slice_ns = slice.as_u64().unwrap();
         }
@@ -97,19 +102,26 @@ impl FakeLab {
 
     /// What is captured now.
     fn instant(&self, tag: &str) -> Arc<Snapshot> {
+        self.instant_because(tag, Trigger::Demand)
+    }
+
+    fn instant_because(&self, tag: &str, trigger: Trigger) -> Arc<Snapshot> {
         let pids: Vec<u32> = self.workers.lock().unwrap().iter().map(|(pid, _)| *pid).collect();
         match self.fifo {
             false => fifo::nothing(tag),
-            true => fifo::snapshot(&fifo::Instant {
-                tag,
-                phase: self.phase.lock().unwrap().clone(),
-                elapsed_ms: self.elapsed_ms(),
-                pids: &pids,
-                cpus: self.facts.topology.cpus(),
-                spread: self.spread.load(Ordering::Relaxed),
-                slice_ns: self.slice_ns,
-                kernel: self.kernel,
-            }),
+            true => fifo::snapshot_because(
+                &fifo::Instant {
+                    tag,
+                    phase: self.phase.lock().unwrap().clone(),
+                    elapsed_ms: self.elapsed_ms(),
+                    pids: &pids,
+                    cpus: self.facts.topology.cpus(),
+                    spread: self.spread.load(Ordering::Relaxed),
+                    slice_ns: self.slice_ns,
+                    kernel: self.kernel,
+                },
+                trigger,
+            ),
         }
     }
 
@@ -336,7 +348,16 @@ impl LabOps for FakeLab {
     }
 
     fn scheduler_exit(&self) -> Option<SchedulerExit> {
-        None
+        let message = "had enough of pid 100 after 1000 ms";
+        (self.leaves && self.elapsed_ms() >= 1000).then(|| SchedulerExit {
+            reason: format!("scx_bpf_error: {message}"),
+            elapsed_ms: 1000,
+            log: String::new(),
+            dmesg: String::new(),
+            kind: Some("error_bpf".into()),
+            message: Some(message.into()),
+            instant: String::new(),
+        })
     }
 }
 
@@ -377,6 +398,8 @@ impl WatchOps for FakeLab {
     }
 
     fn death(&self) -> Option<Arc<Snapshot>> {
-        None
+        let (cpu, function) = (Some(0), Some("scx_disable_irq_workfn".into()));
+        let trigger = Trigger::ErrorExit { cpu, function, late_us: None };
+        self.leaves.then(|| self.instant_because("error exit", trigger))
     }
 }

@@ -32,8 +32,9 @@ pub(super) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {
     let s = session.clone();
     pkg.func(
         "watch(self: Vm, symbol: string) -> Watch",
-        "Takes a snapshot at each write of the guest's to a variable of the kernel's, right behind \
-         the writing instruction. At most 3 places at once, and 20 snapshots in a second of guest \
+        "Takes a snapshot at each write of the guest's to a variable of the kernel's, or a global one \
+         of the scheduler's (`\"nr_enqueued\"`, `\"stats.nr[2]\"`), right behind the writing \
+         instruction. At most 3 places at once, and 20 snapshots in a second of guest \
          time: then the watch is disarmed for the rest of that second.",
         move |ctx: NativeCallContext<'_>, t: &mut Vm, symbol: &str| {
             watch(&s, &ctx, t, symbol, &Map::new())

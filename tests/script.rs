@@ -28,6 +28,7 @@ fn shipped_scripts_declare_what_they_should() {
     assert_eq!(names("examples/hello.rhai"), ["hello"]);
     let squeezed = ["a group stays on its CPUs (1n1l2c1t)", "a group stays on its CPUs (1n2l2c1t)"];
     assert_eq!(names("examples/cpusets.rhai"), squeezed);
+    assert_eq!(names("examples/nodes.rhai"), ["tasks stay on their node"]);
     assert!(names("scripts/smoke.rhai").len() >= 6);
 }
 

@@ -186,7 +186,7 @@ fn settings_of(pkg: &mut Package<'_>, session: &Arc<Session>) {
         "set_cpus(self: Cgroup, cpus: string)",
         "Changes the CPUs that it may run on: `\"all\"`, `\"0-3,8\"`, `\"llc:0\"`, ..",
         move |ctx: NativeCallContext<'_>, g: &mut Cgroup, cpus: &str| -> Native<()> {
-            let topology = g.lab.facts().topology;
+            let topology = &g.lab.facts().topology;
             topology.cpu_set(cpus).map_err(|e| Fault::argument(format!("set_cpus(..): {e}")))?;
             s.lab(&ctx, g.lab.cgroup_set_cpus(&g.name, cpus))
         },

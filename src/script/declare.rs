@@ -10,7 +10,6 @@ use crate::scenario::lab::LabError;
 use crate::scenario::{BootPath, ExpectExit, ScenarioDecl, ScenarioOptions, SchedulerOptions};
 use crate::snapshot::Snapshot;
 use crate::vm::Capability;
-use crate::vm::topology::Topology;
 
 use super::End;
 use super::error::ScriptError;
@@ -18,6 +17,7 @@ use super::fault::{Fault, Native, terminate};
 use super::options::{Mistake, Options};
 use super::register::Package;
 use super::session::{Boot, Mode, Plain, Session};
+use super::shape::topology;
 use super::vm::Vm;
 
 /// Options of `scenario(..)` and `boot(..)`.
@@ -62,7 +62,7 @@ pub(crate) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {
     let s = session.clone();
     pkg.func(
         "scenario(name: string, opts: map, body: closure)",
-        "Declares a scenario with options: `scheduler`, `topology`, `memory`, `kernel`, `boot`, \
+        "Declares a scenario with options: `scheduler`, `topology` (see `topology(..)`), `memory`, `kernel`, `boot`, \
          `duration`, `tags`, `timeout`, `expect_exit`, `allow_inconclusive`, `requires`, `kargs`, \
          `include_files`; `schedstats: true` and `bpf_stats: true` have the kernel count what it \
          does not count otherwise.",
@@ -270,9 +270,8 @@ pub(crate) fn options(what: &'static str, map: &Map) -> Result<ScenarioOptions, 
     if let Some(scheduler) = scheduler(&read)? {
         out.scheduler = scheduler;
     }
-    if let Some(topology) = read.string("topology")? {
-        Topology::parse(&topology).map_err(|e| read.wrong("topology", e))?;
-        out.topology = topology;
+    if let Some(value) = map.get("topology").filter(|value| !value.is_unit()) {
+        out.topology = topology(value).map_err(|e| read.wrong("topology", e))?.to_string();
     }
     set(&mut out.memory, read.size("memory")?);
     set(&mut out.kernel, read.string("kernel")?);

@@ -33,6 +33,7 @@ pub(crate) mod register;
 pub mod repl;
 mod run;
 mod session;
+mod shape;
 mod source;
 pub mod surface;
 mod topology;

@@ -1,11 +1,12 @@
 //! `topology(spec)` and `t.topology`.
 
-use rhai::{Array, Dynamic, INT};
+use rhai::{Array, Dynamic, INT, Map};
 
 use crate::vm::topology::{CpuSet, Topology};
 
 use super::fault::{Fault, Native};
 use super::register::Package;
+use super::shape::topology;
 use super::values::incomparable;
 
 pub(crate) fn register(pkg: &mut Package<'_>) {
@@ -16,9 +17,20 @@ pub(crate) fn register(pkg: &mut Package<'_>) {
     )
     .func(
         "topology(spec: string) -> Topology",
-        "Reads `\"1n2l2c1t\"`: nodes, LLCs (total), cores per LLC, threads per core.",
+        "Reads `\"1n2l2c1t\"`: nodes, LLCs (total), cores per LLC, threads per core. Nodes that \
+         differ are joined: `\"1n2l2c1t:384M+1n:128M@10,17/17,10\"` has a second node with 128 MiB \
+         and no CPUs, 17 away.",
         |spec: &str| -> Native<Topology> {
             Topology::parse(spec).map_err(|e| Fault::argument(e.to_string()).into())
+        },
+    )
+    .func(
+        "topology(nodes: map) -> Topology",
+        "Reads `#{ nodes: [#{ llcs: 2, memory: \"384M\" }, #{ memory: \"128M\" }], cores: 2, \
+         threads: 1, distances: [[10, 17], [17, 10]] }`: each node may have `llcs`, `cores`, \
+         `threads` and `memory`; one without the first three has memory only.",
+        |nodes: Map| -> Native<Topology> {
+            topology(&nodes.into()).map_err(|e| Fault::argument(e).into())
         },
     )
     .func("to_string(self: Topology) -> string", "As it is written: `1n2l2c1t`.", |t: &mut Topology| {
@@ -34,21 +46,51 @@ pub(crate) fn register(pkg: &mut Package<'_>) {
     .getter("llcs(self: Topology) -> int", "Last-level caches in all.", |t: &mut Topology| {
         INT::from(t.llcs())
     })
-    .getter("cores_per_llc(self: Topology) -> int", "Cores that share a last-level cache.", |t: &mut Topology| {
-        INT::from(t.cores_per_llc())
-    })
-    .getter("threads_per_core(self: Topology) -> int", "Threads of a core.", |t: &mut Topology| {
-        INT::from(t.threads_per_core())
-    })
+    .getter(
+        "cores_per_llc(self: Topology) -> int",
+        "Cores that share a last-level cache; throws where that differs from node to node.",
+        |t: &mut Topology| common(t, t.cores_per_llc(), "cores of an LLC", "cpu_set(`llc:${n}`)"),
+    )
+    .getter(
+        "threads_per_core(self: Topology) -> int",
+        "Threads of a core; throws where that differs from node to node.",
+        |t: &mut Topology| {
+            common(t, t.threads_per_core(), "threads of a core", "siblings_of(cpu)")
+        },
+    )
+    .func(
+        "siblings_of(self: Topology, cpu: int) -> array",
+        "The CPUs of a CPU's core, itself included, as numbers.",
+        |t: &mut Topology, cpu: INT| -> Native<Array> {
+            let one = |cpu| Some(t.siblings_of(cpu)).filter(|set| !set.is_empty());
+            of_cpu(t, cpu, one).map(|set| numbers(&set))
+        },
+    )
+    .func(
+        "llcs_of_node(self: Topology, node: int) -> array",
+        "The last-level caches of a NUMA node, as numbers; none in a node that has memory only.",
+        |t: &mut Topology, node: INT| -> Native<Array> {
+            let llcs = t.llcs_of_node(of_node(t, node)?);
+            Ok(llcs.map(|llc| Dynamic::from(INT::from(llc))).collect())
+        },
+    )
+    .func(
+        "distance(self: Topology, from: int, to: int) -> int",
+        "How far one NUMA node is from another, as the kernel tells it: 10 to itself.",
+        |t: &mut Topology, from: INT, to: INT| -> Native<INT> {
+            let (from, to) = (of_node(t, from)?, of_node(t, to)?);
+            Ok(t.distance(from, to).map_or(0, INT::from))
+        },
+    )
     .func(
         "llc_of(self: Topology, cpu: int) -> int",
         "The last-level cache of a CPU.",
-        |t: &mut Topology, cpu: INT| of_cpu(t, cpu, |cpu| t.llc_of(cpu)),
+        |t: &mut Topology, cpu: INT| of_cpu(t, cpu, |cpu| t.llc_of(cpu)).map(INT::from),
     )
     .func(
         "node_of(self: Topology, cpu: int) -> int",
         "The NUMA node of a CPU.",
-        |t: &mut Topology, cpu: INT| of_cpu(t, cpu, |cpu| t.node_of(cpu)),
+        |t: &mut Topology, cpu: INT| of_cpu(t, cpu, |cpu| t.node_of(cpu)).map(INT::from),
     )
     .func(
         "cpu_set(self: Topology, set: string) -> array",
@@ -60,9 +102,24 @@ pub(crate) fn register(pkg: &mut Package<'_>) {
     );
 }
 
-fn of_cpu(t: &Topology, cpu: INT, look: impl Fn(u32) -> Option<u32>) -> Native<INT> {
+/// What all have in common, or how to ask for each.
+fn common(t: &Topology, value: Option<u32>, what: &str, instead: &str) -> Native<INT> {
+    value.map(INT::from).ok_or_else(|| {
+        let text = format!("the {what} differ in {t}; ask for each: {instead}");
+        Fault::argument(text).into()
+    })
+}
+
+fn of_node(t: &Topology, node: INT) -> Native<u32> {
+    u32::try_from(node).ok().filter(|node| *node < t.nodes()).ok_or_else(|| {
+        let last = t.nodes() - 1;
+        Fault::argument(format!("{t} has no node {node}; its nodes are 0 to {last}")).into()
+    })
+}
+
+fn of_cpu<T>(t: &Topology, cpu: INT, look: impl Fn(u32) -> Option<T>) -> Native<T> {
     let found = u32::try_from(cpu).ok().and_then(look);
-    found.map(INT::from).ok_or_else(|| {
+    found.ok_or_else(|| {
         let last = t.cpus() - 1;
         Fault::argument(format!("{t} has no CPU {cpu}; its CPUs are 0 to {last}")).into()
     })

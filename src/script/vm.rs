@@ -71,7 +71,7 @@ fn facts(pkg: &mut Package<'_>) {
     .getter(
         "topology(self: Vm) -> Topology",
         "The shape of the machine.",
-        |t: &mut Vm| -> Topology { t.lab.facts().topology },
+        |t: &mut Vm| -> Topology { t.lab.facts().topology.clone() },
     )
     .getter("engine(self: Vm) -> string", "What runs the machine: `qemu`, ..", |t: &mut Vm| {
         t.lab.facts().engine.clone()

@@ -52,7 +52,7 @@ pub struct VmSpec {
     pub kargs: Vec<String>,
     /// Its CPUs, caches and nodes.
     pub topology: Topology,
-    /// RAM in bytes; a multiple of 2 MiB per node.
+    /// RAM in bytes, of all nodes together.
     pub memory: u64,
     /// Whether the CPUs offer five levels of page tables (LA57), which kernels then use.
     pub five_level_paging: bool,
@@ -441,6 +441,29 @@ pub enum VmError {
         asked: String,
         /// What is needed, as text.
         least: String,
+    },
+    /// Nodes that differ too much for QEMU, which has sockets of one size.
+    #[error(
+        "topology {topology}: QEMU gives all nodes the room that the largest needs, which would be \
+         {places} places for CPUs, and {most} are the most; make the nodes more alike"
+    )]
+    TooUneven {
+        /// What was asked.
+        topology: Topology,
+        /// Places that it would take.
+        places: u32,
+        /// The most there can be.
+        most: u32,
+    },
+    /// RAM that the nodes cannot have as they ask for it.
+    #[error("memory {asked} does not suit topology {topology}: {reason}")]
+    MemoryOfNodes {
+        /// What was asked, as text.
+        asked: String,
+        /// What has the nodes.
+        topology: Topology,
+        /// What does not add up, and what would.
+        reason: String,
     },
     /// More RAM than the host has.
     #[error("memory {asked} is more than this host has ({host}); ask for less")]

@@ -6,17 +6,27 @@ use std::sync::Arc;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use super::VmError;
+use super::topology::{Node, Topology};
 use crate::mem::{Gpa, MappedMem, MemError, Region};
 
 const MIB: u64 = 1 << 20;
 
-/// Shares RAM out over the nodes, in MiB: even numbers, and the last node gets the remainder.
-/// Rounded up to 2 MiB in all.
-pub(super) fn share_out(bytes: u64, nodes: u32) -> Vec<u64> {
+/// Shares RAM out over the nodes, in MiB: nodes that ask for some get that, the others even numbers
+/// of what is left, and the last of them the remainder. Rounded up to 2 MiB in all.
+pub(super) fn share_out(bytes: u64, topology: &Topology) -> Vec<u64> {
     let all = bytes.div_ceil(2 * MIB) * 2;
-    let nodes = u64::from(nodes);
-    let each = all / nodes / 2 * 2;
-    (0..nodes).map(|n| if n + 1 == nodes { all - each * (nodes - 1) } else { each }).collect()
+    let nodes = topology.each_node();
+    let asked: u64 = nodes.iter().filter_map(|node| node.memory).map(|memory| memory / MIB).sum();
+    let open = nodes.iter().filter(|node| node.memory.is_none()).count() as u64;
+    let left = all.saturating_sub(asked);
+    let each = left.checked_div(open).unwrap_or(0) / 2 * 2;
+    let last = nodes.iter().rposition(|node| node.memory.is_none());
+    let share = |(n, node): (usize, &Node)| match node.memory {
+        Some(memory) => memory / MIB,
+        None if Some(n) == last => left - each * (open - 1),
+        None => each,
+    };
+    nodes.iter().enumerate().map(share).collect()
 }
 
 /// A stretch of guest RAM: where it is, and which node's file has it at which offset.
@@ -94,15 +104,20 @@ mod tests {
 
     #[test]
     fn ram_is_shared_out_in_even_mebibytes() {
-        let cases: [(u64, u32, &[u64]); 5] = [
-            (512 * MIB, 1, &[512]),
-            (512 * MIB, 2, &[256, 256]),
-            (512 * MIB, 3, &[170, 170, 172]),
-            (512 * MIB + 1, 1, &[514]),
-            (3 * MIB, 1, &[4]),
+        let cases: [(u64, &str, &[u64]); 9] = [
+            (512 * MIB, "1n1l1c1t", &[512]),
+            (512 * MIB, "2n2l1c1t", &[256, 256]),
+            (512 * MIB, "3n3l1c1t", &[170, 170, 172]),
+            (512 * MIB + 1, "1n1l1c1t", &[514]),
+            (3 * MIB, "1n1l1c1t", &[4]),
+            (512 * MIB, "1n1l1c1t:384M+1n", &[384, 128]),
+            (512 * MIB, "1n1l1c1t+1n:100M+1n", &[206, 100, 206]),
+            (514 * MIB, "2n2l1c1t+1n:100M", &[206, 208, 100]),
+            (512 * MIB, "1n1l1c1t:384M+1n:128M", &[384, 128]),
         ];
-        for (bytes, nodes, mib) in cases {
-            assert_eq!(share_out(bytes, nodes), mib, "{bytes} bytes over {nodes} nodes");
+        for (bytes, shape, mib) in cases {
+            let topology = shape.parse().unwrap();
+            assert_eq!(share_out(bytes, &topology), mib, "{bytes} bytes over {shape}");
         }
     }
 

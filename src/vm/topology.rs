@@ -1,26 +1,89 @@
 //! The shape of a machine: NUMA nodes, last-level caches, cores, threads, and sets of its CPUs.
 //!
 //! A topology is written `NnLlCcTt`, as in `1n2l2c1t`: nodes, LLCs in the whole machine, cores per
-//! LLC, threads per core. CPUs are numbered the way the guest's kernel numbers them: threads of a
-//! core are neighbours, then the cores of an LLC, then the LLCs of a node.
+//! LLC, threads per core. Nodes that differ are joined with `+`, RAM follows a `:`, distances an
+//! `@`; see [`Topology::parse`]. CPUs are numbered the way the guest's kernel numbers them: threads
+//! of a core are neighbours, then the cores of an LLC, then the LLCs of a node, then the nodes.
 
-use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
+use std::sync::Arc;
+
+mod cpus;
+mod spelling;
+
+pub use cpus::CpuSet;
 
 /// The most CPUs any topology may have; engines may take fewer.
 pub const MAX_CPUS: u32 = 512;
+/// The most NUMA nodes.
+pub const MAX_NODES: u32 = 64;
+/// How far a node is from itself, in the units of ACPI's SLIT; other nodes are farther.
+pub const LOCAL: u8 = 10;
+/// How far it is from the others unless something else is asked for.
+pub const REMOTE: u8 = 20;
+/// The farthest there is: 255 means that a node cannot be reached.
+pub const FARTHEST: u8 = 254;
+/// RAM comes in pieces of this many bytes.
+pub const PIECE: u64 = 2 << 20;
 
-/// Nodes, last-level caches, cores and threads of a machine.
-///
-/// Invariant: no count is zero, LLCs are shared out evenly over the nodes, and there are at most
-/// [`MAX_CPUS`] CPUs.
+/// A NUMA node. One without LLCs has memory only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Node {
+    /// Last-level caches in it.
+    pub llcs: u32,
+    /// Cores that share one of them; 0 in a node without CPUs.
+    pub cores: u32,
+    /// Hardware threads of each core; 0 in a node without CPUs.
+    pub threads: u32,
+    /// Its RAM in bytes, a multiple of [`PIECE`]; without it, a share of what the machine has.
+    pub memory: Option<u64>,
+}
+
+impl Node {
+    /// A node without CPUs.
+    #[must_use]
+    pub fn of_memory(memory: Option<u64>) -> Self {
+        Node { llcs: 0, cores: 0, threads: 0, memory }
+    }
+
+    /// CPUs in it.
+    #[must_use]
+    pub fn cpus(&self) -> u32 {
+        self.llcs * self.cpus_per_llc()
+    }
+
+    fn cpus_per_llc(&self) -> u32 {
+        self.cores * self.threads
+    }
+}
+
+/// Nodes, last-level caches, cores and threads of a machine. Cheap to clone.
+///
+/// Invariant: the first node has CPUs, and those that have none are the last, since kernels number
+/// them so (they meet CPUs first in ACPI's SRAT); there are at most [`MAX_NODES`] nodes and [`MAX_CPUS`]
+/// CPUs; a node has LLCs, cores and threads, or none of them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Topology {
-    nodes: u32,
-    llcs: u32,
-    cores: u32,
-    threads: u32,
+    nodes: Arc<[Node]>,
+    /// From each node to each, a row a node; without it, all are [`REMOTE`].
+    distances: Option<Arc<[u8]>>,
+}
+
+/// Where a CPU is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its node.
+    pub node: u32,
+    /// Which of the machine's LLCs it has.
+    pub llc: u32,
+    /// Which of its node's LLCs that is.
+    pub llc_in_node: u32,
+    /// Which core of the LLC.
+    pub core: u32,
+    /// Which thread of the core.
+    pub thread: u32,
 }
 
 /// A topology or a set of CPUs that makes no sense.
@@ -37,10 +100,23 @@ pub enum TopologyError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Something is wrong with nodes that differ, with their RAM or their distances.
+    #[error(
+        "topology {asked:?}: {reason}; nodes that differ are joined with \"+\", a node without \
+         CPUs is just \"1n\", RAM of each node follows a \":\", distances follow an \"@\", as in \
+         \"1n2l2c1t:384M+1n:128M@10,17/17,10\""
+    )]
+    Parts {
+        /// What was written.
+        asked: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The LLCs cannot be shared out over the nodes.
     #[error(
         "topology {asked:?}: {llcs} LLCs cannot be shared out evenly over {nodes} nodes; \
-         \"l\" counts the LLCs of the whole machine, so make it a multiple of \"n\""
+         \"l\" counts the LLCs of the whole machine, so make it a multiple of \"n\", or say which \
+         nodes have how many, as in {instead:?}"
     )]
     Uneven {
         /// What was written.
@@ -49,6 +125,8 @@ pub enum TopologyError {
         nodes: u32,
         /// LLCs asked for.
         llcs: u32,
+        /// How uneven nodes are written.
+        instead: String,
     },
     /// More CPUs than anything here can run.
     #[error("topology {asked:?} has {cpus} CPUs; at most {MAX_CPUS} are possible")]
@@ -77,104 +155,139 @@ impl Topology {
         Self::parse(&format!("1n1l{cores}c1t"))
     }
 
-    /// Reads `NnLlCcTt`.
+    /// A machine of these nodes; `distances` has a row for each, from it to every node.
+    ///
+    /// # Errors
+    /// [`TopologyError::Parts`] and [`TopologyError::TooManyCpus`], both with the topology as it
+    /// would be written.
+    pub fn new(nodes: &[Node], distances: Option<&[Vec<u32>]>) -> Result<Self, TopologyError> {
+        let asked = spelling::text(nodes, distances);
+        let wrong = |reason| TopologyError::Parts { asked: asked.clone(), reason };
+        check_nodes(nodes).map_err(wrong)?;
+        let per_node = |n: &Node| {
+            u64::from(n.llcs).saturating_mul(n.cores.into()).saturating_mul(n.threads.into())
+        };
+        let cpus = nodes.iter().map(per_node).fold(0, u64::saturating_add);
+        if cpus > u64::from(MAX_CPUS) {
+            return Err(TopologyError::TooManyCpus { asked, cpus });
+        }
+        let distances = match distances {
+            Some(rows) => check_distances(rows, nodes.len()).map_err(wrong)?,
+            None => None,
+        };
+        Ok(Topology { nodes: nodes.into(), distances: distances.map(Arc::from) })
+    }
+
+    /// Reads a topology. `NnLlCcTt` has nodes that are all alike, and `l` counts the LLCs of all of
+    /// them. Groups of nodes that differ are joined with `+`. Each may be followed by `:` and the
+    /// RAM of every node in it, `M` or `G`; nodes without it share what is left of the machine's.
+    /// `Nn` alone is a group of nodes that have memory and no CPUs. After an `@` comes the distance
+    /// between any two nodes, or the whole table: a row for each node, rows with a `/` between.
+    ///
+    /// | written | machine |
+    /// |---|---|
+    /// | `1n2l2c1t` | one node, two LLCs with two cores each |
+    /// | `1n2l2c1t+1n1l4c1t` | two LLCs with two cores in node 0, one with four in node 1 |
+    /// | `1n1l4c2t+1n1l4c1t` | threads in node 0, none in node 1 |
+    /// | `1n1l2c1t:384M+1n:128M` | 384 MiB where the CPUs are, 128 MiB in a node of its own |
+    /// | `3n3l1c1t@30` | three nodes, each 30 away from the others |
+    /// | `2n2l1c1t+1n@10,20,40/20,10,30/40,30,10` | distances one by one |
     ///
     /// # Errors
     /// Every [`TopologyError`] but `CpuSet`.
     pub fn parse(asked: &str) -> Result<Self, TopologyError> {
-        let wrong = |reason: String| TopologyError::Spelling { asked: asked.to_owned(), reason };
-        let mut rest = asked;
-        let mut counts = [0u32; 4];
-        let parts = [("n", "nodes"), ("l", "LLCs"), ("c", "cores"), ("t", "threads")];
-        for (count, (letter, what)) in counts.iter_mut().zip(parts) {
-            let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-            let (number, after) = rest.split_at(digits);
-            if number.is_empty() {
-                return Err(wrong(format!("the number of {what} before \"{letter}\" is missing")));
-            }
-            rest = after.strip_prefix(letter).ok_or_else(|| {
-                let found = after.chars().next().map_or("the end".to_owned(), |c| format!("{c:?}"));
-                wrong(format!("\"{letter}\" ({what}) belongs after \"{number}\", found {found}"))
-            })?;
-            *count = number.parse().map_err(|_| wrong(format!("{number} {what} are too many")))?;
-            if *count == 0 {
-                return Err(wrong(format!("there must be at least one of the {what}")));
-            }
-        }
-        if !rest.is_empty() {
-            return Err(wrong(format!("nothing may follow the threads, found {rest:?}")));
-        }
-        let [nodes, llcs, cores, threads] = counts;
-        let cpus = u64::from(llcs).saturating_mul(cores.into()).saturating_mul(threads.into());
-        if cpus > u64::from(MAX_CPUS) {
-            return Err(TopologyError::TooManyCpus { asked: asked.to_owned(), cpus });
-        }
-        if llcs % nodes != 0 {
-            return Err(TopologyError::Uneven { asked: asked.to_owned(), nodes, llcs });
-        }
-        Ok(Topology { nodes, llcs, cores, threads })
+        spelling::parse(asked)
     }
 
-    /// NUMA nodes.
+    /// NUMA nodes, those without CPUs too.
     #[must_use]
     pub fn nodes(&self) -> u32 {
-        self.nodes
+        self.nodes.len() as u32
+    }
+
+    /// Each node, in order.
+    #[must_use]
+    pub fn each_node(&self) -> &[Node] {
+        &self.nodes
     }
 
     /// Last-level caches in the whole machine.
     #[must_use]
     pub fn llcs(&self) -> u32 {
-        self.llcs
+        self.nodes.iter().map(|node| node.llcs).sum()
     }
 
-    /// Last-level caches in each node.
+    /// The LLCs of a node; empty without such a node, and in one without CPUs.
     #[must_use]
-    pub fn llcs_per_node(&self) -> u32 {
-        self.llcs / self.nodes
+    pub fn llcs_of_node(&self, node: u32) -> Range<u32> {
+        let before = self.nodes.iter().take(node as usize).map(|node| node.llcs).sum();
+        before..before + self.nodes.get(node as usize).map_or(0, |node| node.llcs)
     }
 
-    /// Cores that share an LLC.
+    /// Cores that share an LLC, when that is the same for all LLCs.
     #[must_use]
-    pub fn cores_per_llc(&self) -> u32 {
-        self.cores
+    pub fn cores_per_llc(&self) -> Option<u32> {
+        self.common(|node| node.cores)
     }
 
-    /// Hardware threads of a core.
+    /// Hardware threads of a core, when that is the same for all cores.
     #[must_use]
-    pub fn threads_per_core(&self) -> u32 {
-        self.threads
+    pub fn threads_per_core(&self) -> Option<u32> {
+        self.common(|node| node.threads)
+    }
+
+    fn common(&self, of: impl Fn(&Node) -> u32) -> Option<u32> {
+        let mut all = self.nodes.iter().filter(|node| node.llcs > 0).map(of);
+        let first = all.next()?;
+        all.all(|other| other == first).then_some(first)
     }
 
     /// CPUs in the whole machine.
     #[must_use]
     pub fn cpus(&self) -> u32 {
-        self.llcs * self.cpus_per_llc()
+        self.nodes.iter().map(Node::cpus).sum()
     }
 
-    fn cpus_per_llc(&self) -> u32 {
-        self.cores * self.threads
+    /// Where a CPU is, or `None` when there is no such CPU.
+    #[must_use]
+    pub fn place(&self, cpu: u32) -> Option<Place> {
+        let (mut cpu, mut llcs) = (cpu, 0);
+        for (number, node) in (0..).zip(&*self.nodes) {
+            if cpu < node.cpus() {
+                let llc_in_node = cpu / node.cpus_per_llc();
+                return Some(Place {
+                    node: number,
+                    llc: llcs + llc_in_node,
+                    llc_in_node,
+                    core: cpu % node.cpus_per_llc() / node.threads,
+                    thread: cpu % node.threads,
+                });
+            }
+            cpu -= node.cpus();
+            llcs += node.llcs;
+        }
+        None
     }
 
     /// The LLC of a CPU, or `None` when there is no such CPU.
     #[must_use]
     pub fn llc_of(&self, cpu: u32) -> Option<u32> {
-        (cpu < self.cpus()).then(|| cpu / self.cpus_per_llc())
+        self.place(cpu).map(|place| place.llc)
     }
 
     /// The node of a CPU, or `None` when there is no such CPU.
     #[must_use]
     pub fn node_of(&self, cpu: u32) -> Option<u32> {
-        self.llc_of(cpu).map(|llc| llc / self.llcs_per_node())
+        self.place(cpu).map(|place| place.node)
     }
 
     /// The CPUs that share a core with this one (itself included); empty without such a CPU.
     #[must_use]
     pub fn siblings_of(&self, cpu: u32) -> CpuSet {
-        if cpu >= self.cpus() {
-            return CpuSet::default();
-        }
-        let first = cpu - cpu % self.threads;
-        (first..first + self.threads).collect()
+        let Some(place) = self.place(cpu) else { return CpuSet::default() };
+        let threads = self.nodes[place.node as usize].threads;
+        let first = cpu - place.thread;
+        (first..first + threads).collect()
     }
 
     /// The CPUs of an LLC; empty when there is no such LLC.
@@ -183,7 +296,7 @@ impl Topology {
         (0..self.cpus()).filter(|cpu| self.llc_of(*cpu) == Some(llc)).collect()
     }
 
-    /// The CPUs of a node; empty when there is no such node.
+    /// The CPUs of a node; empty when there is no such node, and in one without CPUs.
     #[must_use]
     pub fn cpus_of_node(&self, node: u32) -> CpuSet {
         (0..self.cpus()).filter(|cpu| self.node_of(*cpu) == Some(node)).collect()
@@ -195,138 +308,114 @@ impl Topology {
         (0..self.cpus()).collect()
     }
 
-    /// Reads a set of this machine's CPUs. The spellings:
-    ///
-    /// | spelling | CPUs |
-    /// |---|---|
-    /// | `all` | every one |
-    /// | `0-3,8` | a list as the kernel writes it |
-    /// | `llc:1`, `node:0` | those of an LLC, of a node |
-    /// | `disjoint:I/N` | part I of N parts that cover all CPUs and share none |
-    /// | `overlap:I/N@F` | window I of N equally wide windows that cover all CPUs, neighbours sharing the fraction F of their width |
-    /// | `range:A-B` | from the fraction A to the fraction B of all CPUs |
-    ///
-    /// # Errors
-    /// [`TopologyError::CpuSet`] for any other spelling, for CPUs, LLCs, nodes or parts that do
-    /// not exist, and for sets that come out empty.
-    pub fn cpu_set(&self, asked: &str) -> Result<CpuSet, TopologyError> {
-        let set = match asked.split_once(':') {
-            _ if asked == "all" => Ok(self.all()),
-            None if asked.starts_with(|c: char| c.is_ascii_digit()) => self.listed(asked),
-            Some(("llc", n)) => self.member(n, self.llcs, "LLC", |n| self.cpus_of_llc(n)),
-            Some(("node", n)) => self.member(n, self.nodes, "node", |n| self.cpus_of_node(n)),
-            Some(("disjoint", part)) => self.window(part, 0.0),
-            Some(("overlap", part)) => self.overlap(part),
-            Some(("range", range)) => self.range(range),
-            _ => Err(unknown(asked)),
-        };
-        let wrong = |reason| TopologyError::CpuSet { asked: asked.to_owned(), reason };
-        let set = set.map_err(wrong)?;
-        if set.is_empty() {
-            return Err(wrong(format!("no CPU is in it; {self} has {} CPUs", self.cpus())));
+    /// How far it is from one node to another, in the units of ACPI's SLIT: [`LOCAL`] to itself.
+    /// `None` when one of them does not exist.
+    #[must_use]
+    pub fn distance(&self, from: u32, to: u32) -> Option<u8> {
+        let nodes = self.nodes();
+        if from >= nodes || to >= nodes {
+            return None;
         }
-        Ok(set)
+        Some(match &self.distances {
+            Some(table) => table[(from * nodes + to) as usize],
+            None if from == to => LOCAL,
+            None => REMOTE,
+        })
     }
 
-    fn listed(&self, list: &str) -> Result<CpuSet, String> {
-        let set: CpuSet = list.parse().map_err(|e: TopologyError| match e {
-            TopologyError::CpuSet { reason, .. } => reason,
-            other => other.to_string(),
-        })?;
-        let beyond = set.iter().find(|cpu| *cpu >= self.cpus());
-        match beyond {
-            Some(cpu) => Err(format!("there is no CPU {cpu}; {self} has CPUs {}", self.all())),
-            None => Ok(set),
+    /// The node with CPUs that is nearest to a node: itself, when it has some. The lowest number
+    /// counts where several are equally near.
+    #[must_use]
+    pub fn nearest_cpus(&self, node: u32) -> Option<u32> {
+        let with_cpus = (0..self.nodes()).filter(|n| self.nodes[*n as usize].llcs > 0);
+        with_cpus.filter_map(|n| Some((self.distance(n, node)?, n))).min().map(|(_, n)| n)
+    }
+}
+
+/// What a CPU's access to memory so far away is said to take: 100 ns within a node.
+pub(crate) fn latency_ns(distance: u8) -> u32 {
+    u32::from(distance) * 10
+}
+
+/// How much is said to go through in a second: 100 GiB within a node, less the farther it is, in
+/// whole GiB, since tables have 16 bits for it.
+pub(crate) fn bandwidth_mib(distance: u8) -> u64 {
+    100 * u64::from(LOCAL) / u64::from(distance.max(1)) * 1024
+}
+
+fn check_nodes(nodes: &[Node]) -> Result<(), String> {
+    if nodes.len() > MAX_NODES as usize {
+        return Err(format!("{} nodes are too many, {MAX_NODES} are possible", nodes.len()));
+    }
+    for (number, node) in nodes.iter().enumerate() {
+        let Node { llcs, cores, threads, memory } = *node;
+        let counts = [llcs, cores, threads];
+        if counts.contains(&0) && counts != [0; 3] {
+            return Err(format!(
+                "node {number} has {llcs} LLCs, {cores} cores and {threads} threads: all of them \
+                 must be there, or none"
+            ));
         }
-    }
-
-    fn member(
-        &self,
-        number: &str,
-        count: u32,
-        what: &str,
-        cpus: impl Fn(u32) -> CpuSet,
-    ) -> Result<CpuSet, String> {
-        let n = number.parse::<u32>().map_err(|_| format!("{number:?} is not a number"))?;
-        if n >= count {
-            let last = count - 1;
-            return Err(format!("there is no {what} {n}; {self} has {what}s 0 to {last}"));
-        }
-        Ok(cpus(n))
-    }
-
-    fn overlap(&self, asked: &str) -> Result<CpuSet, String> {
-        let (part, share) = asked
-            .split_once('@')
-            .ok_or("the shared fraction is missing, as in \"overlap:0/2@0.5\"")?;
-        self.window(part, fraction(share)?)
-    }
-
-    /// Window `I/N` of windows that share `share` of their width with the next.
-    fn window(&self, part: &str, share: f64) -> Result<CpuSet, String> {
-        let (index, of) = part
-            .split_once('/')
-            .and_then(|(i, n)| Some((i.parse::<u32>().ok()?, n.parse::<u32>().ok()?)))
-            .ok_or_else(|| format!("{part:?} is not a part, as in \"0/2\""))?;
-        match of.checked_sub(1) {
-            None => return Err("there must be at least one part".to_owned()),
-            Some(last) if index > last => {
-                return Err(format!("part {index} of {of} does not exist; parts are 0 to {last}"));
+        match memory {
+            Some(0) => return Err(format!("node {number} has no RAM")),
+            Some(size) if size % PIECE != 0 => {
+                return Err(format!("the RAM of node {number} is no multiple of {}M", PIECE >> 20));
             }
-            Some(_) => {}
+            _ => {}
         }
-        let stride_in_widths = 1.0 - share;
-        let width = f64::from(self.cpus()) / (1.0 + f64::from(of - 1) * stride_in_widths);
-        let start = f64::from(index) * width * stride_in_widths;
-        Ok(self.between(start, start + width))
     }
-
-    fn range(&self, asked: &str) -> Result<CpuSet, String> {
-        let (from, to) =
-            asked.split_once('-').ok_or("two fractions are needed, as in \"range:0.0-0.5\"")?;
-        let (from, to) = (fraction(from)?, fraction(to)?);
-        if from >= to {
-            return Err(format!("the range must ascend, {from} is not below {to}"));
-        }
-        let cpus = f64::from(self.cpus());
-        Ok(self.between(from * cpus, to * cpus))
-    }
-
-    /// CPUs between two positions, each rounded to the nearest boundary between CPUs.
-    fn between(&self, start: f64, end: f64) -> CpuSet {
-        // The end of one window and the start of the next are computed differently; a hair more
-        // than the last bit lets both fall on the same side of a boundary. Positions lie within
-        // 0..=MAX_CPUS, so the conversions are exact.
-        let boundary = |position: f64| (position + 1e-9).round() as u32;
-        (boundary(start)..boundary(end).min(self.cpus())).collect()
+    let Some(last) = nodes.iter().rposition(|node| node.llcs > 0) else {
+        return Err("no node has CPUs".to_owned());
+    };
+    match nodes[..last].iter().position(|node| node.llcs == 0) {
+        None => Ok(()),
+        Some(number) => Err(format!(
+            "node {number} has no CPUs, and comes before node {last}, which has some; kernels number \
+             nodes without CPUs last, so put them last"
+        )),
     }
 }
 
-fn fraction(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
-        _ => Err(format!("{text:?} is not a fraction from 0.0 to 1.0")),
+/// A table of distances, or `None` for the one that goes without saying.
+fn check_distances(rows: &[Vec<u32>], nodes: usize) -> Result<Option<Vec<u8>>, String> {
+    if rows.len() != nodes {
+        return Err(format!("there are {nodes} nodes, and distances from {}", rows.len()));
     }
-}
-
-fn unknown(asked: &str) -> String {
-    const FORMS: [&str; 5] = ["llc", "node", "disjoint", "overlap", "range"];
-    let word = asked.split(':').next().unwrap_or_default();
-    let near = FORMS
-        .iter()
-        .chain(&["all"])
-        .min_by_key(|form| strsim::damerau_levenshtein(word, form))
-        .filter(|form| strsim::damerau_levenshtein(word, form) <= 2);
-    let hint = near.map_or(String::new(), |form| format!("; did you mean \"{form}\"?"));
-    format!(
-        "not one of \"all\", \"0-3,8\", \"llc:0\", \"node:0\", \"disjoint:0/2\", \
-         \"overlap:0/2@0.5\", \"range:0.0-0.5\"{hint}"
-    )
+    let mut table = Vec::new();
+    for (from, row) in rows.iter().enumerate() {
+        if row.len() != nodes {
+            return Err(format!(
+                "there are {nodes} nodes, and distances from node {from} to {}",
+                row.len()
+            ));
+        }
+        for (to, distance) in row.iter().enumerate() {
+            let range = if from == to { LOCAL..=LOCAL } else { LOCAL + 1..=FARTHEST };
+            let known = u8::try_from(*distance).ok().filter(|d| range.contains(d));
+            table.push(known.ok_or_else(|| match from == to {
+                true => format!(
+                    "node {from} is {distance} away from itself, and {LOCAL} is what that is called"
+                ),
+                false => format!(
+                    "node {from} is {distance} away from node {to}, where {} to {FARTHEST} are \
+                     possible",
+                    LOCAL + 1
+                ),
+            })?);
+        }
+    }
+    let usual = |i: usize| if i % (nodes + 1) == 0 { LOCAL } else { REMOTE };
+    let unusual = (0..).zip(&table).any(|(i, distance)| *distance != usual(i));
+    Ok(unusual.then_some(table))
 }
 
 impl fmt::Display for Topology {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}n{}l{}c{}t", self.nodes, self.llcs, self.cores, self.threads)
+        let rows = self.distances.as_ref().map(|table| {
+            let rows = table.chunks(self.nodes.len());
+            rows.map(|row| row.iter().map(|d| u32::from(*d)).collect()).collect::<Vec<_>>()
+        });
+        f.write_str(&spelling::text(&self.nodes, rows.as_deref()))
     }
 }
 
@@ -338,263 +427,23 @@ impl FromStr for Topology {
     }
 }
 
-/// A set of CPU numbers; prints and parses as the kernel's CPU lists do (`0-3,8`).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct CpuSet(BTreeSet<u32>);
-
-impl CpuSet {
-    /// The CPUs, ascending.
-    pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
-        self.0.iter().copied()
-    }
-
-    /// How many CPUs.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Whether `cpu` is one of them.
-    #[must_use]
-    pub fn contains(&self, cpu: u32) -> bool {
-        self.0.contains(&cpu)
-    }
-
-    /// Maximal runs of consecutive CPUs as (first, last).
-    fn runs(&self) -> Vec<(u32, u32)> {
-        let mut runs: Vec<(u32, u32)> = Vec::new();
-        for cpu in self.iter() {
-            match runs.last_mut() {
-                Some((_, last)) if *last + 1 == cpu => *last = cpu,
-                _ => runs.push((cpu, cpu)),
-            }
-        }
-        runs
-    }
-}
-
-impl FromIterator<u32> for CpuSet {
-    fn from_iter<I: IntoIterator<Item = u32>>(cpus: I) -> Self {
-        CpuSet(cpus.into_iter().collect())
-    }
-}
-
-impl fmt::Display for CpuSet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, (first, last)) in self.runs().into_iter().enumerate() {
-            let comma = if i == 0 { "" } else { "," };
-            match last - first {
-                0 => write!(f, "{comma}{first}")?,
-                _ => write!(f, "{comma}{first}-{last}")?,
-            }
-        }
-        Ok(())
-    }
-}
-
-impl FromStr for CpuSet {
-    type Err = TopologyError;
-
-    /// Reads a list as the kernel writes it; an empty list is an empty set.
-    fn from_str(list: &str) -> Result<Self, Self::Err> {
-        let wrong = |reason: String| TopologyError::CpuSet { asked: list.to_owned(), reason };
-        let number = |text: &str| match text.parse::<u32>() {
-            Ok(cpu) if cpu < MAX_CPUS => Ok(cpu),
-            Ok(cpu) => Err(wrong(format!("CPU {cpu} is beyond the most there can be, {MAX_CPUS}"))),
-            Err(_) => Err(wrong(format!("{text:?} is not a CPU number, as in \"0-3,8\""))),
-        };
-        let mut set = BTreeSet::new();
-        for part in list.split(',').filter(|_| !list.is_empty()) {
-            let (first, last) = part.split_once('-').unwrap_or((part, part));
-            let (first, last) = (number(first)?, number(last)?);
-            if first > last {
-                return Err(wrong(format!("the range {part:?} runs backwards")));
-            }
-            set.extend(first..=last);
-        }
-        Ok(CpuSet(set))
-    }
-}
+/// Shapes that engines are tried with: from the smallest to many of everything, one with nodes that
+/// differ in size, one with a node that has memory only.
+#[cfg(test)]
+pub(crate) const SHAPES: [&str; 12] = [
+    "1n1l1c1t",
+    "1n1l2c1t",
+    "1n1l2c2t",
+    "1n2l1c1t",
+    "1n2l2c1t",
+    "1n2l3c2t",
+    "2n2l1c1t",
+    "2n4l2c1t",
+    "2n4l2c2t",
+    "4n8l2c2t",
+    "1n2l2c1t+1n1l3c1t@10,17/17,10",
+    "1n1l2c2t:320M+1n:192M@10,31/31,10",
+];
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn topo(spec: &str) -> Topology {
-        Topology::parse(spec).unwrap()
-    }
-
-    #[test]
-    fn a_topology_says_where_each_cpu_is() {
-        let t = topo("2n4l2c2t");
-        assert_eq!((t.nodes(), t.llcs(), t.cores_per_llc(), t.threads_per_core()), (2, 4, 2, 2));
-        assert_eq!(t.cpus(), 16);
-        assert_eq!(t.llcs_per_node(), 2);
-        let cases = [(0, 0, 0), (3, 0, 0), (4, 1, 0), (7, 1, 0), (8, 2, 1), (15, 3, 1)];
-        for (cpu, llc, node) in cases {
-            assert_eq!((t.llc_of(cpu), t.node_of(cpu)), (Some(llc), Some(node)), "CPU {cpu}");
-        }
-        assert_eq!((t.llc_of(16), t.node_of(16)), (None, None));
-        assert_eq!(t.siblings_of(5).to_string(), "4-5");
-        assert_eq!(t.siblings_of(16).to_string(), "");
-        assert_eq!(t.cpus_of_llc(1).to_string(), "4-7");
-        assert_eq!(t.cpus_of_node(1).to_string(), "8-15");
-        assert!(t.cpus_of_llc(4).is_empty());
-        assert_eq!(Topology::flat(3).unwrap(), topo("1n1l3c1t"));
-    }
-
-    #[test]
-    fn wrong_topologies_say_what_is_right() {
-        let form = "; write it as nodes, LLCs (total), cores per LLC and threads per core, as in \
-                    \"1n2l2c1t\"";
-        let spelling = [
-            ("", "the number of nodes before \"n\" is missing"),
-            ("n1l1c1t", "the number of nodes before \"n\" is missing"),
-            ("1n2l", "the number of cores before \"c\" is missing"),
-            ("1n2", "\"l\" (LLCs) belongs after \"2\", found the end"),
-            ("1n2c1l1t", "\"l\" (LLCs) belongs after \"2\", found 'c'"),
-            ("1n0l2c1t", "there must be at least one of the LLCs"),
-            ("1n1l2c1tx", "nothing may follow the threads, found \"x\""),
-            ("99999999999n1l1c1t", "99999999999 nodes are too many"),
-            ("1n-1l1c1t", "the number of LLCs before \"l\" is missing"),
-            ("1n1l1ü1t", "\"c\" (cores) belongs after \"1\", found 'ü'"),
-        ];
-        for (asked, reason) in spelling {
-            let error = Topology::parse(asked).unwrap_err();
-            assert_eq!(error.to_string(), format!("topology {asked:?}: {reason}{form}"));
-        }
-        let others = [
-            (
-                "2n3l1c1t",
-                "topology \"2n3l1c1t\": 3 LLCs cannot be shared out evenly over 2 nodes; \"l\" \
-                 counts the LLCs of the whole machine, so make it a multiple of \"n\"",
-            ),
-            ("1n2l200c2t", "topology \"1n2l200c2t\" has 800 CPUs; at most 512 are possible"),
-            (
-                "1n4000000000l4000000000c4000000000t",
-                "topology \"1n4000000000l4000000000c4000000000t\" has 18446744073709551615 CPUs; \
-                 at most 512 are possible",
-            ),
-        ];
-        for (asked, message) in others {
-            assert_eq!(Topology::parse(asked).unwrap_err().to_string(), message);
-        }
-    }
-
-    #[test]
-    fn cpu_sets_in_every_spelling() {
-        let cases = [
-            ("1n2l2c1t", "all", "0-3"),
-            ("1n2l2c1t", "0-1,3", "0-1,3"),
-            ("1n2l2c1t", "3,0", "0,3"),
-            ("1n2l2c1t", "llc:1", "2-3"),
-            ("2n2l2c2t", "node:1", "4-7"),
-            ("1n1l8c1t", "disjoint:0/2", "0-3"),
-            ("1n1l8c1t", "disjoint:1/2", "4-7"),
-            ("1n1l8c1t", "disjoint:1/3", "3-4"),
-            ("1n1l4c1t", "overlap:0/2@0.5", "0-2"),
-            ("1n1l4c1t", "overlap:1/2@0.5", "1-3"),
-            ("1n1l6c1t", "overlap:0/2@0.5", "0-3"),
-            ("1n1l6c1t", "overlap:1/2@0.5", "2-5"),
-            ("1n1l6c1t", "overlap:1/2@1", "0-5"),
-            ("1n1l6c1t", "overlap:1/2@0", "3-5"),
-            ("1n1l8c1t", "range:0.0-0.5", "0-3"),
-            ("1n1l8c1t", "range:0.5-1.0", "4-7"),
-            ("1n1l1c1t", "disjoint:0/1", "0"),
-        ];
-        for (spec, asked, set) in cases {
-            assert_eq!(topo(spec).cpu_set(asked).unwrap().to_string(), set, "{asked} on {spec}");
-        }
-    }
-
-    #[test]
-    fn wrong_cpu_sets_say_what_is_right() {
-        let forms = "not one of \"all\", \"0-3,8\", \"llc:0\", \"node:0\", \"disjoint:0/2\", \
-                     \"overlap:0/2@0.5\", \"range:0.0-0.5\"";
-        let cases = [
-            ("llc:2", "there is no LLC 2; 1n2l2c1t has LLCs 0 to 1".to_owned()),
-            ("node:1", "there is no node 1; 1n2l2c1t has nodes 0 to 0".to_owned()),
-            ("llc:x", "\"x\" is not a number".to_owned()),
-            ("0-8", "there is no CPU 4; 1n2l2c1t has CPUs 0-3".to_owned()),
-            ("3-1", "the range \"3-1\" runs backwards".to_owned()),
-            ("0,,2", "\"\" is not a CPU number, as in \"0-3,8\"".to_owned()),
-            ("0-4000000000", "CPU 4000000000 is beyond the most there can be, 512".to_owned()),
-            ("disjoint:2/2", "part 2 of 2 does not exist; parts are 0 to 1".to_owned()),
-            ("disjoint:0/0", "there must be at least one part".to_owned()),
-            ("disjoint:1", "\"1\" is not a part, as in \"0/2\"".to_owned()),
-            ("disjoint:0/9", "no CPU is in it; 1n2l2c1t has 4 CPUs".to_owned()),
-            ("overlap:0/2", "the shared fraction is missing, as in \"overlap:0/2@0.5\"".to_owned()),
-            ("overlap:0/2@nan", "\"nan\" is not a fraction from 0.0 to 1.0".to_owned()),
-            ("range:0.5", "two fractions are needed, as in \"range:0.0-0.5\"".to_owned()),
-            ("range:0.5-0.5", "the range must ascend, 0.5 is not below 0.5".to_owned()),
-            ("range:0-2", "\"2\" is not a fraction from 0.0 to 1.0".to_owned()),
-            ("lcc:0", format!("{forms}; did you mean \"llc\"?")),
-            ("nodes:0", format!("{forms}; did you mean \"node\"?")),
-            ("every", forms.to_owned()),
-            ("", forms.to_owned()),
-        ];
-        for (asked, reason) in cases {
-            let error = topo("1n2l2c1t").cpu_set(asked).unwrap_err();
-            assert_eq!(error.to_string(), format!("CPU set {asked:?}: {reason}"));
-        }
-    }
-
-    prop_compose! {
-        fn topologies()(n in 1u32..4, l in 1u32..4, c in 1u32..5, t in 1u32..3) -> Topology {
-            topo(&format!("{n}n{}l{c}c{t}t", n * l))
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn printing_and_parsing_agree(t in topologies()) {
-            prop_assert_eq!(t.to_string().parse::<Topology>().unwrap(), t);
-        }
-
-        #[test]
-        fn llcs_and_nodes_partition_the_cpus(t in topologies()) {
-            let llcs: Vec<u32> = (0..t.llcs()).flat_map(|i| t.cpus_of_llc(i).0).collect();
-            let nodes: Vec<u32> = (0..t.nodes()).flat_map(|i| t.cpus_of_node(i).0).collect();
-            let all: Vec<u32> = t.all().iter().collect();
-            prop_assert_eq!(&llcs, &all);
-            prop_assert_eq!(&nodes, &all);
-        }
-
-        #[test]
-        fn disjoint_parts_partition_the_cpus(t in topologies(), of in 1u32..5) {
-            let of = of.min(t.cpus());
-            let parts: Vec<u32> = (0..of)
-                .flat_map(|i| t.cpu_set(&format!("disjoint:{i}/{of}")).unwrap().0)
-                .collect();
-            prop_assert_eq!(parts, t.all().iter().collect::<Vec<_>>());
-        }
-
-        #[test]
-        fn overlapping_windows_cover_the_cpus(t in topologies(), of in 1u32..5, share in 0.0f64..1.0) {
-            let of = of.min(t.cpus());
-            let covered: CpuSet = (0..of)
-                .flat_map(|i| t.cpu_set(&format!("overlap:{i}/{of}@{share}")).unwrap().0)
-                .collect();
-            prop_assert_eq!(covered, t.all());
-        }
-
-        #[test]
-        fn cpu_lists_survive_printing(cpus in proptest::collection::btree_set(0u32..MAX_CPUS, 0..40)) {
-            let set: CpuSet = cpus.into_iter().collect();
-            prop_assert_eq!(set.to_string().parse::<CpuSet>().unwrap(), set);
-        }
-
-        #[test]
-        fn any_text_is_a_set_or_an_error(text in "\\PC{0,24}") {
-            let _ = topo("2n2l2c2t").cpu_set(&text);
-            let _ = Topology::parse(&text);
-        }
-    }
-}
+mod tests;

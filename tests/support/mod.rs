@@ -7,6 +7,7 @@ pub mod machine;
 pub mod modules;
 pub mod outer;
 pub mod scripts;
+pub mod shape;
 pub mod soak;
 pub mod traps;
 

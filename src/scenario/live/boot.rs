@@ -93,7 +93,7 @@ impl Lab {
             ..VmSpec::new(
                 boot_image(options.boot, &kernel)?,
                 stage::initramfs(decl, &scheduler, setup)?,
-                topology,
+                topology.clone(),
                 options.memory,
             )
         };

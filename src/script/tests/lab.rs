@@ -305,6 +305,10 @@ impl LabOps for FakeLab {
         let topology = &self.facts.topology;
         let stdout = match argv {
             [cat, path] if cat == "cat" && path.ends_with("/online") => topology.all().to_string(),
+            [cat, path] if cat == "cat" && path.ends_with("/cpulist") => {
+                let node = path.split("/node").nth(2).and_then(|p| p.split('/').next()).unwrap();
+                topology.cpus_of_node(node.parse().unwrap()).to_string()
+            }
             [cat, path] if cat == "cat" => {
                 let cpu = path.split("/cpu").nth(2).and_then(|p| p.split('/').next()).unwrap();
                 let llc = topology.llc_of(cpu.parse().unwrap()).unwrap();

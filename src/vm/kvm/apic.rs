@@ -3,7 +3,7 @@
 //! Each level has its own bits, as many as its count needs rounded up, so that a shift of the id
 //! gives the core, the LLC and the package (a NUMA node here), as CPUID leaf 0xB prescribes.
 
-use crate::vm::topology::Topology;
+use crate::vm::topology::{Node, Topology};
 
 /// How many bits each level below the package has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,10 +22,12 @@ impl ApicBits {
     /// The bits of a topology. `llc_shift` asks for an LLC's ids to begin at that bit, where a
     /// CPU model has it fixed; with more CPUs in an LLC than that it cannot be.
     pub(super) fn new(topology: &Topology, llc_shift: Option<u32>) -> Self {
-        let threads = bits(topology.threads_per_core());
-        let cores = bits(topology.cores_per_llc());
+        // Nodes may differ: each level has room for the largest.
+        let most =
+            |of: fn(&Node) -> u32| bits(topology.each_node().iter().map(of).max().unwrap_or(1));
+        let (threads, cores) = (most(|node| node.threads), most(|node| node.cores));
         let padded = llc_shift.unwrap_or(0).saturating_sub(threads);
-        ApicBits { threads, cores: cores.max(padded), llcs: bits(topology.llcs_per_node()) }
+        ApicBits { threads, cores: cores.max(padded), llcs: most(|node| node.llcs) }
     }
 
     /// The shift that leaves the number of the core.
@@ -43,16 +45,13 @@ impl ApicBits {
         self.llc_shift() + self.llcs
     }
 
-    /// The APIC id of a CPU.
+    /// The APIC id of a CPU; 0 for one that does not exist.
     pub(super) fn id(self, topology: &Topology, cpu: u32) -> u32 {
-        let (threads, cores) = (topology.threads_per_core(), topology.cores_per_llc());
-        let llc = cpu / (threads * cores);
-        let (node, llc) = (llc / topology.llcs_per_node(), llc % topology.llcs_per_node());
-        let core = cpu / threads % cores;
-        (node << self.package_shift())
-            | (llc << self.llc_shift())
-            | (core << self.core_shift())
-            | (cpu % threads)
+        let Some(place) = topology.place(cpu) else { return 0 };
+        (place.node << self.package_shift())
+            | (place.llc_in_node << self.llc_shift())
+            | (place.core << self.core_shift())
+            | place.thread
     }
 }
 
@@ -62,7 +61,7 @@ mod tests {
 
     #[test]
     fn every_level_has_its_own_bits() {
-        let cases: [(&str, Option<u32>, &[u32]); 7] = [
+        let cases: [(&str, Option<u32>, &[u32]); 10] = [
             ("1n1l1c1t", None, &[0]),
             ("1n1l4c1t", None, &[0, 1, 2, 3]),
             ("1n2l3c1t", None, &[0, 1, 2, 4, 5, 6]),
@@ -70,6 +69,9 @@ mod tests {
             ("2n4l3c1t", None, &[0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14]),
             ("1n2l2c1t", Some(3), &[0, 1, 8, 9]),
             ("2n2l2c2t", Some(3), &[0, 1, 2, 3, 8, 9, 10, 11]),
+            ("1n2l2c1t+1n1l1c1t", None, &[0, 1, 2, 3, 4]),
+            ("1n1l1c2t+1n1l3c1t", None, &[0, 1, 8, 10, 12]),
+            ("2n2l1c1t+1n", None, &[0, 1]),
         ];
         for (shape, llc_shift, ids) in cases {
             let topology = Topology::parse(shape).unwrap();

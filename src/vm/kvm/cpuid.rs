@@ -63,6 +63,15 @@ fn entry(function: u32, index: Option<u32>) -> kvm_cpuid_entry2 {
     kvm_cpuid_entry2 { function, index: index.unwrap_or(0), flags, ..Default::default() }
 }
 
+/// A CPU: its id, and how many share a core, an LLC and a package with it, itself included.
+#[derive(Clone, Copy)]
+struct Cpu {
+    id: u32,
+    threads: u32,
+    llc: u32,
+    package: u32,
+}
+
 /// What the host's KVM offers, and what is to be made of it.
 #[derive(Clone)]
 pub(super) struct Cpuid {
@@ -81,7 +90,7 @@ impl Cpuid {
         let vendor = if ebx == 0x756e_6547 { Vendor::Intel } else { Vendor::Amd };
         let version = find(1).map_or(0, |leaf| leaf.eax);
         let bits = ApicBits::new(topology, fixed_llc_shift(vendor, version));
-        Cpuid { offered, vendor, topology: *topology, bits }
+        Cpuid { offered, vendor, topology: topology.clone(), bits }
     }
 
     /// How APIC ids are made up.
@@ -105,7 +114,7 @@ impl Cpuid {
     pub(super) fn of(&self, cpu: u32) -> Vec<kvm_cpuid_entry2> {
         /// Leaves that are made anew.
         const OURS: [u32; 6] = [4, 0xb, 0x1f, 0x8000_001d, 0x8000_001e, 0x8000_0026];
-        let id = self.bits.id(&self.topology, cpu);
+        let cpu = self.cpu(cpu);
         let offered = self.offered.iter().copied().filter(|e| !OURS.contains(&e.function));
         let mut out: Vec<kvm_cpuid_entry2> = offered.collect();
         // A host that lacks them would leave the guest without caches.
@@ -114,22 +123,24 @@ impl Cpuid {
                 out.push(entry(function, None));
             }
         }
-        out.iter_mut().for_each(|leaf| self.adapt(leaf, id));
-        out.extend(self.levels(id));
+        out.iter_mut().for_each(|leaf| self.adapt(leaf, cpu));
+        out.extend(self.levels(cpu));
         match self.vendor {
             Vendor::Intel => out.extend(self.intel_caches()),
-            Vendor::Amd => out.extend(self.amd(id)),
+            Vendor::Amd => out.extend(self.amd(cpu)),
         }
         out.sort_by_key(|leaf| (leaf.function, leaf.index));
         out
     }
 
-    /// CPUs of a package.
-    fn per_package(&self) -> u32 {
-        self.topology.cpus() / self.topology.nodes()
+    fn cpu(&self, cpu: u32) -> Cpu {
+        let node = self.topology.node_of(cpu).unwrap_or(0);
+        let node = self.topology.each_node()[node as usize];
+        let (threads, llc) = (node.threads, node.threads * node.cores);
+        Cpu { id: self.bits.id(&self.topology, cpu), threads, llc, package: node.cpus() }
     }
 
-    fn adapt(&self, leaf: &mut kvm_cpuid_entry2, id: u32) {
+    fn adapt(&self, leaf: &mut kvm_cpuid_entry2, cpu: Cpu) {
         const HTT: u32 = 1 << 28;
         const VMX: u32 = 1 << 5;
         const DEADLINE: u32 = 1 << 24;
@@ -138,7 +149,7 @@ impl Cpuid {
         const SVM: u32 = 1 << 2;
         const TOPOLOGY_EXTENSIONS: u32 = 1 << 22;
         let amd = self.vendor == Vendor::Amd;
-        let package = self.bits.package_shift();
+        let (id, package) = (cpu.id, self.bits.package_shift());
         match leaf.function {
             0 => leaf.eax = leaf.eax.max(if amd { 0xd } else { 0x1f }),
             1 => {
@@ -149,12 +160,12 @@ impl Cpuid {
                 leaf.ebx = leaf.ebx & 0xffff | ids << 16 | (id & 0xff) << 24;
                 // A guest of ours starts no guests.
                 leaf.ecx = leaf.ecx & !VMX | DEADLINE | HYPERVISOR;
-                leaf.edx = if self.per_package() > 1 { leaf.edx | HTT } else { leaf.edx & !HTT };
+                leaf.edx = if cpu.package > 1 { leaf.edx | HTT } else { leaf.edx & !HTT };
             }
             0x8000_0000 if amd => leaf.eax = leaf.eax.max(0x8000_0026),
             0x8000_0001 if amd => {
                 leaf.ecx = leaf.ecx & !(SVM | CMP_LEGACY) | TOPOLOGY_EXTENSIONS;
-                if self.per_package() > 1 {
+                if cpu.package > 1 {
                     leaf.ecx |= CMP_LEGACY;
                 }
             }
@@ -168,26 +179,27 @@ impl Cpuid {
                 leaf.edx = ((CACHES[3].kib() / 512) << 18) | 8 << 12 | 1 << 8 | LINE;
             }
             0x8000_0008 if amd => {
-                leaf.ecx = leaf.ecx & !0xf0ff | (self.per_package() - 1) & 0xff | package << 12;
+                leaf.ecx = leaf.ecx & !0xf0ff | (cpu.package - 1) & 0xff | package << 12;
             }
             _ => {}
         }
     }
 
     /// Leaves 0xB and, where a package has several LLCs, 0x1F: a die is an LLC.
-    fn levels(&self, id: u32) -> Vec<kvm_cpuid_entry2> {
+    fn levels(&self, cpu: Cpu) -> Vec<kvm_cpuid_entry2> {
         const SMT: u32 = 1;
         const CORE: u32 = 2;
         const DIE: u32 = 5;
-        let topology = &self.topology;
-        let threads = topology.threads_per_core();
-        let llc = threads * topology.cores_per_llc();
         let (core, die, package) =
             (self.bits.core_shift(), self.bits.llc_shift(), self.bits.package_shift());
-        let mut out = levels(0xb, id, &[(SMT, core, threads), (CORE, package, self.per_package())]);
-        if self.vendor == Vendor::Intel && topology.llcs_per_node() > 1 {
-            let dies = [(SMT, core, threads), (CORE, die, llc), (DIE, package, self.per_package())];
-            out.extend(levels(0x1f, id, &dies));
+        let mut out =
+            levels(0xb, cpu.id, &[(SMT, core, cpu.threads), (CORE, package, cpu.package)]);
+        // The same levels on all CPUs, however many LLCs their own nodes have.
+        let dies = self.topology.each_node().iter().any(|node| node.llcs > 1);
+        if self.vendor == Vendor::Intel && dies {
+            let dies =
+                [(SMT, core, cpu.threads), (CORE, die, cpu.llc), (DIE, package, cpu.package)];
+            out.extend(levels(0x1f, cpu.id, &dies));
         }
         out
     }
@@ -210,14 +222,12 @@ impl Cpuid {
         out
     }
 
-    fn amd(&self, id: u32) -> Vec<kvm_cpuid_entry2> {
+    fn amd(&self, cpu: Cpu) -> Vec<kvm_cpuid_entry2> {
         const CORE: u32 = 1;
         const COMPLEX: u32 = 2;
         const DIE: u32 = 3;
         const SOCKET: u32 = 4;
-        let topology = &self.topology;
-        let threads = topology.threads_per_core();
-        let llc = threads * topology.cores_per_llc();
+        let Cpu { id, threads, llc, package: all } = cpu;
         let (core, complex, package) =
             (self.bits.core_shift(), self.bits.llc_shift(), self.bits.package_shift());
         let mut out = self.caches(0x8000_001d, 0);
@@ -228,7 +238,6 @@ impl Cpuid {
             ecx: (id >> package) & 0xff,
             ..entry(0x8000_001e, None)
         });
-        let all = self.per_package();
         let extended = [
             (CORE, core, threads),
             (COMPLEX, complex, llc),
@@ -278,10 +287,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     /// Shapes that machines are asked for.
-    const SHAPES: [&str; 10] = [
-        "1n1l1c1t", "1n1l2c1t", "1n1l2c2t", "1n2l1c1t", "1n2l2c1t", "1n2l3c2t", "2n2l1c1t",
-        "2n4l2c1t", "2n4l2c2t", "4n8l2c2t",
-    ];
+    use crate::vm::topology::SHAPES;
 
     fn offered(name: &[u8; 12], version: u32) -> Vec<kvm_cpuid_entry2> {
         let word = |at: usize| u32::from_le_bytes(name[at..at + 4].try_into().unwrap());
@@ -344,7 +350,8 @@ mod tests {
                 let wanted = groups(&topology, |cpu| topology.llc_of(cpu).unwrap());
                 assert_eq!(llc, wanted, "{shape}, LLCs, {version:#x}");
                 let core = groups(&topology, |cpu| id(cpu) >> (at(cpu, 0xb, 0).eax & 0x1f));
-                let wanted = groups(&topology, |cpu| cpu / topology.threads_per_core());
+                let siblings = |cpu| topology.siblings_of(cpu).iter().next().unwrap();
+                let wanted = groups(&topology, siblings);
                 assert_eq!(core, wanted, "{shape}, cores");
                 for index in 0..3 {
                     let shared =
@@ -367,7 +374,11 @@ mod tests {
                     assert!(intel || family(one.eax) >= ZEN, "{:#x}", one.eax);
                     assert_eq!(one.ebx >> 24, id(cpu) & 0xff, "{shape} CPU {cpu}");
                     assert_eq!(one.ecx & 1 << 5, 0, "no guests in the guest");
-                    assert_eq!(one.edx >> 28 & 1 == 1, topology.cpus() > topology.nodes());
+                    let node = topology.cpus_of_node(topology.node_of(cpu).unwrap()).len();
+                    assert_eq!(one.edx >> 28 & 1 == 1, node > 1);
+                    let threads = topology.siblings_of(cpu).len() as u32;
+                    let counts = [0, 1].map(|level| at(cpu, 0xb, level).ebx);
+                    assert_eq!(counts, [threads, node as u32], "{shape} CPU {cpu}");
                 }
                 let ids: std::collections::BTreeSet<u32> = (0..topology.cpus()).map(id).collect();
                 assert_eq!(ids.len() as u32, topology.cpus(), "{shape}: ids differ");

@@ -107,7 +107,7 @@ pub(super) fn start(spec: &VmSpec) -> Result<KvmMachine, VmError> {
     limits::check(spec, "kvm", MOST_CPUS)?;
     let kvm = Kvm::new().map_err(host("open /dev/kvm"))?;
     let vm = kvm.create_vm().map_err(host("make a virtual machine"))?;
-    let node_mib = share_out(spec.memory, spec.topology.nodes());
+    let node_mib = share_out(spec.memory, &spec.topology);
     let Ram { parts, mem: memory, .. } =
         Ram::new(&node_mib, layout::LOW_END >> 20, MappedMem::writable)?;
     attach(&vm, &memory)?;

@@ -8,19 +8,17 @@ use acpi_tables::aml::{
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
-use acpi_tables::hmat::{self, HMAT};
 use acpi_tables::madt::{
     EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
 };
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
-use acpi_tables::slit::SLIT;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 
 use super::apic::ApicBits;
 use crate::mem::Region;
-use crate::vm::topology::Topology;
+use crate::vm::topology::{Topology, bandwidth_mib, latency_ns};
 
 /// Where the tables lie: in the hole below 1 MiB, where firmware keeps its own.
 pub(super) const TABLES: u64 = 0xe_0000;
@@ -41,9 +39,6 @@ const OEM: [u8; 6] = *b"CRYOSC";
 const OEM_TABLE: [u8; 8] = *b"CRYOSCOP";
 const LOCAL_APIC: u32 = 0xfee0_0000;
 const IO_APIC: u32 = 0xfec0_0000;
-/// Distance between nodes, in the units of SLIT: within a node it is 10.
-const REMOTE: u8 = 20;
-
 /// RAM of the nodes: the regions of each.
 pub(super) type NodeRam = Vec<Vec<Region>>;
 
@@ -85,8 +80,8 @@ pub(super) fn tables(topology: &Topology, apic: ApicBits, ram: &NodeRam) -> Vec<
     xsdt.add_entry(placed.put(&bytes(&madt(topology, apic))));
     if topology.nodes() > 1 {
         xsdt.add_entry(placed.put(srat(topology, apic, ram).as_slice()));
-        xsdt.add_entry(placed.put(&bytes(&slit(topology))));
-        xsdt.add_entry(placed.put(&bytes(&hmat(topology))));
+        xsdt.add_entry(placed.put(slit(topology).as_slice()));
+        xsdt.add_entry(placed.put(hmat(topology).as_slice()));
     }
     let xsdt = placed.put(&bytes(&xsdt));
     let rsdp = bytes(&Rsdp::new(OEM, xsdt));
@@ -155,23 +150,64 @@ fn srat(topology: &Topology, apic: ApicBits, ram: &NodeRam) -> Sdt {
     srat
 }
 
-fn slit(topology: &Topology) -> SLIT {
-    let mut slit = SLIT::new(OEM, OEM_TABLE, 1, topology.nodes());
-    for a in 0..topology.nodes() as usize {
-        for b in 0..a {
-            slit.set_distance(a, b, REMOTE);
-        }
+/// How far each node is from each (ACPI 6.5, chapter 5.2.17).
+fn slit(topology: &Topology) -> Sdt {
+    let nodes = topology.nodes();
+    let mut slit = Sdt::new(*b"SLIT", 36, 1, OEM, OEM_TABLE, 1);
+    slit.append_slice(&u64::from(nodes).to_le_bytes());
+    for from in 0..nodes {
+        let row: Vec<u8> = (0..nodes).filter_map(|to| topology.distance(from, to)).collect();
+        slit.append_slice(&row);
     }
     slit
 }
 
-/// Latency and bandwidth between nodes, in the proportions of the distances.
-fn hmat(topology: &Topology) -> HMAT {
-    let mut hmat = HMAT::new(OEM, OEM_TABLE, 1);
-    let nodes = topology.nodes();
-    for node in 0..nodes {
-        hmat.add_memory_proximity(hmat::MemoryProximityDomain::new(node, node));
+/// What a CPU's access to each node's memory takes and how much goes through, by which kernels
+/// put nodes into tiers (ACPI 6.5, chapter 5.2.29).
+fn hmat(topology: &Topology) -> Sdt {
+    /// Latencies are in picoseconds from this revision on.
+    const REVISION: u8 = 2;
+    const INITIATOR_IS_THERE: u16 = 1;
+    const ACCESS_LATENCY: u8 = 0;
+    const ACCESS_BANDWIDTH: u8 = 3;
+    let mut hmat = Sdt::new(*b"HMAT", 36, REVISION, OEM, OEM_TABLE, 1);
+    hmat.append_slice(&[0; 4]);
+    let (with_cpus, all): (Vec<u32>, Vec<u32>) = {
+        let has_cpus = |node: &u32| !topology.llcs_of_node(*node).is_empty();
+        ((0..topology.nodes()).filter(has_cpus).collect(), (0..topology.nodes()).collect())
+    };
+    for node in &all {
+        let nearest = topology.nearest_cpus(*node).unwrap_or(0);
+        let mut attributes = vec![0; 4];
+        attributes.extend(40u32.to_le_bytes());
+        attributes.extend(INITIATOR_IS_THERE.to_le_bytes());
+        attributes.extend([0; 2]);
+        attributes.extend(nearest.to_le_bytes());
+        attributes.extend(node.to_le_bytes());
+        attributes.resize(40, 0);
+        hmat.append_slice(&attributes);
     }
+    let values = |kind: u8, unit: u64, value: &dyn Fn(u8) -> u64| {
+        let entries = with_cpus.len() * all.len();
+        let length = 32 + 4 * (with_cpus.len() + all.len()) + 2 * entries;
+        let mut out = vec![1, 0, 0, 0];
+        out.extend((length as u32).to_le_bytes());
+        // Memory itself, no cache before it; the kind; no transfer size is needed.
+        out.extend([0, kind, 0, 0]);
+        out.extend((with_cpus.len() as u32).to_le_bytes());
+        out.extend((all.len() as u32).to_le_bytes());
+        out.extend([0; 4]);
+        out.extend(unit.to_le_bytes());
+        out.extend(with_cpus.iter().chain(&all).flat_map(|node| node.to_le_bytes()));
+        for (from, to) in with_cpus.iter().flat_map(|from| all.iter().map(move |to| (*from, *to))) {
+            let value = topology.distance(from, to).map_or(0, value) / unit;
+            out.extend(u16::try_from(value).unwrap_or(u16::MAX - 1).to_le_bytes());
+        }
+        out
+    };
+    // In units in which the numbers fit into their 16 bits.
+    hmat.append_slice(&values(ACCESS_LATENCY, 1000, &|d| u64::from(latency_ns(d)) * 1000));
+    hmat.append_slice(&values(ACCESS_BANDWIDTH, 1024, &|d| bandwidth_mib(d)));
     hmat
 }
 
@@ -279,6 +315,88 @@ mod tests {
             .collect();
         assert_eq!(memory, [(0, 0, 1 << 28), (1, 1 << 28, 1 << 28)]);
         assert_eq!(tables[3].1[44..], [10, 20, 20, 10]);
+    }
+
+    /// What HMAT says of each CPU node's access to each node: latencies in picoseconds, or MiB/s.
+    fn accesses(hmat: &[u8], kind: u8) -> Vec<(u32, u32, u64)> {
+        let mut at = 40;
+        while at < hmat.len() {
+            let length = u32_at(hmat, at + 4) as usize;
+            let part = &hmat[at..at + length];
+            at += length;
+            if part[..2] != [1, 0] || part[9] != kind {
+                continue;
+            }
+            let (from, to) = (u32_at(part, 12) as usize, u32_at(part, 16) as usize);
+            assert_eq!(length, 32 + 4 * (from + to) + 2 * from * to);
+            let name = |i: usize| u32_at(part, 32 + 4 * i);
+            let value = |i: usize| {
+                let at = 32 + 4 * (from + to) + 2 * i;
+                u64::from(u16::from_le_bytes(part[at..at + 2].try_into().unwrap()))
+            };
+            let unit = u64_at(part, 24);
+            let one = |i: usize| (name(i / to), name(from + i % to), unit * value(i));
+            return (0..from * to).map(one).collect();
+        }
+        panic!("nothing of kind {kind}");
+    }
+
+    #[test]
+    fn a_node_without_cpus_is_in_all_tables_but_madt() {
+        let tables = all("1n1l2c1t+1n1l1c1t+1n@10,20,15/20,10,18/15,17,10");
+        let srat = &tables[2].1;
+        let cpus: Vec<u8> = srat[48..48 + 48].chunks(16).map(|c| c[2]).collect();
+        assert_eq!(cpus, [0, 0, 1]);
+        let memory: Vec<u32> = srat[48 + 48..].chunks(40).map(|c| u32_at(c, 2)).collect();
+        assert_eq!(memory, [0, 1, 2]);
+        assert_eq!(tables[3].1[44..], [10, 20, 15, 20, 10, 18, 15, 17, 10]);
+        let hmat = &tables[4].1;
+        let nearest: Vec<(u32, u32)> =
+            hmat[40..160].chunks(40).map(|c| (u32_at(c, 16), u32_at(c, 12))).collect();
+        assert_eq!(nearest, [(0, 0), (1, 1), (2, 0)]);
+        let latencies = accesses(hmat, 0);
+        let nanoseconds: Vec<_> = latencies.iter().map(|(a, b, ps)| (*a, *b, ps / 1000)).collect();
+        let wanted = [(0, 0, 100), (0, 1, 200), (0, 2, 150), (1, 0, 200), (1, 1, 100), (1, 2, 180)];
+        assert_eq!(nanoseconds, wanted);
+        let bandwidths: Vec<u64> = accesses(hmat, 3).into_iter().map(|(.., mib)| mib).collect();
+        assert_eq!(bandwidths, [102_400, 51_200, 67_584, 51_200, 102_400, 56_320]);
+    }
+
+    #[test]
+    fn all_shapes_have_all_their_cpus_and_nodes_in_the_tables() {
+        for shape in crate::vm::topology::SHAPES {
+            let topology = Topology::parse(shape).unwrap();
+            let tables = all(shape);
+            let of = |name: &str| &tables.iter().find(|(n, _)| n == name).unwrap().1;
+            let madt = of("APIC");
+            let ids: Vec<u8> =
+                madt[44..].chunks(8).take(topology.cpus() as usize).map(|c| c[3]).collect();
+            let bits = ApicBits::new(&topology, None);
+            let wanted: Vec<u8> =
+                (0..topology.cpus()).map(|cpu| bits.id(&topology, cpu) as u8).collect();
+            assert_eq!(ids, wanted, "{shape}");
+            if topology.nodes() == 1 {
+                assert_eq!(names(&tables), ["FACP", "APIC", "DSDT"], "{shape}");
+                continue;
+            }
+            let nodes: Vec<(u32, u8)> = of("SRAT")[48..]
+                .chunks(16)
+                .take(topology.cpus() as usize)
+                .map(|c| (c[2].into(), c[3]))
+                .collect();
+            let node = |cpu| topology.node_of(cpu).unwrap();
+            let wanted: Vec<(u32, u8)> =
+                (0..).zip(&wanted).map(|(cpu, id)| (node(cpu), *id)).collect();
+            assert_eq!(nodes, wanted, "{shape}");
+            let count = topology.nodes();
+            let pairs = (0..count).flat_map(|a| (0..count).map(move |b| (a, b)));
+            let distances: Vec<u8> = pairs.map(|(a, b)| topology.distance(a, b).unwrap()).collect();
+            assert_eq!(of("SLIT")[44..], distances, "{shape}");
+            for (from, to, picoseconds) in accesses(of("HMAT"), 0) {
+                let distance = u64::from(topology.distance(from, to).unwrap());
+                assert_eq!(picoseconds, distance * 10_000, "{shape}, {from} to {to}");
+            }
+        }
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub use version::{OLDEST, Version, version};
 /// The most CPUs. All share one host thread: where one takes 2 s of it to boot and 16 take 5 s, 64
 /// take 21 s, and each then gets a 64th of what it can do.
 const MOST_CPUS: u32 = 64;
+/// The most places for CPUs, filled or not: their ids have a byte, of which 255 is everybody.
+const MOST_PLACES: u32 = 254;
 /// How long QEMU may take until it greets us. It takes 50 ms; a machine that is busy with other
 /// things may take many times that.
 const GREETING: Duration = Duration::from_secs(30);
@@ -65,8 +67,13 @@ pub(super) struct Qemu {
 /// Makes the machine and lets it run; `parallel` gives each CPU a thread of its own.
 pub(super) fn start(spec: &VmSpec, parallel: bool) -> Result<Qemu, VmError> {
     limits::check(spec, "qemu", MOST_CPUS)?;
+    let places = args::Grid::of(&spec.topology).cpus();
+    if places > MOST_PLACES {
+        let topology = spec.topology.clone();
+        return Err(VmError::TooUneven { topology, places, most: MOST_PLACES });
+    }
     image::check(&spec.boot)?;
-    let node_mib = share_out(spec.memory, spec.topology.nodes());
+    let node_mib = share_out(spec.memory, &spec.topology);
     let ram = Ram::new(&node_mib, args::LOW_MIB, MappedMem::writable)?;
     let refused = |e: io::Error| VmError::Host {
         what: "make the descriptors of a machine".to_owned(),

@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test setup build fmt clippy licences unit vm repeat kernel-examples fuzz bench clean
+.PHONY: help demo test setup build fmt clippy licences unit vm test-kvm repeat kernel-examples fuzz bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
@@ -35,6 +35,10 @@ unit: ## unit, golden, house-rule and licence tests: seconds
 vm: ## tests that boot real kernels
 	@tools/say "tests against real kernels"
 	tools/vm-tests
+
+test-kvm: setup ## our own machine on KVM at length; PARTS= of scripts, shapes, zoo, timing (all)
+	$(CARGO) test --test kvm
+	$(CARGO) test --bench kvm -- $(PARTS)
 
 repeat: setup ## the smoke scripts ten times over kernels, boot paths and topologies (long)
 	$(CARGO) build --release --bins

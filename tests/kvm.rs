@@ -11,7 +11,7 @@ use cryoscope::snapshot::{CaptureRequest, Meta};
 use cryoscope::vm::initramfs::Initramfs;
 use cryoscope::vm::{Boot, EngineChoice, VmSpec};
 use support::machine::Machine;
-use support::outer::{INNER, Outer, SELF, kvm_is_real};
+use support::outer::{INNER, Outer, SELF, kvm_is_real, speak_up};
 use support::{scripts, traps};
 
 /// What is tried on a machine, and what is done for that.
@@ -114,6 +114,7 @@ fn in_an_outer_guest(archive: Vec<u8>) {
 #[test]
 fn our_machine_boots_freezes_and_goes_off() {
     if let Ok(archive) = std::fs::read(format!("{INNER}/initramfs")) {
+        speak_up(Duration::from_secs(600));
         let inner = |name: &str| Path::new(INNER).join(name);
         let vmlinux = inner("vmlinux");
         let args = script(vmlinux.to_str().expect("text"));

@@ -1,0 +1,191 @@
+//! Our own machine on KVM, at length: what `make test-kvm` runs beside tests/kvm.rs. Where KVM is
+//! not real, each part runs in an outer guest whose kernel has it (`tests/support/outer.rs`).
+//!
+//! | part | what |
+//! |---|---|
+//! | `scripts` | all of `scripts/`, on two kernels, with 1, 2 and 4 CPUs |
+//! | `shapes` | topologies as the guest sees them: four on our machine, all twelve under QEMU |
+//! | `zoo` | maps that were filled and left alone read the same through both engines |
+//! | `timing` | time to the agent's hello over QEMU's on the same KVM, and pauses by their parts |
+//!
+//! Names of parts as arguments choose some of them.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+#[path = "kvm/timing.rs"]
+mod timing;
+#[path = "kvm/zoo.rs"]
+mod zoo;
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use cryoscope::kernel::KernelImage;
+use cryoscope::vm::initramfs::Initramfs;
+use cryoscope::vm::{Boot, EngineChoice, VmSpec};
+use support::machine::Machine;
+use support::outer::{INNER, Outer, SELF, kvm_is_real, speak_up};
+use support::{Guest, scripts, shape};
+
+const PARTS: [&str; 4] = ["scripts", "shapes", "zoo", "timing"];
+const KERNELS: [&str; 2] = ["debian:7.2", "debian:7.3"];
+const CPUS: [&str; 3] = ["1n1l1c1t", "1n1l2c1t", "1n2l2c1t"];
+/// RAM of the outer guest in MiB.
+const OUTER: u64 = 4096;
+/// RAM of inner ones.
+const INNER_MIB: u64 = 512;
+/// How long a part may take: everything is emulated, exits twice.
+const PATIENCE: Duration = Duration::from_secs(3600);
+/// Shapes that our machine is booted in.
+const BOOTED: [&str; 4] = ["1n2l2c1t", "2n4l2c1t", shape::UNEVEN, shape::MEMORY_ONLY];
+
+/// What inner machines boot.
+struct Cargo {
+    kernel: PathBuf,
+    archive: Vec<u8>,
+}
+
+impl Cargo {
+    fn in_guest(kernel: &str, archive: &str) -> Cargo {
+        let read = |path: &str| std::fs::read(path).unwrap_or_else(|e| panic!("{path}: {e}"));
+        Cargo { kernel: kernel.into(), archive: read(archive) }
+    }
+
+    fn spec(&self, topology: &str) -> VmSpec {
+        let topology = topology.parse().expect("a topology");
+        let boot = Boot::Elf(self.kernel.clone());
+        VmSpec::new(boot, self.archive.clone().into(), topology, INNER_MIB << 20)
+    }
+}
+
+/// An initial file system with the agent and nothing else.
+fn agent_alone() -> Vec<u8> {
+    let mut fs = Initramfs::new();
+    fs.agent(support::agent()).expect("the agent can be staged");
+    fs.build().expect("an archive")
+}
+
+/// Where the outer guest has that.
+fn archive_in_guest(name: &str) -> String {
+    format!("{INNER}/{name}.cpio")
+}
+
+fn all_scripts(images: &[KernelImage], outer: Option<&Outer>) {
+    for image in images {
+        for cpus in CPUS {
+            let begin = Instant::now();
+            match outer {
+                Some(outer) => {
+                    let kernel = scripts::kernel_in_guest(image);
+                    outer.run(&[SELF, "inner", "scripts", &kernel, cpus], PATIENCE);
+                }
+                None => {
+                    let mut command = Command::new(env!("CARGO_BIN_EXE_cryoscope"));
+                    command.arg("run").arg(support::project("scripts"));
+                    command.args(["--engine", "kvm", "--kernel", &image.spec, "--topology", cpus]);
+                    assert!(command.status().expect("it starts").success(), "a script fails");
+                }
+            }
+            println!("scripts     {} {cpus}: passed in {:?}", image.release, begin.elapsed());
+        }
+    }
+}
+
+fn scripts_in_guest(kernel: &str, cpus: &str) {
+    let scripts = support::project("scripts").display().to_string();
+    let words = ["--engine", "kvm", "--jobs", "1", "--kernel", kernel, "--topology", cpus];
+    let args: Vec<String> = std::iter::once(scripts).chain(words.map(str::to_owned)).collect();
+    assert!(scripts::run(&args), "a script fails");
+}
+
+/// Boots our machine in some shapes.
+fn our_shapes(cargo: &Cargo) {
+    for shape in BOOTED {
+        let spec = cargo.spec(shape);
+        let machine = Machine::boot(&spec, EngineChoice::Kvm);
+        shape::is_as_asked("kvm", &spec, &|path| machine.file(path));
+        println!("shapes      {shape} on our machine, hello after {:?}", machine.took);
+        machine.power_off();
+    }
+}
+
+/// Boots QEMU in all shapes.
+fn qemus_shapes(image: &KernelImage) {
+    for shape in shape::SHAPES {
+        let spec = support::spec(support::elf(image), shape, |_| {});
+        let begin = Instant::now();
+        let guest = Guest::start(&spec);
+        shape::is_as_asked("qemu", &spec, &|path| guest.file(path));
+        println!("shapes      {shape} under QEMU in {:?}", begin.elapsed());
+    }
+}
+
+/// One part of what an outer guest is told to do.
+fn inner(args: &[String]) {
+    speak_up(Duration::from_secs(600));
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match words[..] {
+        ["scripts", kernel, cpus] => scripts_in_guest(kernel, cpus),
+        ["shapes", kernel, archive] => our_shapes(&Cargo::in_guest(kernel, archive)),
+        ["zoo", kernel, archive, attach] => {
+            let attach = std::fs::read_to_string(attach).expect("how it is attached");
+            let attach = serde_json::from_str(&attach).expect("a request");
+            let machine =
+                Machine::boot(&Cargo::in_guest(kernel, archive).spec(zoo::CPUS), EngineChoice::Kvm);
+            std::fs::write(zoo::FOUND, zoo::read(machine, attach)).expect("it can be written");
+        }
+        ["timing", kernel, archive] => timing::measure(&Cargo::in_guest(kernel, archive), archive),
+        _ => panic!("{words:?}"),
+    }
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    if args.first().is_some_and(|first| first == "inner") {
+        return inner(&args[1..]);
+    }
+    let unknown = args.iter().find(|part| !PARTS.contains(&part.as_str()));
+    assert_eq!(unknown, None, "parts are {PARTS:?}");
+    let wanted = |part: &str| args.is_empty() || args.iter().any(|arg| arg == part);
+    let images = KERNELS.map(support::kernel);
+    let (image, real) = (&images[0], kvm_is_real());
+    let zoo = zoo::Zoo::prepare(image);
+    let outer = (!real).then(|| {
+        Outer::start(image, OUTER, |fs| {
+            scripts::stage(fs, &images.iter().collect::<Vec<_>>())?;
+            fs.bytes(&archive_in_guest("agent"), agent_alone(), 0o644)?;
+            zoo.stage(fs)?;
+            timing::stage(fs)
+        })
+    });
+    let kernel = scripts::kernel_in_guest(image);
+    let run = |part: &[&str]| match &outer {
+        Some(outer) => {
+            let args = [&[SELF, "inner"], part].concat();
+            outer.run(&args, PATIENCE);
+            true
+        }
+        None => false,
+    };
+    let here = || Cargo { kernel: image.elf().to_owned(), archive: agent_alone() };
+    let agent = archive_in_guest("agent");
+    if wanted("timing") && !run(&["timing", &kernel, &agent]) {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), agent_alone()).expect("it can be written");
+        timing::measure(&here(), file.path().to_str().expect("text"));
+    }
+    if wanted("shapes") {
+        qemus_shapes(image);
+        if !run(&["shapes", &kernel, &agent]) {
+            our_shapes(&here());
+        }
+    }
+    if wanted("zoo") {
+        zoo.compare(image, outer.as_ref(), &kernel);
+    }
+    if wanted("scripts") {
+        all_scripts(&images, outer.as_ref());
+    }
+}

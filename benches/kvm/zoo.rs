@@ -1,0 +1,126 @@
+//! A zoo of maps: filled by a scheduler that is then detached, and by the agent. Left alone, it reads
+//! the same through every engine, but for addresses and for what names tasks and groups.
+
+use std::collections::BTreeMap;
+
+use cryoscope::kernel::KernelImage;
+use cryoscope::scheduler::Prepared;
+use cryoscope::snapshot::{CaptureRequest, Meta};
+use cryoscope::vm::EngineChoice;
+use cryoscope::vm::initramfs::{Initramfs, InitramfsError};
+use cryoscope::wire::{Answer, Op};
+use serde_json::Value;
+
+use super::support;
+use super::support::machine::Machine;
+use super::support::outer::{Outer, SELF};
+use super::{PATIENCE, archive_in_guest};
+
+pub(super) const CPUS: &str = "1n1l2c1t";
+/// Where the outer guest leaves what was read.
+pub(super) const FOUND: &str = "/zoo-found";
+const ATTACH: &str = "/inner/zoo-attach";
+/// Of tasks, groups, sockets and files there are others in every machine; of the kernel's own table
+/// of a scheduler, other times.
+const OTHERS: [&str; 6] = ["notes", "noted", "group_notes", "groups_noted", "sockets", "inodes"];
+/// Kernel addresses, which lie anywhere, begin here.
+const KERNEL: u64 = 0xffff_0000_0000_0000;
+
+pub(super) struct Zoo {
+    prepared: Prepared,
+}
+
+impl Zoo {
+    pub(super) fn prepare(image: &KernelImage) -> Zoo {
+        Zoo { prepared: support::scheduler("tests/schedulers/zoo.bpf.c", image) }
+    }
+
+    fn archive(&self) -> Vec<u8> {
+        let mut fs = Initramfs::new();
+        fs.agent(support::agent()).expect("the agent can be staged");
+        support::stage(&mut fs, &self.prepared);
+        fs.build().expect("an archive")
+    }
+
+    pub(super) fn stage(&self, fs: &mut Initramfs) -> Result<(), InitramfsError> {
+        let attach = serde_json::to_vec(&support::attach(&self.prepared)).expect("plain data");
+        fs.bytes(ATTACH, attach, 0o644)?;
+        fs.bytes(&archive_in_guest("zoo"), self.archive(), 0o644)
+    }
+
+    /// Reads the zoo through both engines and compares.
+    pub(super) fn compare(&self, image: &KernelImage, outer: Option<&Outer>, kernel: &str) {
+        let spec = |topology: &str| {
+            let stage = |fs: &mut Initramfs| support::stage(fs, &self.prepared);
+            support::spec(support::elf(image), topology, stage)
+        };
+        let attach = || support::attach(&self.prepared);
+        let qemu = read(Machine::boot(&spec(CPUS), EngineChoice::Qemu), attach());
+        let kvm = match outer {
+            None => read(Machine::boot(&spec(CPUS), EngineChoice::Kvm), attach()),
+            Some(outer) => {
+                let archive = archive_in_guest("zoo");
+                outer.run(&[SELF, "inner", "zoo", kernel, &archive, ATTACH], PATIENCE);
+                outer.file(FOUND)
+            }
+        };
+        let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+        let (qemu, kvm) = (lines(&qemu), lines(&kvm));
+        for (a, b) in qemu.iter().zip(&kvm) {
+            let at = a.bytes().zip(b.bytes()).position(|(a, b)| a != b).unwrap_or(0);
+            let from = at.saturating_sub(60);
+            let part = |text: &str| text.chars().skip(from).take(200).collect::<String>();
+            assert!(a == b, "under QEMU: {}\non our machine: {}", part(a), part(b));
+        }
+        assert_eq!(qemu.len(), kvm.len(), "maps");
+        let entries: usize = qemu.iter().map(|line| line.matches("},{").count() + 1).sum();
+        assert!(qemu.len() > 50 && entries > 10_000, "{} maps, {entries} entries", qemu.len());
+        println!("zoo         {} maps read the same, {entries} entries", qemu.len());
+    }
+}
+
+/// Fills the zoo, reads it, and gives a line for each map: its name, and its entries in order.
+pub(super) fn read(mut machine: Machine, attach: Op) -> String {
+    machine.call(attach);
+    let Answer::Maps(held) = machine.call(Op::HoldMaps) else { panic!("no maps are held") };
+    machine.call(Op::Detach);
+    let Answer::Made(made) = machine.call(Op::MakeMaps) else { panic!("no maps were made") };
+    let mut names = BTreeMap::new();
+    let ours = held.into_iter().chain(made.into_iter().map(|made| made.map));
+    for map in ours.filter(|map| !OTHERS.contains(&map.name.as_str())) {
+        names.insert(map.id, map.name);
+    }
+    let request = CaptureRequest { registers: false, ..CaptureRequest::default() };
+    let snap = machine.freezer.freeze(&request, Meta::default).unwrap_or_else(|e| panic!("{e}"));
+    let mut lines = Vec::new();
+    for (id, name) in names {
+        let map = snap.map(&format!("{name}#{id}")).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(map.incomplete(), None, "{name}");
+        let entries = serde_json::to_value(map.entries_as_json()).expect("plain data");
+        let mut entries: Vec<String> = match entries {
+            Value::Array(all) => {
+                all.into_iter().map(|e| without_addresses(e).to_string()).collect()
+            }
+            other => panic!("{name}: {other}"),
+        };
+        entries.sort();
+        lines.push(format!("{name} {} [{}]", map.attrs().kind, entries.join(",")));
+    }
+    lines.sort();
+    machine.power_off();
+    lines.join("\n")
+}
+
+/// The same without kernel addresses, as numbers or in texts.
+fn without_addresses(value: Value) -> Value {
+    const GONE: &str = "address";
+    match value {
+        Value::Array(all) => all.into_iter().map(without_addresses).collect(),
+        Value::Object(all) => {
+            all.into_iter().map(|(key, value)| (key, without_addresses(value))).collect()
+        }
+        Value::Number(n) if n.as_u64().is_some_and(|n| n >= KERNEL) => GONE.into(),
+        Value::String(text) if text.contains("0xffff") => GONE.into(),
+        other => other,
+    }
+}

@@ -404,7 +404,7 @@ fn check_distances(rows: &[Vec<u32>], nodes: usize) -> Result<Option<Vec<u8>>, S
             })?);
         }
     }
-    let usual = |i: usize| if i % (nodes + 1) == 0 { LOCAL } else { REMOTE };
+    let usual = |i: usize| if i.is_multiple_of(nodes + 1) { LOCAL } else { REMOTE };
     let unusual = (0..).zip(&table).any(|(i, distance)| *distance != usual(i));
     Ok(unusual.then_some(table))
 }

@@ -6,6 +6,7 @@
 //! | `scripts` | all of `scripts/`, on two kernels, with 1, 2 and 4 CPUs |
 //! | `shapes` | topologies as the guest sees them: four on our machine, all twelve under QEMU |
 //! | `zoo` | maps that were filled and left alone read the same through both engines |
+//! | `host` | RAM of huge pages, and a CPU that is bound; in the outer guest only |
 //! | `timing` | time to the agent's hello over QEMU's on the same KVM, and pauses by their parts |
 //!
 //! Names of parts as arguments choose some of them.
@@ -29,7 +30,7 @@ use support::machine::Machine;
 use support::outer::{INNER, Outer, SELF, kvm_is_real, speak_up};
 use support::{Guest, scripts, shape};
 
-const PARTS: [&str; 4] = ["scripts", "shapes", "zoo", "timing"];
+const PARTS: [&str; 5] = ["scripts", "shapes", "zoo", "timing", "host"];
 const KERNELS: [&str; 2] = ["debian:7.2", "debian:7.3"];
 const CPUS: [&str; 3] = ["1n1l1c1t", "1n1l2c1t", "1n2l2c1t"];
 /// RAM of the outer guest in MiB.
@@ -111,6 +112,29 @@ fn our_shapes(cargo: &Cargo) {
     }
 }
 
+/// Boots with RAM of huge pages, and its CPU bound to one of the host.
+fn from_the_host(cargo: &Cargo) {
+    let pages = || {
+        let path = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+        std::fs::read_to_string(path).expect("huge pages").trim().parse::<u64>().expect("a number")
+    };
+    std::fs::write("/proc/sys/vm/nr_hugepages", (INNER_MIB / 2).to_string()).expect("reserved");
+    let before = pages();
+    let mut spec = cargo.spec("1n1l1c1t");
+    spec.huge_pages = true;
+    spec.pin = Some("0".parse().expect("a CPU"));
+    let machine = Machine::boot(&spec, EngineChoice::Kvm);
+    assert!(pages() < before, "{before} huge pages are free, and still {}", pages());
+    let threads = std::fs::read_dir("/proc/self/task").expect("threads").flatten();
+    let read = |path: PathBuf, file| std::fs::read_to_string(path.join(file)).expect("a thread");
+    let cpu = threads.map(|t| t.path()).find(|t| read(t.clone(), "comm").trim() == "kvm-cpu-0");
+    let status = read(cpu.expect("the CPU's thread"), "status");
+    assert!(status.contains("Cpus_allowed_list:\t0\n"), "{status}");
+    machine.power_off();
+    println!("host        huge pages and a pinned CPU");
+    std::fs::write("/proc/sys/vm/nr_hugepages", "0").expect("let go");
+}
+
 /// Boots QEMU in all shapes.
 fn qemus_shapes(image: &KernelImage) {
     for shape in shape::SHAPES {
@@ -128,6 +152,7 @@ fn inner(args: &[String]) {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words[..] {
         ["scripts", kernel, cpus] => scripts_in_guest(kernel, cpus),
+        ["host", kernel, archive] => from_the_host(&Cargo::in_guest(kernel, archive)),
         ["shapes", kernel, archive] => our_shapes(&Cargo::in_guest(kernel, archive)),
         ["zoo", kernel, archive, attach] => {
             let attach = std::fs::read_to_string(attach).expect("how it is attached");
@@ -175,6 +200,9 @@ fn main() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), agent_alone()).expect("it can be written");
         timing::measure(&here(), file.path().to_str().expect("text"));
+    }
+    if wanted("host") && !run(&["host", &kernel, &agent]) {
+        println!("host        left out: it changes how many huge pages this machine has");
     }
     if wanted("shapes") {
         qemus_shapes(image);

@@ -101,7 +101,7 @@ fn ours_with(kernel: &KernelImage, archive: &Arc<[u8]>) -> Duration {
     let topology = CPUS.parse().expect("a topology");
     let spec = VmSpec::new(support::elf(kernel), archive.clone(), topology, 512 << 20);
     let start = Instant::now();
-    let mut engine = vm::start(&spec, EngineChoice::Auto).expect("the machine starts");
+    let mut engine = vm::start(&spec, EngineChoice::Qemu).expect("the machine starts");
     assert!(engine.console().wait_for("READY", support::BOOT), "{}", engine.console().text());
     let took = start.elapsed();
     engine.stop();

@@ -139,7 +139,7 @@ fn kernel_6_12_with_its_older_symbols_is_read_as_well() {
 fn a_kernel_that_starts_is_not_ready_until_it_can_be_read() {
     let _alone = alone();
     let spec = support::spec(bzimage(&support::kernel("debian:7.2")), "1n1l1c1t", |_| {});
-    let machine = vm::start(&spec, EngineChoice::Auto).unwrap_or_else(|e| panic!("{e}"));
+    let machine = vm::start(&spec, EngineChoice::Qemu).unwrap_or_else(|e| panic!("{e}"));
     let start = Instant::now();
     let kernel = loop {
         match Kernel::open(machine.memory()) {

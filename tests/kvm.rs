@@ -22,6 +22,7 @@ const BODIES: &[Body] = &[
     ("the shape is what was asked", the_shape_is_what_was_asked),
     ("freezes show the guest", freezes_show_the_guest),
     ("pauses are hidden from it", pauses_are_hidden_from_it),
+    ("all CPUs have one TSC", all_cpus_have_one_tsc),
     ("traps fire", |machine| traps::fire_on_kvm(machine.freezer.engine_mut(), &machine.channel)),
 ];
 
@@ -73,6 +74,25 @@ fn pauses_are_hidden_from_it(machine: &mut Machine) {
     assert!(guest >= 0.0 && guest <= host - 0.9 * hidden, "{guest} s of {host} s");
     let clock = machine.file("/sys/devices/system/clocksource/clocksource0/current_clocksource");
     println!("{clock}: {guest} s of {host} s, {hidden} s of them paused");
+}
+
+/// After all those pauses, each CPU's TSC is what the others' is, and goes on.
+fn all_cpus_have_one_tsc(machine: &mut Machine) {
+    let mut last = 0;
+    for _ in 0..10 {
+        machine.engine().pause().unwrap_or_else(|e| panic!("{e}"));
+        let of = |machine: &mut Machine, cpu| {
+            let registers = machine.engine().registers(cpu).unwrap_or_else(|e| panic!("{e}"));
+            registers.values["tsc"]
+        };
+        let all = [0, 1].map(|cpu| of(machine, cpu));
+        machine.engine().resume().unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(all[0], all[1], "the TSCs are apart");
+        assert!(all[0] > last, "{} after {last}", all[0]);
+        last = all[0];
+        // The guest gets to run.
+        machine.uptime();
+    }
 }
 
 fn suite(kernels: Vec<Boot>, archive: &[u8]) {

@@ -126,7 +126,7 @@ fn what_cannot_be_made_says_what_to_ask_for() {
     let error = |change: Change| {
         let mut spec = tiny_spec(&kernel);
         change(&mut spec);
-        match vm::start(&spec, EngineChoice::Auto) {
+        match vm::start(&spec, EngineChoice::Qemu) {
             Ok(_) => panic!("this should not start: {spec:?}"),
             Err(e) => e.to_string(),
         }
@@ -190,7 +190,7 @@ fn an_old_qemu_is_named_with_its_version() {
         fake_qemu("[ \"$1\" = --version ] && echo 'QEMU emulator version 5.2.0'; exit 1");
     let kernel = tiny::Kernel::new("", tiny::HANG);
     let spec = VmSpec { qemu: program.clone(), ..tiny_spec(&kernel) };
-    let error = vm::start(&spec, EngineChoice::Auto).err().expect("it is too old").to_string();
+    let error = vm::start(&spec, EngineChoice::Qemu).err().expect("it is too old").to_string();
     assert_eq!(
         error,
         format!(
@@ -512,7 +512,7 @@ fn what_qemu_says_when_it_cannot_start_is_passed_on() {
     );
     let kernel = tiny::Kernel::new("", tiny::HANG);
     let spec = VmSpec { qemu: program, ..tiny_spec(&kernel) };
-    let error = vm::start(&spec, EngineChoice::Auto).err().expect("it cannot start").to_string();
+    let error = vm::start(&spec, EngineChoice::Qemu).err().expect("it cannot start").to_string();
     assert_eq!(
         error,
         "cannot start QEMU: the machine's process ended with exit code 1\n\

@@ -81,6 +81,7 @@ fn qemu(machine: &str, cargo: &Cargo, archive: &str) -> Result<Duration, String>
     let begin = Instant::now();
     let mut command = Command::new(QEMU);
     command
+        .args(FIRMWARE.iter().flat_map(|dir| ["-L", dir]))
         .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
         .args(["-accel", "kvm", "-cpu", "host", "-smp", "2", "-machine", machine])
         .args(["-m", &format!("{INNER_MIB}M"), "-append", KARGS, "-kernel"])

@@ -186,7 +186,7 @@ fn cores(cores: usize) -> String {
 
 fn kvm(speed: &Result<KvmSpeed, String>, traps: KvmTraps) -> String {
     match speed {
-        Ok(speed) if speed.is_real() => format!("{speed}; {traps}; --engine kvm uses it"),
+        Ok(speed) if speed.is_real() => format!("{speed}; {traps}; --engine auto takes it"),
         Ok(speed) => {
             format!("{speed}; {traps}; machines are emulated by QEMU (TCG), which is faster")
         }
@@ -351,7 +351,7 @@ mod tests {
     fn a_good_machine_lacks_nothing() {
         assert_eq!(missing(&good()), []);
         let text = report(&judge(&good()));
-        assert!(text.contains(" takes 1 ns a round; watchpoints do not fire, breakpoints fire; --engine kvm uses it\n"), "{text}");
+        assert!(text.contains(" takes 1 ns a round; watchpoints do not fire, breakpoints fire; --engine auto takes it\n"), "{text}");
         assert!(text.contains("      ok  qemu      qemu-system-x86_64 7.2.22\n"), "{text}");
         assert!(text.ends_with("Scenarios can run here: cryoscope run scripts/smoke.rhai\n"));
     }

@@ -67,6 +67,10 @@ pub struct Overrides {
     pub kernel: Option<String>,
     /// `--topology`.
     pub topology: Option<String>,
+    /// `--huge-pages`.
+    pub huge_pages: bool,
+    /// `--pin`.
+    pub pin: Option<String>,
     /// `--boot`.
     pub boot: Option<BootPath>,
     /// `--engine`, `auto` or `qemu`.
@@ -86,6 +90,10 @@ impl Overrides {
         }
         if let Some(boot) = self.boot {
             options.boot = boot;
+        }
+        options.huge_pages |= self.huge_pages;
+        if self.pin.is_some() {
+            options.pin.clone_from(&self.pin);
         }
     }
 }
@@ -381,6 +389,8 @@ mod tests {
         let overrides = Overrides {
             kernel: Some("debian:7.3".into()),
             topology: Some("1n2l2c1t".into()),
+            huge_pages: true,
+            pin: Some("0-3".into()),
             boot: Some(BootPath::BzImage),
             engine: None,
             clang: None,
@@ -388,6 +398,7 @@ mod tests {
         overrides.apply(&mut options);
         assert_eq!(options.kernel, "debian:7.3");
         assert_eq!(options.topology, "1n2l2c1t");
+        assert_eq!((options.huge_pages, options.pin.as_deref()), (true, Some("0-3")));
         assert_eq!(options.boot, BootPath::BzImage);
         assert_eq!(options.memory, before.memory);
     }

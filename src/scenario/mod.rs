@@ -83,6 +83,10 @@ pub struct ScenarioOptions {
     pub allow_inconclusive: bool,
     /// Capabilities that the engine must have; without them the scenario is skipped.
     pub requires: Vec<String>,
+    /// Whether RAM is made of the host's huge pages.
+    pub huge_pages: bool,
+    /// CPUs of the host to bind the machine's to, as a list: `2-5`.
+    pub pin: Option<String>,
     /// Added to the kernel's command line.
     pub kargs: Vec<String>,
     /// Host files to put into the guest: host path (relative to the script), guest path.
@@ -104,6 +108,8 @@ impl Default for ScenarioOptions {
             expect_fail: None,
             allow_inconclusive: false,
             requires: Vec::new(),
+            huge_pages: false,
+            pin: None,
             kargs: Vec::new(),
             include_files: Vec::new(),
         }

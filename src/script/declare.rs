@@ -10,6 +10,7 @@ use crate::scenario::lab::LabError;
 use crate::scenario::{BootPath, ExpectExit, ScenarioDecl, ScenarioOptions, SchedulerOptions};
 use crate::snapshot::Snapshot;
 use crate::vm::Capability;
+use crate::vm::topology::CpuSet;
 
 use super::End;
 use super::error::ScriptError;
@@ -25,6 +26,8 @@ const OPTIONS: &[&str] = &[
     "scheduler",
     "topology",
     "memory",
+    "huge_pages",
+    "pin",
     "kernel",
     "boot",
     "duration",
@@ -62,7 +65,9 @@ pub(crate) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {
     let s = session.clone();
     pkg.func(
         "scenario(name: string, opts: map, body: closure)",
-        "Declares a scenario with options: `scheduler`, `topology` (see `topology(..)`), `memory`, `kernel`, `boot`, \
+        "Declares a scenario with options: `scheduler`, `topology` (see `topology(..)`), `memory`, \
+         `huge_pages: true` (RAM of the host's huge pages), `pin: \"2-5\"` (CPUs of the host, one \
+         for each of the machine's; engine kvm), `kernel`, `boot`, \
          `duration`, `tags`, `timeout`, `expect_exit`, `allow_inconclusive`, `requires`, `kargs`, \
          `include_files`; `schedstats: true` and `bpf_stats: true` have the kernel count what it \
          does not count otherwise.",
@@ -274,6 +279,11 @@ pub(crate) fn options(what: &'static str, map: &Map) -> Result<ScenarioOptions, 
         out.topology = topology(value).map_err(|e| read.wrong("topology", e))?.to_string();
     }
     set(&mut out.memory, read.size("memory")?);
+    set(&mut out.huge_pages, read.flag("huge_pages")?);
+    out.pin = read.string("pin")?;
+    if let Some(pin) = &out.pin {
+        pin.parse::<CpuSet>().map_err(|e| read.wrong("pin", e))?;
+    }
     set(&mut out.kernel, read.string("kernel")?);
     set(&mut out.boot, read.word("boot", &BootPath::NAMES)?.and_then(BootPath::parse));
     set(&mut out.duration, read.duration("duration")?);

@@ -35,6 +35,7 @@ pub(super) fn check(spec: &VmSpec, engine: &'static str, most: u32) -> Result<()
         return Err(VmError::MemoryTooLarge { asked: size(spec.memory), host: size(host) });
     }
     shares(spec)?;
+    super::host::check_huge_pages(spec)?;
     let kargs = crate::vm::kargs::line(&spec.kargs).len();
     if kargs > COMMAND_LINE {
         return Err(VmError::KernelArgs { length: kargs, most: COMMAND_LINE });

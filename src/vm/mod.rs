@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::mem::GuestMem;
@@ -20,6 +20,7 @@ mod console;
 pub mod contain;
 mod ending;
 mod exit;
+mod host;
 pub mod initramfs;
 mod kargs;
 mod kvm;
@@ -59,6 +60,10 @@ pub struct VmSpec {
     /// Whether the guest may have guests of its own: QEMU's CPUs then are AMD's, with SVM, and
     /// one LLC is all they show.
     pub nested: bool,
+    /// Whether RAM is made of the host's huge pages of 2 MiB, of which enough must be reserved.
+    pub huge_pages: bool,
+    /// CPUs of the host to bind the machine's to, one each, ascending. Our own machine can.
+    pub pin: Option<topology::CpuSet>,
     /// How many bytes of console output are kept.
     pub console_limit: usize,
     /// The QEMU program, a path or a name looked up in `PATH`.
@@ -77,6 +82,8 @@ impl VmSpec {
             memory,
             five_level_paging: false,
             nested: false,
+            huge_pages: false,
+            pin: None,
             console_limit: 1 << 20,
             qemu: PathBuf::from(QEMU),
         }
@@ -95,7 +102,7 @@ pub enum Boot {
 /// Which engine to take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EngineChoice {
-    /// The best one that works on this machine.
+    /// Our own machine where KVM is real, QEMU's emulator elsewhere.
     #[default]
     Auto,
     /// QEMU with its emulator; all CPUs take turns on one thread. Slower with several CPUs, and
@@ -371,6 +378,13 @@ pub trait Engine: Send {
     fn stop(&mut self) -> ExitInfo;
 }
 
+/// Whether [`EngineChoice::Auto`] means our own machine: where KVM is real, for all that it can be.
+fn takes_kvm(spec: &VmSpec) -> bool {
+    static REAL: OnceLock<bool> = OnceLock::new();
+    // Guests of ours start no guests.
+    !spec.nested && *REAL.get_or_init(|| kvm_speed().is_ok_and(|speed| speed.is_real()))
+}
+
 /// Makes a machine and lets it run.
 ///
 /// # Errors
@@ -378,6 +392,7 @@ pub trait Engine: Send {
 /// could be handed out.
 pub fn start(spec: &VmSpec, choice: EngineChoice) -> Result<Box<dyn Engine>, VmError> {
     match choice {
+        EngineChoice::Auto if takes_kvm(spec) => Ok(Box::new(kvm::start(spec)?)),
         EngineChoice::Auto | EngineChoice::Qemu => Ok(Box::new(qemu::start(spec, false)?)),
         EngineChoice::QemuMulti => Ok(Box::new(qemu::start(spec, true)?)),
         EngineChoice::Kvm => Ok(Box::new(kvm::start(spec)?)),
@@ -472,6 +487,25 @@ pub enum VmError {
         asked: String,
         /// What the host has, as text.
         host: String,
+    },
+    /// Too few huge pages.
+    #[error(
+        "the machine's RAM needs {needed} huge pages of 2 MiB, and this host has {free} free; \
+         reserve more (as root: sysctl vm.nr_hugepages=N), or leave huge pages out"
+    )]
+    HugePages {
+        /// Pages.
+        needed: u64,
+        /// Pages that nobody has.
+        free: u64,
+    },
+    /// CPUs that cannot be bound as asked.
+    #[error("pin {asked:?}: {reason}")]
+    Pin {
+        /// CPUs of the host.
+        asked: String,
+        /// What is wrong with them, and what would be right.
+        reason: String,
     },
     /// More text on the kernel's command line than it reads.
     #[error(

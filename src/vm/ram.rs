@@ -69,11 +69,18 @@ pub(super) struct Ram {
 type Map = fn(Vec<(Region, File, u64)>) -> Result<MappedMem, MemError>;
 
 impl Ram {
-    pub(super) fn new(node_mib: &[u64], low_mib: u64, map: Map) -> Result<Self, VmError> {
+    pub(super) fn new(
+        node_mib: &[u64],
+        low_mib: u64,
+        huge: bool,
+        map: Map,
+    ) -> Result<Self, VmError> {
+        let pages =
+            if huge { MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB } else { MemfdFlags::empty() };
         let refused = |reason: String| VmError::Host { what: "make guest RAM".into(), reason };
         let files = node_mib
             .iter()
-            .map(|mib| memfd("cryoscope-ram", mib * MIB))
+            .map(|mib| sealed("cryoscope-ram", mib * MIB, pages))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| refused(e.to_string()))?;
         let parts = layout(node_mib, low_mib);
@@ -90,7 +97,12 @@ impl Ram {
 /// Memory that is a file without a name. Its size is sealed: nobody who holds it can make a read
 /// of our mapping of it fault.
 pub(super) fn memfd(name: &str, len: u64) -> std::io::Result<File> {
-    let file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    sealed(name, len, MemfdFlags::empty())
+}
+
+fn sealed(name: &str, len: u64, pages: MemfdFlags) -> std::io::Result<File> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | pages;
+    let file = File::from(memfd_create(name, flags)?);
     file.set_len(len)?;
     fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(file)
@@ -157,7 +169,7 @@ mod tests {
 
     #[test]
     fn the_host_sees_each_nodes_file_where_the_guest_does() {
-        let ram = Ram::new(&[1536, 1536], 2048, MappedMem::from_parts).unwrap();
+        let ram = Ram::new(&[1536, 1536], 2048, false, MappedMem::from_parts).unwrap();
         ram.files[1].write_all_at(b"low", 0).unwrap();
         ram.files[1].write_all_at(b"high", 512 * MIB).unwrap();
         let mut buf = [0; 4];

@@ -123,7 +123,7 @@ impl Guest {
 
     /// Starts the machine that `spec` describes.
     pub fn start(spec: &VmSpec) -> Guest {
-        let mut engine = vm::start(spec, EngineChoice::Auto).expect("the machine starts");
+        let mut engine = vm::start(spec, EngineChoice::Qemu).expect("the machine starts");
         let transport = engine.take_transport().expect("a transport");
         let watch = engine.exit_watch();
         let channel = Channel::new(transport, Some(watch)).expect("a channel");

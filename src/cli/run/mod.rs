@@ -23,7 +23,7 @@ use crate::scenario::runner::{Planned, Run, default_jobs};
 use crate::scenario::{BootPath, ScenarioDecl};
 use crate::script;
 use crate::vm::EngineChoice;
-use crate::vm::topology::Topology;
+use crate::vm::topology::{CpuSet, Topology};
 use crate::words::plain;
 
 /// Run scenarios: each boots a machine of its own
@@ -53,6 +53,12 @@ pub(super) struct Args {
     /// Nodes, LLCs, cores per LLC and threads per core, as in 1n2l2c1t
     #[arg(long, value_name = "TOPOLOGY", value_parser = topology)]
     topology: Option<String>,
+    /// Make RAM of the host's huge pages, of which enough must be reserved
+    #[arg(long)]
+    huge_pages: bool,
+    /// Bind the machine's CPUs to these of the host, one each, as in 2-5 (engine kvm)
+    #[arg(long, value_name = "CPUS", value_parser = cpus)]
+    pin: Option<String>,
     /// Compile schedulers with this [default: the newest clang on the search path]
     #[arg(long, value_name = "PROGRAM")]
     clang: Option<PathBuf>,
@@ -80,6 +86,10 @@ fn jobs(text: &str) -> Result<usize, String> {
     }
 }
 
+fn cpus(text: &str) -> Result<String, String> {
+    text.parse::<CpuSet>().map(|_| text.to_string()).map_err(|e| e.to_string())
+}
+
 pub(super) fn topology(text: &str) -> Result<String, String> {
     Topology::parse(text).map(|_| text.to_string()).map_err(|e| e.to_string())
 }
@@ -96,6 +106,8 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     let overrides = Overrides {
         kernel: args.kernel.clone(),
         topology: args.topology.clone(),
+        huge_pages: args.huge_pages,
+        pin: args.pin.clone(),
         boot: args.boot.as_deref().and_then(BootPath::parse),
         engine: Some(args.engine.clone()),
         clang: args.clang.clone(),
@@ -279,6 +291,7 @@ mod tests {
             (&["a", "--engine", "xen"], "[possible values: auto, qemu, qemu-multi, kvm]"),
             (&["a", "--boot", "pvh"], "[possible values: auto, elf, bzimage]"),
             (&["a", "--topology", "2x2"], "2x2"),
+            (&["a", "--pin", "2-x"], "CPU set \"2-x\": \"x\" is not a CPU number"),
             (&["a", "--filer", "x"], "--filter"),
             (&[], "<PATH>"),
         ];

@@ -19,7 +19,7 @@ use crate::scenario::verdict::Recorder;
 use crate::scenario::{BootPath, ScenarioDecl, ScenarioOptions};
 use crate::scheduler::{Prepared, Toolchain};
 use crate::vm::channel::{Channel, ChannelError};
-use crate::vm::topology::Topology;
+use crate::vm::topology::{CpuSet, Topology, TopologyError};
 use crate::vm::{Boot, Capability, EngineChoice, ExitKind, RENDEZVOUS, VmError, VmSpec, start};
 use crate::wire::{Answer, Hello, Op};
 
@@ -90,6 +90,8 @@ impl Lab {
         let scheduler = stage::scheduler(decl, &kernel, setup)?;
         let spec = VmSpec {
             kargs: options.kargs.clone(),
+            huge_pages: options.huge_pages,
+            pin: parse_pin(options)?,
             ..VmSpec::new(
                 boot_image(options.boot, &kernel)?,
                 stage::initramfs(decl, &scheduler, setup)?,
@@ -130,6 +132,11 @@ impl Lab {
 
 fn parse_topology(options: &ScenarioOptions) -> LabResult<Topology> {
     Topology::parse(&options.topology).map_err(|e| LabError::Argument(e.to_string()))
+}
+
+fn parse_pin(options: &ScenarioOptions) -> LabResult<Option<CpuSet>> {
+    let pin = options.pin.as_deref().map(str::parse).transpose();
+    pin.map_err(|e: TopologyError| LabError::Argument(format!("pin: {e}")))
 }
 
 fn parse_requires(options: &ScenarioOptions) -> LabResult<Vec<Capability>> {

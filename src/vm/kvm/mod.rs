@@ -85,6 +85,14 @@ struct Clocks {
     cpus: Vec<CpuClock>,
 }
 
+impl Clocks {
+    /// What a CPU's TSC said when all stood still: of all CPUs at one instant, where KVM tells.
+    fn tsc(&self, cpu: u32) -> Option<u64> {
+        let clock = self.cpus.get(cpu as usize)?;
+        Some(clock.offset.map_or(clock.tsc, |offset| self.host_tsc.wrapping_add(offset)))
+    }
+}
+
 /// A CPU's clock.
 struct CpuClock {
     tsc: u64,
@@ -105,11 +113,12 @@ fn host<E: ToString>(what: &str) -> impl Fn(E) -> VmError + '_ {
 pub(super) fn start(spec: &VmSpec) -> Result<KvmMachine, VmError> {
     let cpus = spec.topology.cpus();
     limits::check(spec, "kvm", MOST_CPUS)?;
+    let pins = super::host::pins(spec)?;
     let kvm = Kvm::new().map_err(host("open /dev/kvm"))?;
     let vm = kvm.create_vm().map_err(host("make a virtual machine"))?;
     let node_mib = share_out(spec.memory, &spec.topology);
     let Ram { parts, mem: memory, .. } =
-        Ram::new(&node_mib, layout::LOW_END >> 20, MappedMem::writable)?;
+        Ram::new(&node_mib, layout::LOW_END >> 20, spec.huge_pages, MappedMem::writable)?;
     attach(&vm, &memory)?;
     interrupts(&vm)?;
     let cpuid = cpuid(&kvm, spec)?;
@@ -124,7 +133,8 @@ pub(super) fn start(spec: &VmSpec) -> Result<KvmMachine, VmError> {
     let irqs = irqs(&vm)?;
     let devices = Devices::new(console.clone(), ours, irqs).map_err(host("make devices"))?;
     let traps = Traps::default();
-    let vcpus = Vcpus::start(fds, &devices, &traps).map_err(host("start a CPU's thread"))?;
+    let vcpus = Vcpus::start(fds, &devices, &traps, pins.as_deref())
+        .map_err(host("start a CPU's thread"))?;
     let gate = vcpus.gate();
     devices.on_refused(move |refused| gate.end(Some(End::Refused(refused))));
     let watch = ExitWatch::default();
@@ -525,7 +535,9 @@ impl Engine for KvmMachine {
             ("cs", s.cs.selector.into()),
             ("ss", s.ss.selector.into()),
         ];
-        let values = values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let tsc = self.paused.as_ref().and_then(|clocks| clocks.tsc(cpu));
+        let values = values.into_iter().chain(tsc.map(|tsc| ("tsc", tsc)));
+        let values = values.map(|(name, value)| (name.to_owned(), value)).collect();
         Ok(Registers { cpu, halted, values })
     }
 

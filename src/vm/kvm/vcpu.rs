@@ -27,6 +27,7 @@ use super::contain::{self, Refused};
 use super::debug::{self, Next, Traps};
 use super::devices::{Devices, Ending};
 use super::internal;
+use crate::vm::host::pin_to;
 use crate::vm::{LateCpu, Trapped};
 
 /// How long a call may go unheard before it is repeated.
@@ -298,7 +299,8 @@ pub(super) struct Vcpus {
 }
 
 impl Vcpus {
-    /// Starts the threads; the CPUs stand until they are told to go.
+    /// Starts the threads, each bound to its CPU of the host if there are `pins`; the CPUs stand
+    /// until they are told to go.
     ///
     /// # Errors
     /// The host's, of threads.
@@ -306,6 +308,7 @@ impl Vcpus {
         fds: Vec<VcpuFd>,
         devices: &Arc<Devices>,
         traps: &Traps,
+        pins: Option<&[u32]>,
     ) -> std::io::Result<Self> {
         listen();
         let gate = Gate::new(fds.len());
@@ -315,7 +318,8 @@ impl Vcpus {
             let (devices, traps) = (devices.clone(), traps.clone());
             let runner = Runner { cpu, fd: fd.clone(), gate: gate.clone(), devices, traps };
             let thread = std::thread::Builder::new().name(format!("kvm-cpu-{cpu}"));
-            match thread.spawn(move || runner.run()) {
+            let pin = pins.and_then(|pins| pins.get(cpu)).copied();
+            match thread.spawn(move || runner.run(pin)) {
                 Ok(thread) => all.cpus.push(Vcpu { fd, thread }),
                 Err(e) => {
                     all.end();
@@ -442,8 +446,12 @@ enum Left {
 }
 
 impl Runner {
-    fn run(self) {
+    fn run(self, pin: Option<u32>) {
         let _present = Present::enter(&self.gate, self.cpu);
+        if let Some(Err(e)) = pin.map(pin_to) {
+            let why = format!("CPU {} cannot be bound to one of the host: {e}", self.cpu);
+            self.gate.end(Some(End::Failed(why)));
+        }
         let vcpu = self.fd.lock().unwrap_or_else(PoisonError::into_inner).as_raw_fd();
         contain::cpu(vcpu, &self.devices.events());
         while self.gate.pass(self.cpu) {

@@ -67,6 +67,14 @@ pub(super) struct Qemu {
 /// Makes the machine and lets it run; `parallel` gives each CPU a thread of its own.
 pub(super) fn start(spec: &VmSpec, parallel: bool) -> Result<Qemu, VmError> {
     limits::check(spec, "qemu", MOST_CPUS)?;
+    if let Some(pin) = &spec.pin {
+        let asked = pin.to_string();
+        let reason =
+            "QEMU's emulator runs the CPUs in turns; only the engine kvm pins them, so ask \
+                      for that, or leave pin out"
+                .to_owned();
+        return Err(VmError::Pin { asked, reason });
+    }
     let places = args::Grid::of(&spec.topology).cpus();
     if places > MOST_PLACES {
         let topology = spec.topology.clone();
@@ -74,7 +82,7 @@ pub(super) fn start(spec: &VmSpec, parallel: bool) -> Result<Qemu, VmError> {
     }
     image::check(&spec.boot)?;
     let node_mib = share_out(spec.memory, &spec.topology);
-    let ram = Ram::new(&node_mib, args::LOW_MIB, MappedMem::writable)?;
+    let ram = Ram::new(&node_mib, args::LOW_MIB, spec.huge_pages, MappedMem::writable)?;
     let refused = |e: io::Error| VmError::Host {
         what: "make the descriptors of a machine".to_owned(),
         reason: e.to_string(),

@@ -382,7 +382,7 @@ mod tests {
         let console = crate::vm::Console::new(0);
         let devices = Devices::new(console, ours, [irq(), irq()]).unwrap();
         let traps = crate::vm::kvm::debug::Traps::default();
-        let mut vcpus = Vcpus::start(vec![cpu], &devices, &traps).unwrap();
+        let mut vcpus = Vcpus::start(vec![cpu], &devices, &traps, None).unwrap();
         vcpus.go();
         let end = vcpus.gate().wait_for_end();
         vcpus.end();

@@ -33,14 +33,26 @@ pub(crate) fn register(pkg: &mut Package<'_>) {
             topology(&nodes.into()).map_err(|e| Fault::argument(e).into())
         },
     )
-    .func("to_string(self: Topology) -> string", "As it is written: `1n2l2c1t`.", |t: &mut Topology| {
-        t.to_string()
-    })
-    .func("to_debug(self: Topology) -> string", "As it is written: `1n2l2c1t`.", |t: &mut Topology| {
-        t.to_string()
-    })
-    .func("==(self: Topology, other: Topology) -> bool", "Whether both have the same shape.", |a: Topology, b: Topology| a == b)
-    .func("!=(self: Topology, other: Topology) -> bool", "Whether they differ in shape.", |a: Topology, b: Topology| a != b)
+    .func(
+        "to_string(self: Topology) -> string",
+        "As it is written: `1n2l2c1t`.",
+        |t: &mut Topology| t.to_string(),
+    )
+    .func(
+        "to_debug(self: Topology) -> string",
+        "As it is written: `1n2l2c1t`.",
+        |t: &mut Topology| t.to_string(),
+    )
+    .func(
+        "==(self: Topology, other: Topology) -> bool",
+        "Whether both have the same shape.",
+        |a: Topology, b: Topology| a == b,
+    )
+    .func(
+        "!=(self: Topology, other: Topology) -> bool",
+        "Whether they differ in shape.",
+        |a: Topology, b: Topology| a != b,
+    )
     .getter("cpus(self: Topology) -> int", "CPUs in all.", |t: &mut Topology| INT::from(t.cpus()))
     .getter("nodes(self: Topology) -> int", "NUMA nodes.", |t: &mut Topology| INT::from(t.nodes()))
     .getter("llcs(self: Topology) -> int", "Last-level caches in all.", |t: &mut Topology| {
@@ -54,10 +66,14 @@ pub(crate) fn register(pkg: &mut Package<'_>) {
     .getter(
         "threads_per_core(self: Topology) -> int",
         "Threads of a core; throws where that differs from node to node.",
-        |t: &mut Topology| {
-            common(t, t.threads_per_core(), "threads of a core", "siblings_of(cpu)")
-        },
-    )
+        |t: &mut Topology| common(t, t.threads_per_core(), "threads of a core", "siblings_of(cpu)"),
+    );
+    places(pkg);
+}
+
+/// What is where.
+fn places(pkg: &mut Package<'_>) {
+    pkg
     .func(
         "siblings_of(self: Topology, cpu: int) -> array",
         "The CPUs of a CPU's core, itself included, as numbers.",

@@ -264,6 +264,12 @@ fn levels(function: u32, id: u32, levels: &[(u32, u32, u32)]) -> Vec<kvm_cpuid_e
     out
 }
 
+/// Whether this program runs under QEMU's emulator.
+pub(super) fn host_is_emulated() -> bool {
+    let leaf = std::arch::x86_64::__cpuid(0x4000_0000);
+    [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes).concat() == *b"TCGTCGTCGTCG"
+}
+
 /// AMD's first family of which kernels ask how many ids share an LLC; before, it is a package's.
 const ZEN: u32 = 0x17;
 /// What such a CPU is said to be instead: family 19h, model 01h. Emulators make the like of it.

@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 
 use kvm_bindings::{
     CpuId, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED,
-    KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_clock_data, kvm_msr_entry, kvm_pit_config,
-    kvm_userspace_memory_region,
+    KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_clock_data, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
@@ -217,7 +216,7 @@ fn cpuid(kvm: &Kvm, spec: &VmSpec) -> Result<Cpuid, VmError> {
     if !spec.five_level_paging {
         cpuid.hide(7, 0, 1 << 16, 0);
     }
-    if host_is_emulated() {
+    if cpuid::host_is_emulated() {
         // TCG's sizes of XSAVE's areas disagree with one another: XSAVE and what needs it
         // (OSXSAVE, AVX, F16C, FMA; AVX2, AVX-512 and MPX).
         cpuid.hide(1, 0, 1 << 26 | 1 << 27 | 1 << 28 | 1 << 29 | 1 << 12, 0);
@@ -235,12 +234,6 @@ fn cpuid(kvm: &Kvm, spec: &VmSpec) -> Result<Cpuid, VmError> {
         });
     }
     Ok(cpuid)
-}
-
-/// Whether this program runs under QEMU's emulator.
-fn host_is_emulated() -> bool {
-    let leaf = std::arch::x86_64::__cpuid(0x4000_0000);
-    [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes).concat() == *b"TCGTCGTCGTCG"
 }
 
 /// Loads what the guest begins with.
@@ -353,7 +346,7 @@ impl KvmMachine {
     /// Notes what the guest's clocks say.
     fn clocks(&self) -> Result<Clocks, VmError> {
         let read = |fd: &VcpuFd| {
-            let mut msrs = timers([0; 2])?;
+            let mut msrs = tsc::timers([0; 2])?;
             fd.get_msrs(&mut msrs).map_err(host("read a CPU's clock"))?;
             let of = |i: usize| msrs.as_slice().get(i).map_or(0, |msr| msr.data);
             Ok(CpuClock { tsc: of(0), deadline: of(1), offset: tsc::offset(fd) })
@@ -396,7 +389,7 @@ impl KvmMachine {
             let set = |fd: &VcpuFd| {
                 let moved =
                     clock.offset.is_some_and(|o| tsc::set_offset(fd, o.wrapping_sub(hidden)));
-                let both = timers([first, clock.deadline])?;
+                let both = tsc::timers([first, clock.deadline])?;
                 // The deadline comes last, so that it is reckoned by the clock that is right.
                 let last = Msrs::from_entries(&both.as_slice()[1..]).unwrap_or(both.clone());
                 fd.set_msrs(if moved { &last } else { &both }).map_err(host("set a CPU's clock"))
@@ -414,16 +407,6 @@ impl KvmMachine {
     }
 }
 
-/// `IA32_TSC` and `IA32_TSC_DEADLINE`, with values.
-fn timers(values: [u64; 2]) -> Result<Msrs, VmError> {
-    const TSC: u32 = 0x10;
-    const DEADLINE: u32 = 0x6e0;
-    let entry = |(index, data)| kvm_msr_entry { index, data, ..Default::default() };
-    let entries: Vec<_> = [TSC, DEADLINE].into_iter().zip(values).map(entry).collect();
-    Msrs::from_entries(&entries)
-        .map_err(|e| VmError::Host { what: "read a CPU's clock".into(), reason: format!("{e:?}") })
-}
-
 impl Engine for KvmMachine {
     fn name(&self) -> &'static str {
         "kvm"
@@ -436,7 +419,7 @@ impl Engine for KvmMachine {
             Watchpoints => traps.watchpoints,
             // They fire in an emulated host, too; but one in an interrupt handler, as the one for
             // schedulers' exits is, has been seen to leave all of that host stuck.
-            Breakpoints => traps.breakpoints && !host_is_emulated(),
+            Breakpoints => traps.breakpoints && !cpuid::host_is_emulated(),
             _ => true,
         };
         Capability::ALL.into_iter().filter(can).collect()

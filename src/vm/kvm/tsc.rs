@@ -3,8 +3,10 @@
 
 use std::os::fd::AsRawFd;
 
-use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr};
+use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, Msrs, kvm_device_attr, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
+
+use crate::vm::VmError;
 
 /// `KVM_SET_DEVICE_ATTR` and `KVM_GET_DEVICE_ATTR`.
 const SET: libc::c_ulong = 0x4018_aee1;
@@ -43,4 +45,14 @@ pub(super) fn offset(fd: &VcpuFd) -> Option<u64> {
 /// Sets that; whether it could be.
 pub(super) fn set_offset(fd: &VcpuFd, mut offset: u64) -> bool {
     attribute(fd, SET, &mut offset)
+}
+
+/// `IA32_TSC` and `IA32_TSC_DEADLINE`, with values.
+pub(super) fn timers(values: [u64; 2]) -> Result<Msrs, VmError> {
+    const TSC: u32 = 0x10;
+    const DEADLINE: u32 = 0x6e0;
+    let entry = |(index, data)| kvm_msr_entry { index, data, ..Default::default() };
+    let entries: Vec<_> = [TSC, DEADLINE].into_iter().zip(values).map(entry).collect();
+    Msrs::from_entries(&entries)
+        .map_err(|e| VmError::Host { what: "read a CPU's clock".into(), reason: format!("{e:?}") })
 }

@@ -541,7 +541,7 @@ pub(super) mod tests {
             end_line(0, Outcome::Error, None)
         );
         for (script, times, says) in
-            [(polite.as_str(), 1, None), ("trap '' TERM; sleep 60", 2, Some("interrupted"))]
+            [(polite.as_str(), 1, None), ("trap '' TERM; exec sleep 60", 2, Some("interrupted"))]
         {
             let stop = Stop::new().unwrap();
             let asker = stop.clone();

@@ -34,6 +34,12 @@ fn engines() -> Vec<EngineChoice> {
     }
 }
 
+/// So many rounds that a guest lives longer than an engine takes to start: where instructions are
+/// translated they are twenty times as fast as where each is emulated.
+fn rounds(engine: EngineChoice, count: u32) -> u32 {
+    if engine == EngineChoice::Kvm { count } else { 20 * count }
+}
+
 /// A guest under attack by itself; a failing test prints what is known of it.
 struct Guest {
     engine: Box<dyn Engine>,
@@ -110,7 +116,10 @@ fn garbage_in_a_serial_ports_registers_harms_nobody() {
     let _alone = alone();
     for engine in engines() {
         for (name, port) in [("the console", COM1), ("the frames' line", COM2)] {
-            let code = Code::new().garbage_to_eight(port, 10_000).say("\nstill here\n").power_off();
+            let code = Code::new()
+                .garbage_to_eight(port, rounds(engine, 10_000))
+                .say("\nstill here\n")
+                .power_off();
             let what = format!("garbage in the registers of {name}");
             let mut guest = Guest::start(&what, engine, &code.kernel(), "1n1l1c1t");
             assert_eq!(guest.ends(), ExitKind::PoweredOff, "{what}");
@@ -126,14 +135,14 @@ fn garbage_in_all_ports_and_in_addresses_without_ram_harms_nobody() {
     // Registers that end the machine, of the one engine and of the other.
     const ENDS: [u16; 9] = [0x600, 0x604, 0x64, 0x92, 0xcf8, 0xcf9, 0xcfb, 0xb2, 0xb3];
     // Behind RAM, in front of the interrupt controllers; nothing is there on either machine.
-    let nowhere = || Code::new().garbage_to_memory(0xd000_0000, 0x00ff_fffc, 5_000);
+    let nowhere = |count: u32| Code::new().garbage_to_memory(0xd000_0000, 0x00ff_fffc, count);
     let ports = || Code::new().garbage_to_ports(10_000, &ENDS);
     for engine in engines() {
         let guest = |what: &str, code: Code| {
             let kernel = code.say("\nstill here\n").power_off().kernel();
             Guest::start(what, engine, &kernel, "1n1l1c1t")
         };
-        let mut none = guest("garbage in addresses without RAM", nowhere());
+        let mut none = guest("garbage in addresses without RAM", nowhere(rounds(engine, 5_000)));
         assert_eq!(none.ends(), ExitKind::PoweredOff);
         assert!(none.engine.console().text().ends_with("still here\n"));
         let mut all = guest("garbage in all ports", ports());
@@ -145,7 +154,9 @@ fn garbage_in_all_ports_and_in_addresses_without_ram_harms_nobody() {
             let _ = all.ends_or_obeys(Duration::from_secs(5));
         }
         // Two CPUs, so that interrupts go astray too. A fault of its own is a guest's right.
-        let code = Code::new().garbage_to_memory(0xfec0_0000, 0x0030_0ff0, 5_000).power_off();
+        let code = Code::new()
+            .garbage_to_memory(0xfec0_0000, 0x0030_0ff0, rounds(engine, 5_000))
+            .power_off();
         let what = "garbage in the interrupt controllers";
         let mut apic = Guest::start(what, engine, &code.kernel(), "1n1l2c1t");
         let end = apic.ends();

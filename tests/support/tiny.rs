@@ -134,9 +134,23 @@ impl Code {
         self.rounds(count, &body)
     }
 
-    /// Makes the console's line usable again, whatever was written to its registers, and prints.
+    /// Makes the console's line usable again, whatever was written to its registers, and prints as a
+    /// driver does: the line may be slow, so each byte waits until the one before it has left.
     pub fn say(self, text: &str) -> Code {
-        self.out(COM1 + 1, 0).out(COM1 + 3, 3).out(COM1 + 4, 3).send(COM1, text.as_bytes())
+        let fast = self.out(COM1 + 3, 0x83).out(COM1, 1).out(COM1 + 1, 0).out(COM1 + 3, 3);
+        let mut code = fast.out(COM1 + 1, 0).out(COM1 + 4, 3);
+        let at = LOAD + DATA + code.data.len() as u32;
+        code.data.extend(text.bytes());
+        code.bytes.push(0xbe); // mov esi, at
+        code.bytes.extend(at.to_le_bytes());
+        code.bytes.push(0xb9); // mov ecx, how many
+        code.bytes.extend((text.len() as u32).to_le_bytes());
+        let status = &[0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8]; // mov dx, its status; in al, dx; test al
+        code.raw(status)
+            .raw(&[0x20, 0x74, 0xfb]) // room; jz back to `in`
+            .raw(&[0x66, 0xba, 0xf8, 0x03, 0xac, 0xee, 0x49, 0x75, 0xee]) // a byte, until the last
+            .raw(status)
+            .raw(&[0x40, 0x74, 0xfb]) // all has left
     }
 
     /// Switches the machine off, whichever engine it is of.

@@ -47,6 +47,8 @@ pub(super) fn qemu(spec: &VmSpec, parallel: bool, node_mib: &[u64], fds: &Fds) -
     let mut args = Args::default();
     let threads = if parallel { "multi" } else { "single" };
     args.flag("-nodefaults").flag("-no-user-config").flag("-no-reboot");
+    // It goes when we are there: one that is off again before that would have ended for no reason.
+    args.flag("-S");
     args.pair("-display", "none");
     args.pair("-accel", format!("tcg,thread={threads}"));
     // The virtual clock stands still while the machine is stopped, and so must the wall clock.
@@ -232,6 +234,7 @@ mod tests {
 -nodefaults
 -no-user-config
 -no-reboot
+-S
 -display none
 -accel tcg,thread=single
 -rtc clock=vm

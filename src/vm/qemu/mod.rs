@@ -162,7 +162,7 @@ impl Wires {
 }
 
 impl Qemu {
-    /// Waits for QEMU to greet us; what keeps it from doing so is found out.
+    /// Waits for QEMU to greet us, and lets the machine go; what keeps it from doing so is found out.
     fn handshake(&mut self, spec: &VmSpec) -> Result<(), VmError> {
         match self.qmp.greeting(GREETING) {
             Ok(found) if found < OLDEST => return Err(version::too_old(&spec.qemu, found)),
@@ -177,7 +177,8 @@ impl Qemu {
                 return Err(version::diagnose(&spec.qemu, &said));
             }
         }
-        self.control("qmp_capabilities", &Value::Null).map(drop)
+        self.control("qmp_capabilities", &Value::Null)?;
+        self.control("cont", &Value::Null).map(drop)
     }
 
     /// Carries out a command; the machine's own end is the better reason where there is one.

@@ -42,8 +42,10 @@ scenario("skips", #{ topology: SMALL }, |t| { expect(1).eq(1); skip("not here");
 scenario("says nothing", #{ topology: SMALL }, |t| { });
 scenario("throws", #{ topology: SMALL }, |t| { let x = [1]; x[7]; });
 scenario("computes for ever", #{ topology: SMALL, timeout: "25s" }, |t| {
-    let i = 0;
-    loop { i += 1; }
+    // Few steps that each take long: a fast host must not come to the limit of steps first.
+    let text = "x";
+    text.pad(100000, "y");
+    loop { text.contains("z"); }
 });
 "#,
     );

@@ -36,7 +36,7 @@ vm: ## tests that boot real kernels
 	@tools/say "tests against real kernels"
 	tools/vm-tests
 
-test-kvm: setup ## our own machine on KVM at length; PARTS= of scripts, shapes, zoo, timing (all)
+test-kvm: setup ## our own machine on KVM at length; PARTS= of scripts, shapes, zoo, soak, timing, host (all)
 	$(CARGO) test --test kvm
 	$(CARGO) test --bench kvm -- $(PARTS)
 

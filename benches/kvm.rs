@@ -6,6 +6,7 @@
 //! | `scripts` | all of `scripts/`, on two kernels, with 1, 2 and 4 CPUs |
 //! | `shapes` | topologies as the guest sees them: four on our machine, all twelve under QEMU |
 //! | `zoo` | maps that were filled and left alone read the same through both engines |
+//! | `soak` | a thousand freezes, and fifty with a CPU that is held back |
 //! | `host` | RAM of huge pages, and a CPU that is bound; in the outer guest only |
 //! | `timing` | time to the agent's hello over QEMU's on the same KVM, and pauses by their parts |
 //!
@@ -30,7 +31,7 @@ use support::machine::Machine;
 use support::outer::{INNER, Outer, SELF, kvm_is_real, speak_up};
 use support::{Guest, scripts, shape};
 
-const PARTS: [&str; 5] = ["scripts", "shapes", "zoo", "timing", "host"];
+const PARTS: [&str; 6] = ["scripts", "shapes", "zoo", "soak", "timing", "host"];
 const KERNELS: [&str; 2] = ["debian:7.2", "debian:7.3"];
 const CPUS: [&str; 3] = ["1n1l1c1t", "1n1l2c1t", "1n2l2c1t"];
 /// RAM of the outer guest in MiB.
@@ -135,6 +136,12 @@ fn from_the_host(cargo: &Cargo) {
     std::fs::write("/proc/sys/vm/nr_hugepages", "0").expect("let go");
 }
 
+/// Freezes our machine over and over.
+fn soak(cargo: &Cargo) {
+    support::soak::on(&cargo.spec("1n2l1c1t"), EngineChoice::Kvm, support::BOOT);
+    println!("soak        nothing was lost");
+}
+
 /// Boots QEMU in all shapes.
 fn qemus_shapes(image: &KernelImage) {
     for shape in shape::SHAPES {
@@ -154,6 +161,7 @@ fn inner(args: &[String]) {
         ["scripts", kernel, cpus] => scripts_in_guest(kernel, cpus),
         ["host", kernel, archive] => from_the_host(&Cargo::in_guest(kernel, archive)),
         ["shapes", kernel, archive] => our_shapes(&Cargo::in_guest(kernel, archive)),
+        ["soak", kernel, archive] => soak(&Cargo::in_guest(kernel, archive)),
         ["zoo", kernel, archive, attach] => {
             let attach = std::fs::read_to_string(attach).expect("how it is attached");
             let attach = serde_json::from_str(&attach).expect("a request");
@@ -209,6 +217,9 @@ fn main() {
         if !run(&["shapes", &kernel, &agent]) {
             our_shapes(&here());
         }
+    }
+    if wanted("soak") && !run(&["soak", &kernel, &agent]) {
+        soak(&here());
     }
     if wanted("zoo") {
         zoo.compare(image, outer.as_ref(), &kernel);

@@ -234,9 +234,9 @@ impl Agent {
             Op::CgroupMove { from, to } => done(groups.move_all(&from, &to)?),
             Op::CgroupRemove { name } => {
                 let pids = groups.procs(&name)?;
-                world.workers.kill(pids.into_iter());
+                let killed = StopTask { pids: world.workers.kill(pids.into_iter()) };
                 let events = groups.kill(&name)?;
-                later(RemoveTask { name, events })
+                later(RemoveTask { name, events, removed: false, killed })
             }
             Op::StopWorkers { cgroup } => {
                 let pids = match cgroup {

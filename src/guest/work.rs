@@ -302,6 +302,9 @@ impl Task for FreezeTask {
 pub(crate) struct RemoveTask {
     pub(crate) name: String,
     pub(crate) events: File,
+    pub(crate) removed: bool,
+    /// Its workers: a process leaves its group before it has ended.
+    pub(crate) killed: StopTask,
 }
 
 impl Task for RemoveTask {
@@ -310,11 +313,14 @@ impl Task for RemoveTask {
     }
 
     fn step(&mut self, world: &mut World) -> Option<Result<Answer, Refusal>> {
-        match world.groups.try_remove(&self.name) {
-            Ok(false) => None,
-            Ok(true) => Some(Ok(Answer::Done)),
-            Err(refusal) => Some(Err(refusal)),
+        if !self.removed {
+            match world.groups.try_remove(&self.name) {
+                Ok(removed) => self.removed = removed,
+                Err(refusal) => return Some(Err(refusal)),
+            }
         }
+        let gone = self.killed.step(world);
+        if self.removed { gone } else { None }
     }
 
     /// A dying process can hold the directory a moment longer than it counts as populating it.
@@ -323,6 +329,9 @@ impl Task for RemoveTask {
     }
 
     fn timed_out(&mut self, world: &mut World) -> Refusal {
+        if self.removed {
+            return self.killed.timed_out(world);
+        }
         let pids = world.groups.procs(&self.name).unwrap_or_default();
         let message = format!("cgroup \"{}\" still holds killed processes: {pids:?}", self.name);
         refuse(RefusalKind::Timeout, message)

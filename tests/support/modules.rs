@@ -29,10 +29,13 @@ pub fn files(image: &KernelImage, wanted: &[&str]) -> Vec<PathBuf> {
     let path =
         |file: &str| dir.join(Path::new(file).file_name().expect("a name")).with_extension("ko");
     let all = || wanted.iter().map(|file| path(file)).collect();
+    // Programs of tests run at the same time, and one that is done leaves all of them whole.
+    fs::create_dir_all(&dir).expect("a directory");
+    let turn = fs::File::create(dir.with_extension("lock")).expect("a lock");
+    turn.lock().expect("a turn");
     if wanted.iter().all(|file| path(file).exists()) {
         return all();
     }
-    fs::create_dir_all(&dir).expect("a directory");
     let apt = super::cache().path().join("apt");
     let option = |name: &str, at: &Path| format!("-oDir::{name}={}", at.display());
     // Older packaging has modules beside the kernel.

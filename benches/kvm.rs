@@ -29,7 +29,7 @@ use cryoscope::vm::initramfs::Initramfs;
 use cryoscope::vm::{Boot, EngineChoice, VmSpec};
 use support::machine::Machine;
 use support::outer::{INNER, Outer, SELF, kvm_is_real, speak_up};
-use support::{Guest, scripts, shape};
+use support::{Guest, scripts, shape, shapes};
 
 const PARTS: [&str; 6] = ["scripts", "shapes", "zoo", "soak", "timing", "host"];
 const KERNELS: [&str; 2] = ["debian:7.2", "debian:7.3"];
@@ -41,7 +41,7 @@ const INNER_MIB: u64 = 512;
 /// How long a part may take: everything is emulated, exits twice.
 const PATIENCE: Duration = Duration::from_secs(3600);
 /// Shapes that our machine is booted in.
-const BOOTED: [&str; 4] = ["1n2l2c1t", "2n4l2c1t", shape::UNEVEN, shape::MEMORY_ONLY];
+const BOOTED: [&str; 4] = ["1n2l2c1t", "2n4l2c1t", shapes::UNEVEN, shapes::MEMORY_ONLY];
 
 /// What inner machines boot.
 struct Cargo {
@@ -144,7 +144,7 @@ fn soak(cargo: &Cargo) {
 
 /// Boots QEMU in all shapes.
 fn qemus_shapes(image: &KernelImage) {
-    for shape in shape::SHAPES {
+    for shape in shapes::SHAPES {
         let spec = support::spec(support::elf(image), shape, |_| {});
         let begin = Instant::now();
         let guest = Guest::start(&spec);

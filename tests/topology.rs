@@ -7,7 +7,8 @@ use cryoscope::vm::VmSpec;
 use cryoscope::vm::topology::Topology;
 use cryoscope::wire::{Answer, Op};
 use support::Guest;
-use support::shape::{self, MEMORY_ONLY, UNEVEN};
+use support::shape;
+use support::shapes::{MEMORY_ONLY, UNEVEN};
 
 fn boot(shape: &str) -> (Guest, VmSpec) {
     let image = support::kernel("debian:7.2");

@@ -427,23 +427,9 @@ impl FromStr for Topology {
     }
 }
 
-/// Shapes that engines are tried with: from the smallest to many of everything, one with nodes that
-/// differ in size, one with a node that has memory only.
 #[cfg(test)]
-pub(crate) const SHAPES: [&str; 12] = [
-    "1n1l1c1t",
-    "1n1l2c1t",
-    "1n1l2c2t",
-    "1n2l1c1t",
-    "1n2l2c1t",
-    "1n2l3c2t",
-    "2n2l1c1t",
-    "2n4l2c1t",
-    "2n4l2c2t",
-    "4n8l2c2t",
-    "1n2l2c1t+1n1l3c1t@10,17/17,10",
-    "1n1l2c2t:320M+1n:192M@10,31/31,10",
-];
+#[path = "../../tests/support/shapes.rs"]
+pub(crate) mod shapes;
 
 #[cfg(test)]
 mod tests;

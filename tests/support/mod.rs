@@ -8,6 +8,7 @@ pub mod modules;
 pub mod outer;
 pub mod scripts;
 pub mod shape;
+pub mod shapes;
 pub mod soak;
 pub mod traps;
 

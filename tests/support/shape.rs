@@ -5,25 +5,6 @@ use std::collections::BTreeMap;
 use cryoscope::vm::VmSpec;
 use cryoscope::vm::topology::Topology;
 
-/// From the smallest to many of everything, one with nodes that differ in size, one with a node that
-/// has memory only: the twelve.
-pub const SHAPES: [&str; 12] = [
-    "1n1l1c1t",
-    "1n1l2c1t",
-    "1n1l2c2t",
-    "1n2l1c1t",
-    "1n2l2c1t",
-    "1n2l3c2t",
-    "2n2l1c1t",
-    "2n4l2c1t",
-    "2n4l2c2t",
-    "4n8l2c2t",
-    UNEVEN,
-    MEMORY_ONLY,
-];
-pub const UNEVEN: &str = "1n2l2c1t+1n1l3c1t@10,17/17,10";
-pub const MEMORY_ONLY: &str = "1n1l2c2t:320M+1n:192M@10,31/31,10";
-
 /// Of a node's RAM, what firmware and holes may take, in MiB.
 const HOLES: u64 = 3;
 

@@ -293,7 +293,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     /// Shapes that machines are asked for.
-    use crate::vm::topology::SHAPES;
+    use crate::vm::topology::shapes::SHAPES;
 
     fn offered(name: &[u8; 12], version: u32) -> Vec<kvm_cpuid_entry2> {
         let word = |at: usize| u32::from_le_bytes(name[at..at + 4].try_into().unwrap());

@@ -364,7 +364,7 @@ mod tests {
 
     #[test]
     fn all_shapes_have_all_their_cpus_and_nodes_in_the_tables() {
-        for shape in crate::vm::topology::SHAPES {
+        for shape in crate::vm::topology::shapes::SHAPES {
             let topology = Topology::parse(shape).unwrap();
             let tables = all(shape);
             let of = |name: &str| &tables.iter().find(|(n, _)| n == name).unwrap().1;

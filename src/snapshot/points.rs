@@ -1,7 +1,8 @@
 //! Where a machine can be made to stand still by itself: places that are written to, and the code
 //! by which schedulers leave.
 
-use crate::introspect::{self, ExitPoint, Kernel};
+pub use crate::introspect::Leaving;
+use crate::introspect::{ExitPoint, Kernel};
 use crate::mem::Kva;
 use crate::words::nearest_first;
 
@@ -62,15 +63,6 @@ impl ExitTrap {
     }
 }
 
-/// Whether a scheduler is leaving.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Leaving {
-    /// The number of its `enum scx_exit_kind`; 0 for one that stays.
-    pub kind: u64,
-    /// Whether the kernel has got as far as saying why.
-    pub told: bool,
-}
-
 impl Capturer {
     /// Finds a place that is to be watched.
     ///
@@ -115,8 +107,7 @@ impl Capturer {
     #[must_use]
     pub fn leaving(&self, sched: Option<u64>) -> Option<Leaving> {
         let sched = sched.or_else(|| self.root_sched())?;
-        let introspect::Leaving { kind, told } = self.kernel().leaving(Kva(sched)).ok()?;
-        Some(Leaving { kind, told })
+        self.kernel().leaving(Kva(sched)).ok()
     }
 }
 

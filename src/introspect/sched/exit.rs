@@ -34,7 +34,7 @@ pub struct ExitPoint {
 /// Whether a scheduler is leaving.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leaving {
-    /// Its `enum scx_exit_kind`; 0 for one that stays.
+    /// The number of its `enum scx_exit_kind`; 0 for one that stays.
     pub kind: u64,
     /// Whether the kernel has got as far as saying why.
     pub told: bool,

@@ -18,6 +18,7 @@ use crate::scenario::text::{seconds, tail};
 use crate::scenario::verdict::Recorder;
 use crate::scenario::{BootPath, ScenarioDecl, ScenarioOptions};
 use crate::scheduler::{Prepared, Toolchain};
+use crate::snapshot::CaptureRequest;
 use crate::vm::channel::{Channel, ChannelError};
 use crate::vm::topology::{CpuSet, Topology, TopologyError};
 use crate::vm::{Boot, Capability, EngineChoice, ExitKind, RENDEZVOUS, VmError, VmSpec, start};
@@ -304,10 +305,11 @@ fn attach(
 ) -> Result<(), BootFailed> {
     let Some(plan) = &prepared.attach else { return Ok(()) };
     setup.events.stage(Stage::Attach, prepared.name.clone());
-    // Attaching keeps the guest busy for a while, and us idle.
+    // Attaching keeps the guest busy for a while, and us idle. What is wrong is told by the first
+    // freeze.
     let reader = machine.clone();
-    let _reading =
-        std::thread::Builder::new().name("reader".into()).spawn(move || reader.get_ready());
+    let read = move || drop(reader.prepare(&CaptureRequest::default()));
+    let _reading = std::thread::Builder::new().name("reader".into()).spawn(read);
     let op = Op::Attach(stage::attach_op(plan, ATTACH));
     let answer =
         call_while_wanted(machine, op, ATTACH + CALL, &setup.cancel).map_err(|_| gave_up(setup))?;

@@ -27,9 +27,6 @@ pub(super) trait Machine: Send + Sync {
     /// Waits for something that happened unasked; `None` when nothing did.
     fn wait_event(&self, within: Duration) -> Result<Option<Event>, CallError>;
 
-    /// Finds out, while the machine runs, what the first freeze would have to find out.
-    fn get_ready(&self) {}
-
     /// Stops the CPUs, copies, lets them run on. `meta` is asked for just before; its `pause` is
     /// filled in. `seen` is when something was read that is the reason, after a
     /// [`Machine::prepare`] for the same request.

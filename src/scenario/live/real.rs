@@ -24,11 +24,6 @@ impl Machine for Real {
         Ok(self.channel.wait_event(within)?)
     }
 
-    fn get_ready(&self) {
-        // What is wrong is told by the first freeze.
-        let _ = self.bridge.prepare(&CaptureRequest::default());
-    }
-
     fn freeze(
         &self,
         request: &CaptureRequest,

@@ -96,8 +96,8 @@ impl Freezer {
     }
 
     /// The same because of something that was read at `seen`, while the machine ran: how much
-    /// later it stopped is in the snapshot. There is no time then to get ready: that is for
-    /// whoever reads, see [`Freezer::prepare`].
+    /// later it stopped is in the snapshot, unless `meta` has a trigger of its own. There is no
+    /// time then to get ready: that is for whoever reads, see [`Freezer::prepare`].
     ///
     /// # Errors
     /// As [`Freezer::freeze`].
@@ -131,11 +131,10 @@ impl Freezer {
             Rendezvous::Met { outcome, times } => {
                 let raw = outcome?;
                 meta.pause = times.pause();
-                if seen.is_some() {
+                if let Some(seen) = seen.filter(|_| meta.trigger.is_demand()) {
                     meta.trigger = Trigger::Condition;
+                    meta.overshoot_us = Some(us(times.stood.saturating_duration_since(seen)));
                 }
-                meta.overshoot_us =
-                    seen.map(|seen| us(times.stood.saturating_duration_since(seen)));
                 Ok(raw.finish(meta))
             }
         }

@@ -66,7 +66,7 @@ pub use map::Map;
 pub use points::{ExitTrap, Leaving, WatchPlace, WatchTarget};
 pub use ram::{MAX_RAM, Ram};
 pub use reason::MissingStatsReason;
-pub use store::StoreError;
+pub use store::{Shelf, Shelved, StoreError};
 pub use symbols::Symbols;
 pub use touched::Touched;
 pub use trigger::Trigger;
@@ -194,6 +194,21 @@ impl Snapshot {
     #[must_use]
     pub fn overshoot_us(&self) -> Option<u64> {
         self.meta.overshoot_us
+    }
+
+    /// Of a periodic sample: when its time came, on the workload clock in milliseconds.
+    #[must_use]
+    pub fn boundary_offset_ms(&self) -> Option<u64> {
+        match self.meta.trigger {
+            Trigger::Periodic { boundary_offset_ms } => Some(boundary_offset_ms),
+            _ => None,
+        }
+    }
+
+    /// When and how it was taken.
+    #[must_use]
+    pub fn meta(&self) -> &Meta {
+        &self.meta
     }
 
     /// Why it was taken.

@@ -13,7 +13,10 @@ pub enum Trigger {
     #[default]
     Demand,
     /// Its time had come.
-    Periodic,
+    Periodic {
+        /// When that was, on the workload clock in milliseconds.
+        boundary_offset_ms: u64,
+    },
     /// A predicate had turned true.
     Condition,
     /// A CPU wrote to a watched place.
@@ -56,7 +59,7 @@ impl Trigger {
         let on = |cpu: &Option<u32>| cpu.map_or(String::new(), |cpu| format!(" by CPU {cpu}"));
         let value = |v: &Option<u64>| v.map_or("?".to_owned(), |v| v.to_string());
         match self {
-            Trigger::Demand | Trigger::Periodic | Trigger::Condition => None,
+            Trigger::Demand | Trigger::Periodic { .. } | Trigger::Condition => None,
             Trigger::Watch { place, address, bytes, cpu, before, after } => Some(format!(
                 "a write to {place} ({bytes} bytes at {address:#x}){}: {} -> {}",
                 on(cpu),
@@ -78,7 +81,7 @@ impl fmt::Display for Trigger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Trigger::Demand => f.write_str("demand"),
-            Trigger::Periodic => f.write_str("periodic"),
+            Trigger::Periodic { .. } => f.write_str("periodic"),
             Trigger::Condition => f.write_str("condition"),
             Trigger::Watch { place, .. } => write!(f, "watch {place}"),
             Trigger::ErrorExit { .. } => f.write_str("error exit"),
@@ -109,7 +112,7 @@ mod tests {
     fn triggers_are_told() {
         let cases = [
             (Trigger::Demand, "demand", None),
-            (Trigger::Periodic, "periodic", None),
+            (Trigger::Periodic { boundary_offset_ms: 7 }, "periodic", None),
             (Trigger::Condition, "condition", None),
             (
                 watch(),

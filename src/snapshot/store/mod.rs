@@ -17,10 +17,13 @@ mod core;
 mod format;
 mod ram;
 mod read;
+mod shelf;
 mod write;
 
 use std::io;
 use std::path::PathBuf;
+
+pub use shelf::{Shelf, Shelved};
 
 use crate::words::plain;
 use format::VERSION;

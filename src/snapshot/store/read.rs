@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,7 +30,22 @@ impl Snapshot {
     /// # Errors
     /// Every [`StoreError`] but the first.
     pub fn open(path: &Path) -> Result<Arc<Snapshot>, StoreError> {
-        let stored = Stored::open(path)?;
+        Stored::open(path)?.snapshot(None)
+    }
+}
+
+/// What goes with a snapshot in a file and is not in it.
+pub(super) struct Beside {
+    /// The list of types.
+    pub(super) btfs: Vec<Arc<Btf>>,
+    pub(super) symbols: Option<Arc<Symbols>>,
+    pub(super) module_symbols: Option<Arc<Symbols>>,
+}
+
+impl Stored {
+    /// What is in the file, with what lies `beside` it.
+    pub(super) fn snapshot(self, beside: Option<&Beside>) -> Result<Arc<Snapshot>, StoreError> {
+        let stored = self;
         let header = stored.header()?;
         let kernel = header
             .kernel
@@ -41,9 +56,16 @@ impl Snapshot {
         if all.fold(0, u64::saturating_add) > MAX_BLOBS {
             return Err(stored.damaged(format!("its maps claim more than {} GiB", MAX_BLOBS >> 30)));
         }
-        let btfs = stored.btfs(&header.btfs)?;
+        let btfs = match beside {
+            Some(beside) => beside.btfs.clone(),
+            None => stored.btfs(&header.btfs)?,
+        };
         let stored = Arc::new(stored);
-        let kernel = header.kernel.map(|kernel| stored.kernel(kernel, &btfs)).transpose()?;
+        let mut kernel = header.kernel.map(|kernel| stored.kernel(kernel, &btfs)).transpose()?;
+        if let (Some(kernel), Some(beside)) = (&mut kernel, beside) {
+            kernel.symbols.clone_from(&beside.symbols);
+            kernel.module_symbols.clone_from(&beside.module_symbols);
+        }
         let mut maps = Vec::with_capacity(header.maps.len());
         for map in header.maps {
             let btf = match map.btf {
@@ -67,9 +89,11 @@ impl Snapshot {
 /// A file that is open.
 pub(super) struct Stored {
     pub(super) path: PathBuf,
-    pub(super) file: File,
-    /// Bytes in all.
+    pub(super) file: Arc<File>,
+    /// Where in the file it ends.
     pub(super) len: u64,
+    /// Where in the file it begins.
+    base: u64,
     /// Where the blobs begin.
     pub(super) blobs: u64,
     fixed: [u32; 4],
@@ -82,9 +106,20 @@ impl Stored {
         if !meta.is_file() {
             return Err(StoreError::NoSnapshot { path: path.to_owned() });
         }
-        let mut file = File::open(path).map_err(read)?;
+        let file = Arc::new(File::open(path).map_err(read)?);
+        Stored::at(file, path, 0, meta.len())
+    }
+
+    /// What lies in a file from `base` to `end`.
+    pub(super) fn at(
+        file: Arc<File>,
+        path: &Path,
+        base: u64,
+        end: u64,
+    ) -> Result<Stored, StoreError> {
+        let read = |cause| StoreError::Read { path: path.to_owned(), cause };
         let mut fixed = [0; FIXED];
-        match file.read_exact(&mut fixed) {
+        match file.read_exact_at(&mut fixed, base) {
             Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => return Err(read(e)),
             Ok(()) if fixed[..8] == MAGIC => {}
             _ => return Err(StoreError::NoSnapshot { path: path.to_owned() }),
@@ -97,8 +132,8 @@ impl Stored {
         if numbers[0] != VERSION {
             return Err(StoreError::Version { path: path.to_owned(), version: numbers[0] });
         }
-        let blobs = FIXED as u64 + u64::from(numbers[1]);
-        Ok(Stored { path: path.to_owned(), file, len: meta.len(), blobs, fixed: numbers })
+        let blobs = base.saturating_add(FIXED as u64 + u64::from(numbers[1]));
+        Ok(Stored { path: path.to_owned(), file, len: end, base, blobs, fixed: numbers })
     }
 
     fn damaged(&self, what: impl Into<String>) -> StoreError {
@@ -108,7 +143,9 @@ impl Stored {
     fn header(&self) -> Result<Header, StoreError> {
         let [_, len, unpacked, crc] = self.fixed;
         let blob = Blob { at: 0, len: len.into(), unpacked: unpacked.into(), crc };
-        let json = self.unpack(FIXED as u64, blob, MAX_HEADER).map_err(|e| self.damaged(e))?;
+        let json = self
+            .unpack(self.base.saturating_add(FIXED as u64), blob, MAX_HEADER)
+            .map_err(|e| self.damaged(e))?;
         serde_json::from_slice(&json).map_err(|e| self.damaged(format!("its header: {e}")))
     }
 

@@ -51,7 +51,7 @@ impl Snapshot {
     }
 
     fn write(&self, path: &Path, ram: Option<&Ram>) -> Result<(), StoreError> {
-        let written = self.pack(ram).and_then(|(header, blobs)| {
+        let written = self.pack(ram, false).and_then(|Packed { header, blobs, .. }| {
             replace(path, |out| {
                 out.write_all(&header)?;
                 out.write_all(&blobs)?;
@@ -61,9 +61,9 @@ impl Snapshot {
         written.map_err(|cause| StoreError::Write { path: path.to_owned(), cause })
     }
 
-    /// The header and the blobs.
-    fn pack(&self, ram: Option<&Ram>) -> io::Result<(Vec<u8>, Vec<u8>)> {
-        let mut blobs = Blobs::default();
+    /// What goes into a file; types and symbols do not when they are kept `beside`.
+    pub(super) fn pack(&self, ram: Option<&Ram>, beside: bool) -> io::Result<Packed> {
+        let mut blobs = Blobs { beside, ..Blobs::default() };
         let (maps, torn): (&[CapturedMap], &[String]) = match &self.contents {
             State::Captured { maps, torn, .. } => (maps, torn),
             State::Placeholder(_) => (&[], &[]),
@@ -71,12 +71,13 @@ impl Snapshot {
         let maps: Vec<StoredMap> =
             maps.iter().map(|map| blobs.map(map)).collect::<io::Result<_>>()?;
         let kernel = self.kernel_state().ok().map(|state| blobs.kernel(state, ram)).transpose()?;
+        let (types, btfs): (Vec<_>, Vec<_>) = blobs.btfs.into_iter().unzip();
         let header = Header {
             writer: concat!("cryoscope ", env!("CARGO_PKG_VERSION")).to_owned(),
             meta: self.meta.clone(),
             placeholder: self.placeholder_reason().map(str::to_owned),
             torn: torn.to_vec(),
-            btfs: blobs.btfs.into_iter().map(|(_, stored)| stored).collect(),
+            btfs: if beside { Vec::new() } else { btfs },
             maps,
             kernel: kernel.flatten(),
         };
@@ -88,8 +89,16 @@ impl Snapshot {
             out.extend(number.to_le_bytes());
         }
         out.extend(packed);
-        Ok((out, blobs.bytes))
+        Ok(Packed { header: out, blobs: blobs.bytes, types })
     }
+}
+
+/// What goes into a file.
+pub(super) struct Packed {
+    pub(super) header: Vec<u8>,
+    pub(super) blobs: Vec<u8>,
+    /// The list of types.
+    pub(super) types: Vec<Arc<Btf>>,
 }
 
 fn is_core(path: &Path) -> bool {
@@ -124,6 +133,8 @@ struct Blobs {
     bytes: Vec<u8>,
     /// By address: maps of one object share theirs.
     btfs: Vec<(Arc<Btf>, StoredBtf)>,
+    /// Whether types and symbols are kept elsewhere.
+    beside: bool,
 }
 
 impl Blobs {
@@ -147,7 +158,7 @@ impl Blobs {
             return Ok(index);
         }
         let base = btf.base().map(|base| self.btf(base)).transpose()?;
-        let raw = self.add(btf.raw())?;
+        let raw = self.add(if self.beside { &[] } else { btf.raw() })?;
         self.btfs.push((btf.clone(), StoredBtf { raw, base }));
         Ok(self.btfs.len() - 1)
     }
@@ -167,8 +178,10 @@ impl Blobs {
     ) -> io::Result<Option<StoredKernel>> {
         let Some(btf) = &state.btf else { return Ok(None) };
         let (btf, bytes) = (self.btf(btf)?, self.add(state.memory.bytes())?);
-        let symbols = state.symbols.as_ref().map(|s| self.table(s)).transpose()?.flatten();
-        let of_modules = state.module_symbols.as_ref();
+        let kept = |symbols| if self.beside { None } else { symbols };
+        let (of_kernel, of_modules) =
+            (kept(state.symbols.as_ref()), kept(state.module_symbols.as_ref()));
+        let symbols = of_kernel.map(|s| self.table(s)).transpose()?.flatten();
         let mut module_symbols = of_modules.map(|s| self.table(s)).transpose()?.flatten();
         let types = state.modules.iter().map(|module| module.btf.as_ref());
         let module_btfs = types.map(|btf| btf.map(|btf| self.btf(btf)).transpose());

@@ -475,3 +475,33 @@ fn symbols_that_a_reader_would_refuse_are_left_out_of_a_file() {
     let why = opened.symbols().unwrap_err().to_string();
     assert!(why.contains("they took more than it keeps"), "{why}");
 }
+
+#[test]
+fn a_shelf_gives_the_same_answers_and_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let shelf = crate::snapshot::Shelf::new(dir.path()).unwrap();
+    let (plain, kernel) = (sample(), made_up(true));
+    let empty = Snapshot::placeholder(meta("x"), "CPU 1 did not come");
+    let put: Vec<_> =
+        [&plain, &kernel, &empty, &plain].map(|snapshot| shelf.put(snapshot).unwrap()).into();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "the file has no name");
+    drop(shelf);
+    let opened: Vec<_> = put.iter().map(|shelved| shelved.open().unwrap()).collect();
+    drop(put);
+    assert_eq!(everything(&opened[0]), everything(&plain));
+    assert_eq!(of_the_kernel(&opened[1]), of_the_kernel(&kernel));
+    assert_eq!(opened[2].placeholder_reason(), Some("CPU 1 did not come"));
+    assert_eq!(everything(&opened[3]), everything(&plain));
+    // Types and symbols are the very same.
+    let size = |snapshot: &Arc<Snapshot>| {
+        let path = dir.path().join("a.cryo");
+        snapshot.save(&path).unwrap();
+        fs::metadata(&path).unwrap().len()
+    };
+    let (on_shelf, whole) = (crate::snapshot::Shelf::new(dir.path()).unwrap(), size(&kernel));
+    assert!(on_shelf.put(&kernel).unwrap().len() < whole);
+    // What was on a shelf can be saved as any other.
+    assert_eq!(of_the_kernel(&stored(&opened[1])), of_the_kernel(&kernel));
+    let error = crate::snapshot::Shelf::new(&dir.path().join("gone")).err().unwrap();
+    assert!(error.to_string().ends_with("; make the directory first"), "{error}");
+}

@@ -10,7 +10,7 @@
 //!
 //!  cell:  (waiting) ── CellStarted ─▶ (running) ── CellFinished ─▶ (finished)
 //!              ▲                       │  │ ▲
-//!              │                       │  └─┘ Stage, Phase, Frozen, Recorded, SchedulerExited
+//!              │                       │  └─┘ Stage, Phase, Frozen, Sampled, Recorded, ..
 //!              └────── CellRetried ────┘      (an engine fault: what was recorded is void)
 //! ```
 //!
@@ -23,6 +23,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::samples::SampleReport;
 use super::verdict::{Outcome, Record, Verdict};
 
 /// The version of the event stream, `v` on every line.
@@ -93,6 +94,13 @@ pub enum RunEvent {
         pause_us: u64,
         /// Microseconds of that which our own copying took.
         copy_us: u64,
+    },
+    /// No more samples are taken; at most once in an attempt.
+    Sampled {
+        /// Which cell.
+        cell: usize,
+        /// What came of them.
+        report: SampleReport,
     },
     /// The script (or the machinery, about the script) said something that counts.
     Recorded {
@@ -240,6 +248,7 @@ impl RunEvent {
             | RunEvent::Stage { cell, .. }
             | RunEvent::Phase { cell, .. }
             | RunEvent::Frozen { cell, .. }
+            | RunEvent::Sampled { cell, .. }
             | RunEvent::Recorded { cell, .. }
             | RunEvent::SchedulerExited { cell, .. }
             | RunEvent::CellRetried { cell, .. }
@@ -413,6 +422,14 @@ mod tests {
             RunEvent::Phase { cell: 0, name: "warm".into(), elapsed_ms: 7 },
             RunEvent::Recorded { cell: 0, record: Record::Check(check) },
             RunEvent::Recorded { cell: 0, record: Record::Print { text: "a\nb".into() } },
+            RunEvent::Sampled {
+                cell: 0,
+                report: SampleReport {
+                    planned: Some(3),
+                    first_missed: vec![1],
+                    ..Default::default()
+                },
+            },
             retried(1),
             end(0),
             over(),

@@ -11,6 +11,7 @@ use crate::vm::topology::Topology;
 pub use crate::wire::{Exec as ExecOutcome, Policy, SchedulerState, WorkKind};
 
 use super::SchedulerExit;
+use super::samples::SampleReport;
 use super::verdict::{Check, ScriptPos};
 
 /// What comes of asking the laboratory for something.
@@ -226,6 +227,31 @@ impl WatchOps for NoWatches {
     }
 }
 
+/// Samples that are taken of a live machine while the script does something else.
+pub trait SampleOps {
+    /// Sample `index` of those taken so far, from 0. One that went to a file is read from there.
+    ///
+    /// # Errors
+    /// The file cannot be read any more ([`LabError::Machine`]).
+    fn sample(&self, index: usize) -> LabResult<Option<Arc<Snapshot>>>;
+
+    /// What came of them so far.
+    fn report(&self) -> SampleReport;
+}
+
+/// A machine of which none are taken.
+struct NoSamples;
+
+impl SampleOps for NoSamples {
+    fn sample(&self, _: usize) -> LabResult<Option<Arc<Snapshot>>> {
+        Ok(None)
+    }
+
+    fn report(&self) -> SampleReport {
+        SampleReport::default()
+    }
+}
+
 /// A live machine with a scheduler and a workload. Every method may be called from any thread;
 /// waiting ones return [`LabError::Interrupted`] when the run is to end, and
 /// [`LabError::Scheduler`] when the scheduler has left although it was meant to stay.
@@ -416,6 +442,11 @@ pub trait LabOps: Send + Sync {
     /// Watches, and what was captured of the scheduler's end.
     fn watching(&self) -> &dyn WatchOps {
         &NoWatches
+    }
+
+    /// Periodic samples.
+    fn sampling(&self) -> &dyn SampleOps {
+        &NoSamples
     }
 
     /// How the scheduler left, when it left unasked.

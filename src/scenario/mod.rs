@@ -11,6 +11,7 @@ pub mod live;
 pub mod process;
 pub mod report;
 pub mod runner;
+pub mod samples;
 pub mod text;
 pub mod verdict;
 
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use samples::SampleOptions;
 use verdict::{Check, Outcome, Rules, ScriptPos};
 
 /// A scenario as its script declares it.
@@ -71,6 +73,8 @@ pub struct ScenarioOptions {
     pub boot: BootPath,
     /// What percentages of time are taken of.
     pub duration: Duration,
+    /// Samples to take while it runs.
+    pub samples: Option<SampleOptions>,
     /// For choosing scenarios.
     pub tags: Vec<String>,
     /// The longest the whole cell may take, boot included; see [`ScenarioOptions::deadline`].
@@ -102,6 +106,7 @@ impl Default for ScenarioOptions {
             kernel: "auto".into(),
             boot: BootPath::Auto,
             duration: Duration::from_secs(10),
+            samples: None,
             tags: Vec::new(),
             timeout: None,
             expect_exit: ExpectExit::None,

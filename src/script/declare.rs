@@ -17,6 +17,7 @@ use super::error::ScriptError;
 use super::fault::{Fault, Native, terminate};
 use super::options::{Mistake, Options};
 use super::register::Package;
+use super::sampling;
 use super::session::{Boot, Mode, Plain, Session};
 use super::shape::topology;
 use super::vm::Vm;
@@ -31,6 +32,7 @@ const OPTIONS: &[&str] = &[
     "kernel",
     "boot",
     "duration",
+    "samples",
     "tags",
     "timeout",
     "expect_exit",
@@ -45,7 +47,7 @@ const OPTIONS: &[&str] = &[
 const COUNTING: [(&str, &str); 2] =
     [("schedstats", "kernel.sched_schedstats"), ("bpf_stats", "kernel.bpf_stats_enabled")];
 /// Options that are planned.
-const LATER: &[&str] = &["samples", "matrix", "expect_fail", "stats"];
+const LATER: &[&str] = &["matrix", "expect_fail", "stats"];
 
 /// Options of `scheduler: #{ .. }`.
 const SCHEDULER: &[&str] = &["src", "rodata", "args", "include", "defines", "staged", "env"];
@@ -68,7 +70,8 @@ pub(crate) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {
         "Declares a scenario with options: `scheduler`, `topology` (see `topology(..)`), `memory`, \
          `huge_pages: true` (RAM of the host's huge pages), `pin: \"2-5\"` (CPUs of the host, one \
          for each of the machine's; engine kvm), `kernel`, `boot`, \
-         `duration`, `tags`, `timeout`, `expect_exit`, `allow_inconclusive`, `requires`, `kargs`, \
+         `duration`, `samples` (how many there are to be inside of 10 % to 90 % of it, or \
+         `#{ every: \"50ms\" }`), `tags`, `timeout`, `expect_exit`, `allow_inconclusive`, `requires`, `kargs`, \
          `include_files`; `schedstats: true` and `bpf_stats: true` have the kernel count what it \
          does not count otherwise.",
         move |ctx: NativeCallContext<'_>, name: &str, opts: Map, body: FnPtr| {
@@ -293,6 +296,7 @@ pub(crate) fn options(what: &'static str, map: &Map) -> Result<ScenarioOptions, 
         let key = if out.duration.is_zero() { "duration" } else { "timeout" };
         return Err(read.wrong(key, "it has to be longer than nothing"));
     }
+    out.samples = sampling::option(&read, out.duration)?;
     set(&mut out.expect_exit, read.string("expect_exit")?.map(|text| ExpectExit::parse(&text)));
     set(&mut out.allow_inconclusive, read.flag("allow_inconclusive")?);
     set(&mut out.requires, read.strings("requires")?);

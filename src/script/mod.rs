@@ -32,6 +32,7 @@ mod options;
 pub(crate) mod register;
 pub mod repl;
 mod run;
+mod sampling;
 mod session;
 mod shape;
 mod source;

@@ -58,6 +58,11 @@ impl<'a> Options<'a> {
         Ok(Options { what, map })
     }
 
+    /// What is given, of whatever type.
+    pub(crate) fn value(&self, key: &str) -> Option<&'a Dynamic> {
+        self.get(key)
+    }
+
     fn get(&self, key: &str) -> Option<&'a Dynamic> {
         self.map.get(key).filter(|v| !v.is_unit())
     }
@@ -243,7 +248,7 @@ mod tests {
     fn keys_are_checked_with_the_nearest_name() {
         let told = |text: &str| {
             let map = map(text);
-            Options::new("scenario(..)", &map, KNOWN, &["samples"]).err().map(|m| m.message)
+            Options::new("scenario(..)", &map, KNOWN, &["matrix"]).err().map(|m| m.message)
         };
         assert_eq!(told("#{topology: 1}"), None);
         let want = "\"topolgy\" is no option of scenario(..); did you mean \"topology\"? Options are: \
@@ -252,8 +257,8 @@ mod tests {
         let want = "\"qqq\" is no option of scenario(..); options are: \
                     topology, timeout, tags, n, on, work, env, rodata, memory";
         assert_eq!(told("#{qqq: 1}").as_deref(), Some(want));
-        let want = "the option \"samples\" of scenario(..) is not available yet";
-        assert_eq!(told("#{samples: 1}").as_deref(), Some(want));
+        let want = "the option \"matrix\" of scenario(..) is not available yet";
+        assert_eq!(told("#{matrix: 1}").as_deref(), Some(want));
     }
 
     #[test]

@@ -45,6 +45,7 @@ pub(crate) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {
     watch::register(pkg, session);
     time(pkg, session);
     triggers::register(pkg, session);
+    super::sampling::register(pkg, session);
     memory::register(pkg, session);
     programs(pkg, session);
     groups(pkg, session);

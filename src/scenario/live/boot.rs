@@ -123,9 +123,12 @@ impl Lab {
             keep: setup.keep.clone(),
             attempt: setup.attempt,
         };
-        let lab = Lab::new(machine, parts);
+        let mut lab = Lab::new(machine, parts);
         if lab.parts.under_test {
             lab.expect_exits();
+        }
+        if let Some(samples) = &options.samples {
+            lab.start_sampling(samples)?;
         }
         Ok(lab)
     }

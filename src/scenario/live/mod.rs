@@ -20,6 +20,8 @@ mod groups;
 mod kept;
 mod machine;
 mod real;
+mod sampled;
+mod sampling;
 mod snapshots;
 mod stage;
 #[cfg(test)]
@@ -37,8 +39,8 @@ pub use boot::{BootFailed, Setup};
 use super::cell::{Cancel, Events};
 use super::event::{Logs, RunEvent, Stage};
 use super::lab::{
-    ExecOutcome, GroupOptions, LabError, LabFacts, LabOps, LabResult, SchedulerState, Span,
-    WatchOps, WorkOptions,
+    ExecOutcome, GroupOptions, LabError, LabFacts, LabOps, LabResult, SampleOps, SchedulerState,
+    Span, WatchOps, WorkOptions,
 };
 use super::text::tail;
 use super::verdict::Recorder;
@@ -49,6 +51,7 @@ use caught::{Death, Inbox, Phase, Watches};
 use clock::Clock;
 use kept::Kept;
 use machine::{CallError, Machine};
+use sampling::Sampler;
 
 /// How long the agent may take for what it does at once: generous, since an emulated machine
 /// with many busy CPUs gives the agent little time.
@@ -63,6 +66,7 @@ pub struct Lab {
     machine: Arc<dyn Machine>,
     parts: Parts,
     state: Mutex<State>,
+    sampler: Sampler,
     /// Whether the unasked exit has already ended the scenario, and so is recorded.
     exit_told: AtomicBool,
 }
@@ -115,7 +119,8 @@ impl Lab {
             detached: false,
             broken: None,
         };
-        Lab { machine, parts, state: Mutex::new(state), exit_told: AtomicBool::new(false) }
+        let (state, sampler) = (Mutex::new(state), Sampler::default());
+        Lab { machine, parts, state, sampler, exit_told: AtomicBool::new(false) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -239,6 +244,7 @@ impl Lab {
     /// The last things to judge, the logs, and the end of the machine. Gives the ends of the logs
     /// for the report, and the fault of the engine if that is what ended the machine.
     pub fn finish(&self) -> (Logs, Option<String>) {
+        self.end_sampling();
         self.parts.events.stage(Stage::Stop, "");
         // What is left paused cannot tell how it ends.
         if self.machine.is_paused() && self.machine.exited().is_none() {
@@ -551,6 +557,10 @@ impl LabOps for Lab {
     }
 
     fn watching(&self) -> &dyn WatchOps {
+        self
+    }
+
+    fn sampling(&self) -> &dyn SampleOps {
         self
     }
 

@@ -1,5 +1,7 @@
 //! The laboratory against a machine that only pretends.
 
+mod sampling;
+
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
 
@@ -31,6 +33,12 @@ struct Fake {
     snapshot_bytes: AtomicU64,
     paused: AtomicBool,
     still: Standstill,
+    /// How long each freeze stops the machine.
+    stands: AtomicU64,
+    /// How long each takes while it runs, in milliseconds.
+    takes: AtomicU64,
+    /// Freezes do not come about.
+    late: AtomicBool,
 }
 
 impl Fake {
@@ -98,7 +106,15 @@ impl Machine for Fake {
             let (requested, available) = (name.clone(), vec!["fifo.bss".into()]);
             return Err(CallError::Snapshot(SnapshotError::MapNotFound { requested, available }));
         }
-        let pause = Pause { total_us: 5_000_000, ..Pause::default() };
+        if self.exited().is_some() {
+            return Err(CallError::Gone("the machine ended".into()));
+        }
+        std::thread::sleep(Duration::from_millis(self.takes.load(Ordering::Relaxed)));
+        if self.late.load(Ordering::Relaxed) {
+            return Ok(Snapshot::placeholder(meta(), "CPU 1 did not come"));
+        }
+        let total_us = self.stands.load(Ordering::Relaxed);
+        let pause = Pause { total_us, ..Pause::default() };
         let now = Instant::now();
         self.still.begin(now - Duration::from_micros(pause.total_us));
         self.still.end(now);
@@ -188,6 +204,7 @@ struct Bench {
 fn bench(expect_exit: ExpectExit) -> Bench {
     let fake = Arc::new(Fake::default());
     *fake.sched_state.lock().unwrap() = "enabled".into();
+    fake.stands.store(5_000_000, Ordering::Relaxed);
     let (recorder, cancel) = (Recorder::new(), Cancel::new());
     let parts = Parts {
         facts: LabFacts {

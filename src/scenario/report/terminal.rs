@@ -49,6 +49,7 @@ enum Said {
     Note(String, Option<ScriptPos>),
     Check(Check),
     Retry(u32, String),
+    Sampled(String),
 }
 
 impl<W: Write> Terminal<W> {
@@ -120,6 +121,7 @@ impl<W: Write> Terminal<W> {
                 cell.detail = one_line(detail);
             }
             RunEvent::Phase { name, .. } => cell.detail = one_line(name),
+            RunEvent::Sampled { report, .. } => cell.said.push(Said::Sampled(report.to_string())),
             RunEvent::Recorded { record, .. } => cell.said.extend(said(record)),
             RunEvent::CellRetried { attempt, reason, .. } => {
                 // What that attempt recorded is void.
@@ -283,6 +285,7 @@ fn body(said: &[Said], verdict: &Verdict, style: Style) -> Vec<String> {
                 part(&note);
             }
             Said::Check(failed) => part(&check(failed, style)),
+            Said::Sampled(text) => part(std::slice::from_ref(text)),
             Said::Retry(attempt, reason) => {
                 part(&[format!(
                     "note: attempt {attempt} ended in a fault of the engine, tried \
@@ -310,6 +313,7 @@ fn millis(since: Instant) -> u64 {
 mod tests {
     use super::*;
     use crate::scenario::event::Logs;
+    use crate::scenario::samples::SampleReport;
     use crate::scenario::verdict::Counts;
     use std::collections::BTreeMap;
 
@@ -497,5 +501,26 @@ cryoscope 0.1.0: 3 scenarios
         terminal.event(&event, &RunModel::default());
         drop(terminal);
         assert_eq!(closed.0, 1);
+    }
+
+    #[test]
+    fn what_came_of_samples_is_a_line_and_void_with_its_attempt() {
+        let report = |fired| RunEvent::Sampled {
+            cell: 0,
+            report: SampleReport { planned: Some(8), fired, ..SampleReport::default() },
+        };
+        let retried = RunEvent::CellRetried { cell: 0, attempt: 1, reason: "QEMU died".to_owned() };
+        let cells = vec![info(0, "a.rhai")];
+        let mut out = Vec::new();
+        let mut terminal = Terminal::new(&mut out, Style::plain());
+        let model = RunModel::default();
+        let run = RunEvent::RunStarted { cryoscope: "0.1.0".into(), cells, jobs: 1 };
+        for event in [run, report(3), retried, report(8), end(0, Outcome::Pass, None)] {
+            terminal.event(&event, &model);
+        }
+        drop(terminal);
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("\n    8 of 8 samples taken, at most 0.00 s late\n"), "{text}");
+        assert!(!text.contains("3 of 8"), "{text}");
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::fifo;
 use crate::scenario::lab::*;
+use crate::scenario::samples::{Boundaries, SampleOptions, SampleReport};
 use crate::scenario::{ExpectExit, ScenarioDecl, SchedulerExit};
 use crate::snapshot::{CaptureRequest, Meta, Place, Scalar, Snapshot, Trigger};
 use crate::vm::topology::Topology;
@@ -36,6 +37,8 @@ pub(crate) struct FakeLab {
     watches: Mutex<Vec<String>>,
     /// Whether the scheduler leaves with an error after a second.
     leaves: bool,
+    /// Samples that are taken.
+    samples: Option<SampleOptions>,
 }
 
 impl FakeLab {
@@ -65,6 +68,7 @@ impl FakeLab {
             trouble: None,
             watches: Mutex::default(),
             leaves: false,
+            samples: None,
         }
     }
 
@@ -74,6 +78,7 @@ impl FakeLab {
         lab.facts.topology = Topology::parse(&decl.options.topology).unwrap();
         lab.facts.duration = decl.options.duration;
         lab.facts.scheduler = if decl.options.scheduler.is_none() { "none" } else { "fifo" }.into();
+        lab.samples.clone_from(&decl.options.samples);
         lab.leaves = decl.options.expect_exit != ExpectExit::None;
         // What leaves leaves the same behind.
         lab.fifo = decl.options.scheduler.src.ends_with("fifo.bpf.c") || lab.leaves;
@@ -106,6 +111,10 @@ impl FakeLab {
     }
 
     fn instant_because(&self, tag: &str, trigger: Trigger) -> Arc<Snapshot> {
+        self.instant_at(tag, trigger, self.elapsed_ms())
+    }
+
+    fn instant_at(&self, tag: &str, trigger: Trigger, elapsed_ms: u64) -> Arc<Snapshot> {
         let pids: Vec<u32> = self.workers.lock().unwrap().iter().map(|(pid, _)| *pid).collect();
         match self.fifo {
             false => fifo::nothing(tag),
@@ -113,7 +122,7 @@ impl FakeLab {
                 &fifo::Instant {
                     tag,
                     phase: self.phase.lock().unwrap().clone(),
-                    elapsed_ms: self.elapsed_ms(),
+                    elapsed_ms,
                     pids: &pids,
                     cpus: self.facts.topology.cpus(),
                     spread: self.spread.load(Ordering::Relaxed),
@@ -351,6 +360,10 @@ impl LabOps for FakeLab {
         self
     }
 
+    fn sampling(&self) -> &dyn SampleOps {
+        self
+    }
+
     fn scheduler_exit(&self) -> Option<SchedulerExit> {
         let message = "had enough of pid 100 after 1000 ms";
         (self.leaves && self.elapsed_ms() >= 1000).then(|| SchedulerExit {
@@ -405,5 +418,26 @@ impl WatchOps for FakeLab {
         let (cpu, function) = (Some(0), Some("scx_disable_irq_workfn".into()));
         let trigger = Trigger::ErrorExit { cpu, function, late_us: None };
         self.leaves.then(|| self.instant_because("error exit", trigger))
+    }
+}
+
+/// A machine that serves every boundary at once.
+impl SampleOps for FakeLab {
+    fn sample(&self, index: usize) -> LabResult<Option<Arc<Snapshot>>> {
+        let Some(samples) = &self.samples else { return Ok(None) };
+        let boundaries = Boundaries::new(samples.times, self.facts.duration).unwrap();
+        let due = boundaries.due(index as u64).map(|due| due.as_millis() as u64);
+        let due = due.filter(|due| *due <= self.elapsed_ms());
+        let periodic = |due| Trigger::Periodic { boundary_offset_ms: due };
+        Ok(due.map(|due| self.instant_at(&format!("periodic_{index:03}"), periodic(due), due)))
+    }
+
+    fn report(&self) -> SampleReport {
+        let Some(samples) = &self.samples else { return SampleReport::default() };
+        let boundaries = Boundaries::new(samples.times, self.facts.duration).unwrap();
+        let fired = (0..).take_while(|i| matches!(self.sample(*i), Ok(Some(_)))).count() as u64;
+        let planned = boundaries.planned();
+        let not_fired = planned.map_or(0, |planned| planned - fired);
+        SampleReport { planned, fired, not_fired, ..SampleReport::default() }
     }
 }

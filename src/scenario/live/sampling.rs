@@ -1,0 +1,310 @@
+//! Takes samples when their time has come, whatever the script does.
+//!
+//! ```text
+//!  wait ─▶ (lead before the boundary) get ready ─▶ (boundary) freeze ─▶ keep ─▶ wait ..
+//!    ▲                                                                        │
+//!    └── boundaries whose next one has come meanwhile are missed ◀────────────┘
+//! ```
+//!
+//! A thread of its own asks the machine, whose requests are carried out one after the other: a
+//! sample never falls into another freeze. It waits on the workload clock, so a machine that stands
+//! reaches no boundary. Getting ready is done ahead, so that only the freeze itself is left when the
+//! boundary comes.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::caught::Phase;
+use super::clock::Clock;
+use super::machine::{CallError, Machine};
+use super::sampled::{Store, Taken};
+use super::{Events, Lab};
+use crate::scenario::event::RunEvent;
+use crate::scenario::lab::{LabError, LabResult, SampleOps};
+use crate::scenario::samples::{Boundaries, SampleOptions, SampleReport};
+use crate::scenario::verdict::Recorder;
+use crate::snapshot::{CaptureRequest, Meta, Snapshot, Trigger};
+
+/// The longest that is waited in one go, since a pause shifts what is left.
+const GLANCE: Duration = Duration::from_millis(20);
+/// The least time before a boundary at which getting ready begins.
+const LEAD: Duration = Duration::from_millis(2);
+
+/// The samples of a laboratory, and what takes them.
+#[derive(Default)]
+pub(super) struct Sampler {
+    shared: Option<Arc<Shared>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    told: AtomicBool,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    bell: Condvar,
+}
+
+struct State {
+    store: Store,
+    report: SampleReport,
+    /// No more are to be taken.
+    over: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits at most this long; whether samples are still wanted.
+    fn wait(&self, time: Duration) -> bool {
+        let state = self.lock();
+        if state.over {
+            return false;
+        }
+        let waited = self.bell.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner);
+        !waited.0.over
+    }
+}
+
+/// What taking samples needs.
+pub(super) struct Order {
+    pub(super) machine: Arc<dyn Machine>,
+    pub(super) clock: Clock,
+    pub(super) phase: Phase,
+    pub(super) events: Events,
+    pub(super) recorder: Recorder,
+    pub(super) options: SampleOptions,
+    pub(super) boundaries: Boundaries,
+}
+
+impl Sampler {
+    /// Begins to take samples.
+    ///
+    /// # Errors
+    /// When no thread can be had.
+    pub(super) fn start(order: Order) -> std::io::Result<Sampler> {
+        let report =
+            SampleReport { planned: order.boundaries.planned(), ..SampleReport::default() };
+        let store = Store::new(order.options.memory, std::env::temp_dir());
+        let state = Mutex::new(State { store, report, over: false });
+        let shared = Arc::new(Shared { state, bell: Condvar::new() });
+        let taker = Taker { shared: shared.clone(), request: order.options.request(), order };
+        let thread =
+            std::thread::Builder::new().name("samples".into()).spawn(move || taker.run())?;
+        let thread = Mutex::new(Some(thread));
+        Ok(Sampler { shared: Some(shared), thread, told: AtomicBool::new(false) })
+    }
+
+    /// Takes no more; what came of it all, when there was anything to take.
+    pub(super) fn end(&self) -> Option<SampleReport> {
+        let shared = self.shared.as_ref()?;
+        shared.lock().over = true;
+        shared.bell.notify_all();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+        Some(self.report())
+    }
+
+    /// What came of it so far.
+    pub(super) fn report(&self) -> SampleReport {
+        let Some(shared) = &self.shared else { return SampleReport::default() };
+        let state = shared.lock();
+        let mut report = state.report.clone();
+        report.spilled = state.store.spilled();
+        let served = report.fired + report.missed;
+        report.not_fired = report.planned.map_or(0, |planned| planned.saturating_sub(served));
+        report
+    }
+
+    fn sample(&self, index: usize) -> Option<Taken> {
+        self.shared.as_ref()?.lock().store.get(index)
+    }
+}
+
+impl Drop for Sampler {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// What runs in the thread.
+struct Taker {
+    shared: Arc<Shared>,
+    request: CaptureRequest,
+    order: Order,
+}
+
+impl Taker {
+    fn run(&self) {
+        let (mut i, mut lead) = (0, LEAD);
+        let mut troubled = false;
+        while let Some(due) = self.order.boundaries.due(i) {
+            if !self.wait_until(due.saturating_sub(lead)) {
+                return;
+            }
+            let begun = Instant::now();
+            let ready = self.order.machine.prepare(&self.request);
+            // A little more than it took, within bounds: it is done while the machine runs.
+            let most = self.order.boundaries.interval() / 2;
+            lead = (lead / 2 + begun.elapsed() * 3 / 4).clamp(LEAD, most.max(LEAD));
+            if !self.wait_until(due) {
+                return;
+            }
+            let passed = self.order.boundaries.next(i, self.elapsed());
+            self.shared.lock().report.miss(i, passed);
+            i = passed;
+            let Some(due) = self.order.boundaries.due(i) else { return };
+            let taken = ready.and_then(|()| self.freeze(i, due));
+            let Some(snapshot) = self.settled(i, due, taken, &mut troubled) else { return };
+            self.keep(snapshot, due, &mut troubled);
+            i += 1;
+        }
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.order.clock.elapsed(Instant::now())
+    }
+
+    /// Waits for a time of the workload; whether samples are still wanted.
+    fn wait_until(&self, due: Duration) -> bool {
+        loop {
+            let left = due.saturating_sub(self.elapsed());
+            if left.is_zero() {
+                return !self.shared.lock().over;
+            }
+            // One that stands just before a boundary is no reason to be busy.
+            let shortest = Duration::from_millis(u64::from(self.order.machine.is_paused()));
+            if !self.shared.wait(left.clamp(shortest, GLANCE)) {
+                return false;
+            }
+        }
+    }
+
+    fn meta(&self, i: u64, due: Duration) -> impl FnOnce() -> Meta + Send + 'static {
+        let (clock, phase) = (self.order.clock.clone(), self.order.phase.clone());
+        move || Meta {
+            tag: tag(i),
+            elapsed_ms: clock.elapsed_ms(Instant::now()),
+            phase: phase.get(),
+            trigger: periodic(due),
+            ..Meta::default()
+        }
+    }
+
+    fn freeze(&self, i: u64, due: Duration) -> Result<Arc<Snapshot>, CallError> {
+        let meta = Box::new(self.meta(i, due));
+        self.order.machine.freeze(&self.request, Some(Instant::now()), meta)
+    }
+
+    /// What a freeze gave, or what stands for it; `None` when there can be no more.
+    fn settled(
+        &self,
+        i: u64,
+        due: Duration,
+        taken: Result<Arc<Snapshot>, CallError>,
+        troubled: &mut bool,
+    ) -> Option<Arc<Snapshot>> {
+        let error = match taken {
+            Ok(snapshot) => return Some(snapshot),
+            // Whoever asks next is told that the machine is gone.
+            Err(CallError::Gone(_)) if self.order.machine.exited().is_some() => return None,
+            Err(error) => error.into_lab().to_string(),
+        };
+        if !std::mem::replace(troubled, true) {
+            let text = format!("the sample {} has no contents: {error}", tag(i));
+            self.order.recorder.note(text, None);
+        }
+        Some(Snapshot::placeholder(self.meta(i, due)(), error))
+    }
+
+    fn keep(&self, snapshot: Arc<Snapshot>, due: Duration, troubled: &mut bool) {
+        let pause = snapshot.pause();
+        self.order.events.send(&RunEvent::Frozen {
+            cell: self.order.events.cell(),
+            tag: snapshot.tag().to_owned(),
+            elapsed_ms: snapshot.elapsed_ms(),
+            pause_us: pause.total_us,
+            copy_us: pause.copy_us,
+        });
+        let late = snapshot.elapsed_ms().saturating_sub(ms(due));
+        let placeholder = snapshot.is_placeholder();
+        // It is written to the file without the lock, so that nobody waits for that.
+        let spill = self.shared.lock().store.admit(&snapshot);
+        let (taken, trouble) = spill.settle(snapshot);
+        if let Some(error) = trouble
+            && !std::mem::replace(troubled, true)
+        {
+            let text = format!("samples stay in memory, beyond what they may hold: {error}");
+            self.order.recorder.note(text, None);
+        }
+        let mut state = self.shared.lock();
+        state.store.push(taken);
+        let report = &mut state.report;
+        report.fired += 1;
+        report.placeholders += u64::from(placeholder);
+        report.latest_ms = report.latest_ms.max(late);
+    }
+}
+
+/// The name of sample `i`.
+fn tag(i: u64) -> String {
+    format!("periodic_{i:03}")
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn periodic(due: Duration) -> Trigger {
+    Trigger::Periodic { boundary_offset_ms: ms(due) }
+}
+
+impl Lab {
+    /// Begins to take the samples that a scenario asks for.
+    ///
+    /// # Errors
+    /// Their boundaries make no sense, or no thread can be had.
+    pub(super) fn start_sampling(&mut self, options: &SampleOptions) -> LabResult<()> {
+        let boundaries = Boundaries::new(options.times, self.parts.facts.duration)
+            .map_err(|why| LabError::Argument(format!("samples: {why}")))?;
+        let state = self.state();
+        let (clock, phase) = (state.clock.clone(), state.phase.clone());
+        drop(state);
+        let sampler = Sampler::start(Order {
+            machine: self.machine.clone(),
+            clock,
+            phase,
+            events: self.parts.events.clone(),
+            recorder: self.parts.recorder.clone(),
+            options: options.clone(),
+            boundaries,
+        });
+        self.sampler =
+            sampler.map_err(|e| LabError::Machine(format!("cannot start a thread: {e}")))?;
+        Ok(())
+    }
+
+    /// Takes no more samples, and says what came of them.
+    pub(super) fn end_sampling(&self) {
+        let Some(report) = self.sampler.end() else { return };
+        if !self.sampler.told.swap(true, Ordering::Relaxed) {
+            let cell = self.parts.events.cell();
+            self.parts.events.send(&RunEvent::Sampled { cell, report });
+        }
+    }
+}
+
+impl SampleOps for Lab {
+    fn sample(&self, index: usize) -> LabResult<Option<Arc<Snapshot>>> {
+        let opened = self.sampler.sample(index).map(|taken| taken.snapshot()).transpose();
+        opened.map_err(|e| LabError::Machine(e.to_string()))
+    }
+
+    fn report(&self) -> SampleReport {
+        self.sampler.report()
+    }
+}

@@ -18,7 +18,7 @@ use crate::kernel::{CacheDir, KernelImage, Spec, progress::Printed, resolve};
 use crate::scenario::cell::{CellSpec, Overrides, SPEC_VERSION};
 use crate::scenario::event::CellInfo;
 use crate::scenario::process::{Program, Stop};
-use crate::scenario::report::{Fan, JsonLines, Keep, Terminal, Trouble, cell_dir};
+use crate::scenario::report::{Fan, Html, JsonLines, Keep, Terminal, Trouble, cell_dir};
 use crate::scenario::runner::{Planned, Run, default_jobs};
 use crate::scenario::{BootPath, ScenarioDecl};
 use crate::script;
@@ -68,6 +68,9 @@ pub(super) struct Args {
     /// Keep console, logs and events of every scenario here
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
+    /// Write a page of HTML about the run, DIR/index.html
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
     /// Let scenarios write below this directory too, beside those of script, cache and temporary files
     #[arg(long, value_name = "DIR")]
     writable: Vec<PathBuf>,
@@ -126,6 +129,10 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     }
     if let Some(dir) = &args.keep {
         sinks.add(Keep::create(dir, &trouble).map_err(|e| unwritable("--keep", dir, &e))?);
+    }
+    if let Some(dir) = &args.report {
+        let failure = |e| Failure::usage(format!("--report {}: {e}", dir.display()));
+        sinks.add(Html::create(dir, &trouble).map_err(failure)?);
     }
     let cells = cells(decls, &overrides, &kernels, args, cache)?;
     // The very program that runs, even when its file is replaced meanwhile.

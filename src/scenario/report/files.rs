@@ -21,6 +21,12 @@ impl Trouble {
         self.0.borrow().clone()
     }
 
+    /// Notes that a report could not be written.
+    pub(super) fn note_report(&self, path: &Path, error: &io::Error) {
+        let text = || format!("cannot write the report {}: {}", path.display(), plain(error));
+        self.0.borrow_mut().get_or_insert_with(text);
+    }
+
     fn note(&self, path: &Path, error: &io::Error) {
         self.0.borrow_mut().get_or_insert_with(|| {
             format!(

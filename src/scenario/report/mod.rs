@@ -1,10 +1,12 @@
-//! Consumers of a run's events: the terminal, a file of JSON lines, kept directories.
+//! Consumers of a run's events: the terminal, a file of JSON lines, kept directories, a page.
 
 mod failure;
 mod files;
+mod html;
 mod terminal;
 
 pub use files::{JsonLines, Keep, Trouble, cell_dir};
+pub use html::Html;
 pub use terminal::Terminal;
 
 use super::event::{Logs, RunEvent, RunModel};

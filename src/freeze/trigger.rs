@@ -23,8 +23,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::snapshot::{
-    CaptureError, CaptureRequest, Capturer, CpuRegisters, ExitTrap, Meta, RawCapture, Snapshot,
-    Trigger, WatchPlace,
+    CaptureError, CaptureRequest, Capturer, CpuRegisters, ExitTrap, Leaving, Meta, RawCapture,
+    Snapshot, Trigger, WatchPlace,
 };
 use crate::vm::{Capability, Engine, Standstill, Trap, Trapped, VmError};
 
@@ -38,6 +38,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_millis(20);
 /// How often the machine is looked at for an exit where that cannot be trapped.
 const POLL: Duration = Duration::from_millis(10);
+/// How long after its last sign of life a scheduler that leaves without a reason is taken for dead.
+const UNTOLD: Duration = Duration::from_secs(1);
 /// Deaths that are captured: a scheduler that is restarted over and over must not fill our memory.
 const MOST_DEATHS: usize = 16;
 
@@ -411,12 +413,15 @@ impl Triggers {
         self.collect(capturer, engine);
         let Some(alive) = self.exits.as_ref().and_then(|exits| exits.alive) else { return };
         let now = Instant::now();
-        let leaving = capturer.leaving(None);
-        if leaving.is_none_or(|leaving| leaving.kind == 0) {
-            if let Some(exits) = &mut self.exits {
-                exits.alive = Some(now);
+        match is_dead(capturer.leaving(None), now - alive) {
+            Some(true) => {}
+            Some(false) => return,
+            None => {
+                if let Some(exits) = &mut self.exits {
+                    exits.alive = Some(now);
+                }
+                return;
             }
-            return;
         }
         let late = u64::try_from((now - alive).as_micros()).unwrap_or(u64::MAX);
         let trigger = Trigger::ErrorExit { cpu: None, function: None, late_us: Some(late) };
@@ -431,17 +436,18 @@ impl Triggers {
         if rearm || again.is_some_and(|again| now >= again) {
             return true;
         }
-        let Some(exits) = self.exits.as_mut().filter(|exits| exits.alive.is_some()) else {
-            return false;
-        };
-        match capturer.leaving(None) {
-            Some(leaving) if leaving.kind != 0 => {
+        let Some(exits) = &mut self.exits else { return false };
+        let Some(alive) = exits.alive else { return false };
+        let now = Instant::now();
+        match is_dead(capturer.leaving(None), now - alive) {
+            Some(true) => {
                 let root = capturer.root_sched();
                 let enabled = capturer.enabled_before();
                 root.is_some_and(|root| !exits.dead.contains(&(root, enabled)))
             }
-            _ => {
-                exits.alive = Some(Instant::now());
+            Some(false) => false,
+            None => {
+                exits.alive = Some(now);
                 false
             }
         }
@@ -479,6 +485,15 @@ impl Triggers {
             }
         }
     }
+}
+
+/// Whether a scheduler that was alive so long ago has left, and said why; none for one that stays.
+///
+/// A CPU first claims the exit and then writes down the reason, and an emulated one may be
+/// interrupted in between for long; but not for ever.
+fn is_dead(leaving: Option<Leaving>, since: Duration) -> Option<bool> {
+    let leaving = leaving.filter(|leaving| leaving.kind != 0)?;
+    Some(leaving.told || since >= UNTOLD)
 }
 
 /// Whether a CPU is about to execute this instruction.
@@ -655,6 +670,16 @@ mod tests {
         assert!(exits.is_new(8, Some(2)) && exits.is_new(16, Some(2)));
         let captured = (0..100).filter(|i| exits.is_new(100 + i, Some(3))).count();
         assert_eq!(captured, MOST_DEATHS - 3, "no more than can be held");
+    }
+
+    #[test]
+    fn a_scheduler_is_dead_when_it_has_said_why_or_after_long() {
+        let dead = |kind, told, since| is_dead(Some(Leaving { kind, told }), since);
+        assert_eq!(is_dead(None, UNTOLD), None);
+        assert_eq!(dead(0, false, UNTOLD), None);
+        assert_eq!(dead(1024, false, ms(20)), Some(false));
+        assert_eq!(dead(1024, true, ms(20)), Some(true));
+        assert_eq!(dead(1024, false, UNTOLD), Some(true));
     }
 
     #[test]

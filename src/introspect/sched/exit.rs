@@ -36,7 +36,8 @@ pub struct ExitPoint {
 pub struct Leaving {
     /// The number of its `enum scx_exit_kind`; 0 for one that stays.
     pub kind: u64,
-    /// Whether the kernel has got as far as saying why.
+    /// Whether the kernel has got as far as saying why: it claims the exit first, fills in the
+    /// message and the kind next, and the reason last.
     pub told: bool,
 }
 
@@ -102,9 +103,13 @@ impl Kernel {
         let claimed = self.read_u32(sched.offset(layout.at("exit_kind")?))?;
         let info = Struct::new(self, "struct scx_exit_info")?;
         let at = Kva(self.read_u64(sched.offset(layout.at("exit_info")?))?);
-        let told = if at.is_null() { 0 } else { self.read_u32(at.offset(info.at("kind")?))? };
-        let kind = if told != 0 { told } else { claimed };
-        Ok(Leaving { kind: kind.into(), told: told != 0 })
+        if at.is_null() {
+            return Ok(Leaving { kind: claimed.into(), told: false });
+        }
+        let reason = self.read_u64(at.offset(info.at("reason")?))?;
+        let named = self.read_u32(at.offset(info.at("kind")?))?;
+        let kind = if named != 0 { named } else { claimed };
+        Ok(Leaving { kind: kind.into(), told: named != 0 && reason != 0 })
     }
 }
 
@@ -190,12 +195,13 @@ mod tests {
 
     #[test]
     fn a_leaving_scheduler_is_told_from_one_that_stays() {
-        let leaving = |claimed: u32, told: Option<u32>| {
+        let leaving = |claimed: u32, told: Option<(u32, u64)>| {
             let (mut made, sched) = guest(&["disable_irq_work"], &[0x90; 8]);
             made.write_u32(sched, claimed);
-            if let Some(kind) = told {
+            if let Some((kind, reason)) = told {
                 let info = made.alloc(16);
                 made.write_u32(info, kind);
+                made.write_u64(info.offset(8), reason);
                 made.write_u64(sched.offset(8), info.0);
             }
             let Leaving { kind, told } = Kernel::open(made.mem()).unwrap().leaving(sched).unwrap();
@@ -203,7 +209,8 @@ mod tests {
         };
         assert_eq!(leaving(0, None), (0, false));
         assert_eq!(leaving(1024, None), (1024, false));
-        assert_eq!(leaving(1024, Some(0)), (1024, false), "it has not got so far");
-        assert_eq!(leaving(1, Some(1026)), (1026, true), "the kind outlives the exit");
+        assert_eq!(leaving(1024, Some((0, 0))), (1024, false), "it has not got so far");
+        assert_eq!(leaving(1024, Some((1024, 0))), (1024, false), "the reason comes last");
+        assert_eq!(leaving(1, Some((1026, 8))), (1026, true), "the kind outlives the exit");
     }
 }

@@ -26,6 +26,7 @@
 //! | [`vm`] | `mem`, `wire`, `kernel`, `scheduler`, `child` | machines: topology, initramfs, channel, engines |
 //! | [`introspect`] | `mem`, `btf` | paging, symbols, typed reads, BPF maps, from RAM alone |
 //! | [`snapshot`] | `btf`; `introspect` and `mem` in `capture.rs`, `decoded.rs`, `edit.rs`, `ram.rs` and `symbols.rs` only | what was copied at a freeze, read by name |
+//! | [`series`] | `snapshot` | samples over time, projections, temporal patterns |
 //! | [`freeze`] | `vm`, `snapshot`, `mem` | stop, copy, go on |
 //! | [`scenario`] | all of the above | declarations, cells, verdicts, reports |
 //! | [`script`] | all of the above | the Rhai surface |
@@ -44,6 +45,7 @@ pub mod mem;
 pub mod scenario;
 pub mod scheduler;
 pub mod script;
+pub mod series;
 pub mod snapshot;
 pub mod vm;
 pub mod wire;

@@ -39,6 +39,7 @@ fn may_import(file: &str) -> Option<Vec<&'static str>> {
         "vm",
         "introspect",
         "snapshot",
+        "series",
         "freeze",
     ];
     let module = file.split(['/', '.']).next().expect("a first component");
@@ -50,6 +51,7 @@ fn may_import(file: &str) -> Option<Vec<&'static str>> {
         "introspect" => vec!["mem", "btf"],
         "snapshot" if SEES_KERNELS.contains(&file) => vec!["mem", "btf", "introspect"],
         "snapshot" => vec!["btf"],
+        "series" => vec!["snapshot"],
         "freeze" => vec!["mem", "vm", "snapshot"],
         "scenario" => below_scenario.to_vec(),
         "script" => [&below_scenario[..], &["scenario"]].concat(),

@@ -355,7 +355,7 @@ impl Freezer {
     /// Ends the machine; see [`Engine::stop`].
     pub fn stop(&mut self) -> ExitInfo {
         self.phase = Phase::Lost;
-        self.still.end(Instant::now());
+        self.still.end(Instant::now(), None);
         self.engine.stop()
     }
 
@@ -364,7 +364,7 @@ impl Freezer {
         if self.engine.exited().is_some() {
             self.phase = Phase::Lost;
             // One that was paused stands no longer.
-            self.still.end(Instant::now());
+            self.still.end(Instant::now(), None);
         }
         match self.phase {
             Phase::Lost => Err(lost(&*self.engine)),
@@ -500,7 +500,8 @@ impl<'a> Stand<'a> {
     /// Lets the CPUs go on, which stand.
     fn go(&mut self) -> Result<Duration, VmError> {
         let result = self.engine.resume();
-        self.still.end(Instant::now());
+        let hidden = self.engine.stillness().hidden.filter(|_| result.is_ok());
+        self.still.end(Instant::now(), hidden);
         step(
             self.phase,
             match &result {

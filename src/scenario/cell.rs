@@ -427,7 +427,7 @@ mod tests {
         let start = Instant::now();
         let limit = Duration::from_millis(40);
         cancel.standstill().begin(start);
-        cancel.standstill().end(start + Duration::from_secs(3600));
+        cancel.standstill().end(start + Duration::from_secs(3600), None);
         // What was before does not count.
         cancel.standstill().begin(start + Duration::from_millis(1));
         assert!(!cancel.wait_while_it_runs(limit));

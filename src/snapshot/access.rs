@@ -7,6 +7,7 @@
 mod arena;
 mod cpus;
 mod flexible;
+mod part;
 mod pointer;
 mod special;
 mod summary;

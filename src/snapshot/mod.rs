@@ -28,6 +28,7 @@ mod key;
 mod map;
 mod path;
 mod points;
+mod probe;
 mod ram;
 mod reason;
 mod store;
@@ -43,6 +44,7 @@ mod value;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use crate::btf::{SecVar, Shape};
 use crate::words::nearest_first;
@@ -64,6 +66,7 @@ pub use kernel::{
 pub use key::KeyArg;
 pub use map::Map;
 pub use points::{ExitTrap, Leaving, WatchPlace, WatchTarget};
+pub use probe::{Pick, Probe, Slot, Target, counters};
 pub use ram::{MAX_RAM, Ram};
 pub use reason::MissingStatsReason;
 pub use store::{Shelf, Shelved, StoreError};
@@ -98,10 +101,16 @@ pub struct Meta {
     pub tag: String,
     /// Workload time: since the scheduler was attached, pauses taken out.
     pub elapsed_ms: u64,
+    /// The same in microseconds; 0 in files that do not say. [`Meta::elapsed`] is either.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub elapsed_us: u64,
     /// How long the machine was stopped.
     pub pause: Pause,
     /// The step of the scenario that it falls in.
     pub phase: Option<String>,
+    /// Which step that is, from 1, since names may come again; 0 before the first.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub step_index: u64,
     /// Bytes that were copied.
     pub bytes: u64,
     /// Of a snapshot taken because a predicate turned true: how long after the machine was read
@@ -111,6 +120,30 @@ pub struct Meta {
     /// Why it was taken.
     #[serde(default, skip_serializing_if = "Trigger::is_demand")]
     pub trigger: Trigger,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+impl Meta {
+    /// Workload time, as exactly as it is known.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        match self.elapsed_us {
+            0 => Duration::from_millis(self.elapsed_ms),
+            us => Duration::from_micros(us),
+        }
+    }
+
+    /// Sets the workload time.
+    #[must_use]
+    pub fn at(mut self, elapsed: Duration) -> Meta {
+        self.elapsed_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        self.elapsed_ms = self.elapsed_us / 1000;
+        self
+    }
 }
 
 /// One instant of a machine.

@@ -74,31 +74,45 @@ impl Inbox {
     }
 }
 
+/// A step of a scenario.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct StepNow {
+    name: Option<String>,
+    index: u64,
+}
+
+impl StepNow {
+    /// What a snapshot that is taken now, in this step, says of itself.
+    pub(super) fn meta(self, tag: String, clock: &Clock) -> Meta {
+        let meta = Meta { tag, phase: self.name, step_index: self.index, ..Meta::default() };
+        meta.at(clock.elapsed(Instant::now()))
+    }
+}
+
 /// The phase of a scenario; clones share it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Phase(Arc<Mutex<Option<String>>>);
+pub(super) struct Phase(Arc<Mutex<StepNow>>);
 
 impl Phase {
-    fn lock(&self) -> MutexGuard<'_, Option<String>> {
+    fn lock(&self) -> MutexGuard<'_, StepNow> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn get(&self) -> Option<String> {
+    pub(super) fn get(&self) -> StepNow {
         self.lock().clone()
     }
 
+    /// Goes on to the next step.
     pub(super) fn set(&self, name: &str) {
-        *self.lock() = Some(name.to_owned());
+        let mut now = self.lock();
+        *now = StepNow { name: Some(name.to_owned()), index: now.index.saturating_add(1) };
     }
 }
 
 /// When and in which phase something is caught.
 pub(super) fn meta_now(tag: &str, clock: &Clock, phase: &Phase) -> MetaNow {
     let (tag, clock, phase) = (tag.to_owned(), clock.clone(), phase.clone());
-    Box::new(move || {
-        let elapsed_ms = clock.elapsed_ms(Instant::now());
-        Meta { tag: tag.clone(), elapsed_ms, phase: phase.get(), ..Meta::default() }
-    })
+    Box::new(move || phase.get().meta(tag.clone(), &clock))
 }
 
 /// What is captured of a scheduler that dies: all, and the registers of the CPUs.

@@ -42,12 +42,12 @@ mod tests {
         let at = |ms| start + Duration::from_millis(ms);
         let still = Standstill::default();
         still.begin(start);
-        still.end(at(5));
+        still.end(at(5), None);
         let clock = Clock::starting(at(10), still.clone());
         assert_eq!(clock.elapsed_ms(at(110)), 100, "what was before does not count");
         still.begin(at(110));
         assert_eq!(clock.elapsed_ms(at(130)), 100, "it stands with the machine");
-        still.end(at(140));
+        still.end(at(140), None);
         assert_eq!(clock.elapsed_ms(at(140)), 100);
         assert_eq!(clock.elapsed_ms(at(190)), 150);
         assert_eq!(clock.elapsed_ms(at(0)), 0, "never negative");

@@ -3,26 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::snapshot::{Shelf, Shelved, Snapshot, StoreError};
-
-/// A sample that was taken. Clones are cheap.
-#[derive(Clone)]
-pub(super) enum Taken {
-    /// It is in memory.
-    Here(Arc<Snapshot>),
-    /// It is in the file.
-    Filed(Arc<Shelved>),
-}
-
-impl Taken {
-    /// The sample. One in the file is read anew by each call.
-    pub(super) fn snapshot(&self) -> Result<Arc<Snapshot>, StoreError> {
-        match self {
-            Taken::Here(snapshot) => Ok(snapshot.clone()),
-            Taken::Filed(shelved) => shelved.open(),
-        }
-    }
-}
+use crate::series::Sample;
+use crate::snapshot::{Shelf, Snapshot, StoreError};
 
 /// Samples, and where more of them go.
 pub(super) struct Store {
@@ -30,7 +12,7 @@ pub(super) struct Store {
     held: u64,
     dir: PathBuf,
     shelf: Option<Arc<Shelf>>,
-    taken: Vec<Taken>,
+    taken: Vec<Sample>,
     spilled: u64,
 }
 
@@ -65,13 +47,17 @@ impl Store {
         }
     }
 
-    pub(super) fn push(&mut self, taken: Taken) {
-        self.spilled += u64::from(matches!(taken, Taken::Filed(..)));
+    pub(super) fn push(&mut self, taken: Sample) {
+        self.spilled += u64::from(taken.is_filed());
         self.taken.push(taken);
     }
 
-    pub(super) fn get(&self, index: usize) -> Option<Taken> {
+    pub(super) fn get(&self, index: usize) -> Option<Sample> {
         self.taken.get(index).cloned()
+    }
+
+    pub(super) fn all(&self) -> Vec<Sample> {
+        self.taken.clone()
     }
 
     pub(super) fn spilled(&self) -> u64 {
@@ -81,18 +67,18 @@ impl Store {
 
 impl Place {
     /// Brings a sample there. One that cannot be is a placeholder, and why: memory is bounded.
-    pub(super) fn settle(self, snapshot: Arc<Snapshot>) -> (Taken, Option<StoreError>) {
+    pub(super) fn settle(self, snapshot: Arc<Snapshot>) -> (Sample, Option<StoreError>) {
         let filed = match self {
-            Place::Memory => return (Taken::Here(snapshot), None),
+            Place::Memory => return (Sample::held(snapshot), None),
             Place::File(shelf) => shelf.put(&snapshot),
             Place::Nowhere(error) => Err(error),
         };
         match filed {
-            Ok(shelved) => (Taken::Filed(Arc::new(shelved)), None),
+            Ok(shelved) => (Sample::filed(snapshot.meta().clone(), shelved), None),
             Err(error) => {
                 let why = format!("it found no room in memory, nor in a file: {error}");
                 let empty = Snapshot::placeholder(snapshot.meta().clone(), why);
-                (Taken::Here(empty), Some(error))
+                (Sample::held(empty), Some(error))
             }
         }
     }

@@ -186,13 +186,7 @@ impl Taker {
 
     fn meta(&self, i: u64, due: Duration) -> impl FnOnce() -> Meta + Send + 'static {
         let (clock, phase) = (self.order.clock.clone(), self.order.phase.clone());
-        move || Meta {
-            tag: tag(i),
-            elapsed_ms: clock.elapsed_ms(Instant::now()),
-            phase: phase.get(),
-            trigger: periodic(due),
-            ..Meta::default()
-        }
+        move || Meta { trigger: periodic(due), ..phase.get().meta(tag(i), &clock) }
     }
 
     fn freeze(&self, i: u64, due: Duration) -> Result<Arc<Snapshot>, CallError> {

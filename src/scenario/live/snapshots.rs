@@ -7,7 +7,7 @@ use super::Lab;
 use super::machine::MakeMeta;
 use crate::scenario::event::RunEvent;
 use crate::scenario::lab::{LabError, LabResult};
-use crate::snapshot::{CaptureRequest, Meta, Snapshot};
+use crate::snapshot::{CaptureRequest, Snapshot};
 
 /// What all snapshots of a scenario may hold together, undecoded.
 const HELD: u64 = 2 << 30;
@@ -45,10 +45,7 @@ impl Lab {
     pub(super) fn meta(&self, tag: &str) -> MakeMeta {
         let state = self.state();
         let (tag, phase, clock) = (tag.to_owned(), state.phase.get(), state.clock.clone());
-        Box::new(move || {
-            let elapsed_ms = clock.elapsed_ms(Instant::now());
-            Meta { tag, elapsed_ms, phase, ..Meta::default() }
-        })
+        Box::new(move || phase.meta(tag, &clock))
     }
 
     /// Refuses to hold more than this process can.

@@ -117,7 +117,7 @@ impl Machine for Fake {
         let pause = Pause { total_us, ..Pause::default() };
         let now = Instant::now();
         self.still.begin(now - Duration::from_micros(pause.total_us));
-        self.still.end(now);
+        self.still.end(now, None);
         let bytes = self.snapshot_bytes.load(Ordering::Relaxed);
         Ok(Snapshot::new(Meta { pause, bytes, ..meta() }, vec![], vec![]))
     }
@@ -168,7 +168,7 @@ impl Machine for Fake {
     }
 
     fn resume(&self) -> Result<(), CallError> {
-        self.still.end(Instant::now());
+        self.still.end(Instant::now(), None);
         self.paused.store(false, Ordering::Relaxed);
         Ok(())
     }

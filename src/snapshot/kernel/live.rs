@@ -251,6 +251,18 @@ impl Snapshot {
         found.filter(|_| of_live.next().is_none())
     }
 
+    /// Addresses of the maps that are the live schedulers' own, in ascending order.
+    ///
+    /// # Errors
+    /// As [`Snapshot::live_global`], when none is live or it cannot be told which maps are theirs.
+    pub fn live_addresses(self: &Arc<Self>) -> SnapshotResult<Vec<u64>> {
+        let mut out = BTreeSet::new();
+        for sched in self.live()? {
+            out.extend(sched.owns()?.maps.iter().map(|(_, kva)| *kva));
+        }
+        Ok(out.into_iter().collect())
+    }
+
     /// Whether each captured map is a live scheduler's, in their order; nothing where it cannot be
     /// told.
     #[must_use]

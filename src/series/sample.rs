@@ -1,0 +1,80 @@
+//! One sample: in memory, or in a file until it is asked for.
+
+use std::sync::Arc;
+
+use crate::snapshot::{Meta, Shelved, Snapshot, SnapshotError, SnapshotResult, Trigger};
+
+/// A snapshot in a series. Clones are cheap.
+#[derive(Clone)]
+pub struct Sample(Kind);
+
+#[derive(Clone)]
+enum Kind {
+    Held(Arc<Snapshot>),
+    Filed(Arc<Meta>, Arc<Shelved>),
+}
+
+impl Sample {
+    /// One that stays in memory.
+    #[must_use]
+    pub fn held(snapshot: Arc<Snapshot>) -> Sample {
+        Sample(Kind::Held(snapshot))
+    }
+
+    /// One in a file, and when and how it was taken.
+    #[must_use]
+    pub fn filed(meta: Meta, shelved: Shelved) -> Sample {
+        Sample(Kind::Filed(Arc::new(meta), Arc::new(shelved)))
+    }
+
+    /// When and how it was taken.
+    #[must_use]
+    pub fn meta(&self) -> &Meta {
+        match &self.0 {
+            Kind::Held(snapshot) => snapshot.meta(),
+            Kind::Filed(meta, _) => meta,
+        }
+    }
+
+    /// Whether it lies in a file.
+    #[must_use]
+    pub fn is_filed(&self) -> bool {
+        matches!(self.0, Kind::Filed(..))
+    }
+
+    /// Of a periodic one: when its time came, on the workload clock in milliseconds.
+    #[must_use]
+    pub fn boundary_offset_ms(&self) -> Option<u64> {
+        match self.meta().trigger {
+            Trigger::Periodic { boundary_offset_ms } => Some(boundary_offset_ms),
+            _ => None,
+        }
+    }
+
+    /// What was captured. One in a file is read anew by each call.
+    ///
+    /// # Errors
+    /// [`SnapshotError::PlaceholderSample`] when its freeze did not complete, or its file cannot be
+    /// read any more.
+    pub fn snapshot(&self) -> SnapshotResult<Arc<Snapshot>> {
+        let snapshot = self.whatever();
+        match snapshot.placeholder_reason() {
+            None => Ok(snapshot),
+            Some(reason) => {
+                let (tag, reason) = (snapshot.tag().to_owned(), reason.to_owned());
+                Err(SnapshotError::PlaceholderSample { tag, reason })
+            }
+        }
+    }
+
+    /// What was captured, or a placeholder that says why there is nothing.
+    #[must_use]
+    pub fn whatever(&self) -> Arc<Snapshot> {
+        match &self.0 {
+            Kind::Held(snapshot) => snapshot.clone(),
+            Kind::Filed(meta, shelved) => shelved
+                .open()
+                .unwrap_or_else(|e| Snapshot::placeholder(Meta::clone(meta), e.to_string())),
+        }
+    }
+}

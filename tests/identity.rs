@@ -19,7 +19,7 @@ const ASKED: &[(&str, &[&str])] = &[
     (
         "Snapshot",
         &[
-            "x.elapsed_ms; x.is_placeholder; x.overshoot_us; x.pause; x.pause_us; x.phase; x.stats; x.tag; x.torn()",
+            "x.boundary_offset_ms; x.elapsed_ms; x.is_placeholder; x.overshoot_us; x.pause; x.pause_us; x.phase; x.stats; x.step_index; x.tag; x.torn()",
             "x.trigger; x.fired",
             "x.active(); x.cpu(0); x.cpu(99); x.cpus(); x.dsq(\"global\"); x.dsq(\"local:1\"); x.dsqs()",
             "x.diff(x); x.diff(s, #{ addresses: true }); x.save(\"/\"); x.save(\"/\", #{ ram: false })",

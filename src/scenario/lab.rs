@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use crate::freeze::WatchCount;
+use crate::series::Sample;
 use crate::snapshot::{CaptureRequest, Place, Scalar, Snapshot, SnapshotError, WatchTarget};
 use crate::vm::topology::Topology;
 pub use crate::wire::{Exec as ExecOutcome, Policy, SchedulerState, WorkKind};
@@ -235,6 +236,9 @@ pub trait SampleOps {
     /// The file cannot be read any more ([`LabError::Machine`]).
     fn sample(&self, index: usize) -> LabResult<Option<Arc<Snapshot>>>;
 
+    /// All that were taken so far, in order.
+    fn taken(&self) -> Vec<Sample>;
+
     /// What came of them so far.
     fn report(&self) -> SampleReport;
 }
@@ -245,6 +249,10 @@ struct NoSamples;
 impl SampleOps for NoSamples {
     fn sample(&self, _: usize) -> LabResult<Option<Arc<Snapshot>>> {
         Ok(None)
+    }
+
+    fn taken(&self) -> Vec<Sample> {
+        Vec::new()
     }
 
     fn report(&self) -> SampleReport {

@@ -130,7 +130,7 @@ fn int(n: usize) -> INT {
 }
 
 /// A key as the author wrote it.
-fn key_arg(value: &Dynamic) -> Native<KeyArg> {
+pub(crate) fn key_arg(value: &Dynamic) -> Native<KeyArg> {
     if let Some(field) = value.read_lock::<Field>()
         && !field.kind().is_leaf()
     {

@@ -8,7 +8,8 @@ use rhai::{Dynamic, EvalAltResult, FnPtr, Map, NativeCallContext};
 
 use crate::scenario::lab::LabError;
 use crate::scenario::{BootPath, ExpectExit, ScenarioDecl, ScenarioOptions, SchedulerOptions};
-use crate::snapshot::Snapshot;
+use crate::series::SampleSeries;
+use crate::snapshot::{Snapshot, is_bundle};
 use crate::vm::Capability;
 use crate::vm::topology::CpuSet;
 
@@ -92,10 +93,10 @@ pub(crate) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {
     );
     let s = session.clone();
     pkg.func(
-        "open(path: string) -> Snapshot",
-        "The snapshot in a file that `save(..)` wrote; a relative path starts from the current \
-         directory.",
-        move |path: &str| -> Native<Arc<Snapshot>> {
+        "open(path: string) -> Snapshot|SampleSeries",
+        "The snapshot, or the series, in a file that `save(..)` wrote; a relative path starts from \
+         the current directory.",
+        move |path: &str| -> Native<Dynamic> {
             let mut state = s.lock();
             if matches!(s.mode, Mode::Collect) {
                 if state.has_scenarios() {
@@ -107,7 +108,12 @@ pub(crate) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {
                 return Err(terminate());
             }
             drop(state);
-            Ok(Snapshot::open(Path::new(path)).map_err(|e| Fault::argument(e.to_string()))?)
+            let path = Path::new(path);
+            let opened = match is_bundle(path) {
+                true => SampleSeries::open(path).map(Dynamic::from),
+                false => Snapshot::open(path).map(Dynamic::from),
+            };
+            Ok(opened.map_err(|e| Fault::argument(e.to_string()))?)
         },
     );
 }

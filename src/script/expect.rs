@@ -21,11 +21,13 @@ const VALUE: usize = 400;
 
 /// Something that is to be judged.
 #[derive(Clone)]
-struct Expectation {
+pub(crate) struct Expectation {
     value: Dynamic,
     label: String,
     at: Option<ScriptPos>,
     id: u64,
+    /// Why there is no value to judge.
+    doubt: Option<String>,
 }
 
 /// What a matcher found out.
@@ -85,7 +87,27 @@ fn expect(s: &Session, ctx: &NativeCallContext<'_>, value: Dynamic, label: &str)
     let label = fit(label, LABEL);
     let at = s.place(ctx);
     let id = s.expect(&label, at.clone());
-    Expectation { value, label, at, id }
+    Expectation { value, label, at, id, doubt: None }
+}
+
+/// An expectation of a value that something else than `expect(..)` has made.
+pub(crate) fn expecting(
+    s: &Session,
+    ctx: &NativeCallContext<'_>,
+    value: Dynamic,
+    label: &str,
+) -> Expectation {
+    expect(s, ctx, value, label)
+}
+
+/// An expectation of a value that could not be had: whatever follows is inconclusive.
+pub(crate) fn doubtful(
+    s: &Session,
+    ctx: &NativeCallContext<'_>,
+    label: &str,
+    why: String,
+) -> Expectation {
+    Expectation { doubt: Some(why), ..expect(s, ctx, Dynamic::UNIT, label) }
 }
 
 /// The single value in `value`, when it is one.
@@ -108,6 +130,11 @@ fn judge(
 ) -> Native<Expectation> {
     s.matched(e.id);
     let expected = expected.into();
+    if let Some(why) = &e.doubt {
+        let check = Check::new(Outcome::Inconclusive, &*e.label).at(e.at.clone());
+        s.record(ctx, check.compared(expected, "no value").message(why));
+        return Ok(e.clone());
+    }
     let value = match e.value.read_lock::<FnPtr>().map(|f| f.clone()) {
         None => Ok(e.value.clone()),
         Some(closure) => closure.call_within_context::<Dynamic>(ctx, ()),
@@ -140,7 +167,7 @@ fn judge(
 }
 
 /// What a closure threw, in words; an ending that nothing may catch goes on.
-fn what_was_thrown(error: Box<EvalAltResult>) -> Native<String> {
+pub(crate) fn what_was_thrown(error: Box<EvalAltResult>) -> Native<String> {
     let inner = error.unwrap_inner();
     if !inner.is_catchable() || matches!(inner, EvalAltResult::ErrorTerminated(..)) {
         return Err(error);

@@ -13,6 +13,7 @@
 //! | `vm.rs`, `cgroup.rs` | the live machine |
 //! | `expect.rs`, `globals.rs` | judging |
 //! | `data.rs`, `values.rs` | snapshots and values |
+//! | `series.rs`, `series/` | samples over time, and patterns over them |
 //! | `repl.rs`, `repl/` | inputs of the REPL, and what could stand next in one |
 //! | `modules.rs` | `import`, and who called whom |
 //! | `error.rs`, `explain.rs`, `source.rs` | errors in an author's words, at an author's line |
@@ -33,6 +34,7 @@ pub(crate) mod register;
 pub mod repl;
 mod run;
 mod sampling;
+mod series;
 mod session;
 mod shape;
 mod source;

@@ -75,6 +75,29 @@ pub(crate) fn span(text: &str) -> Result<Span, String> {
     }
 }
 
+/// What a rate looks like, for error messages.
+pub(crate) const RATE: &str = "\"100/s\" or \"5/ms\"";
+
+/// Reads `100/s`, `5/ms`: how much in how much time. The answer is by the second.
+pub(crate) fn rate(text: &str) -> Result<f64, String> {
+    let wrong = |why: &str| format!("\"{text}\" is no rate: {why}; write {RATE}");
+    let (number, unit) = text.split_once('/').ok_or_else(|| wrong("it lacks a /"))?;
+    let seconds = match unit.trim() {
+        "us" => 1e-6,
+        "ms" => 1e-3,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        unit => {
+            return Err(wrong(&format!("there is no unit \"{unit}\"; units are us, ms, s, m, h")));
+        }
+    };
+    match number.trim().replace('_', "").parse::<f64>() {
+        Ok(n) if n.is_finite() => Ok(n / seconds),
+        _ => Err(wrong(&format!("\"{}\" is no number", number.trim()))),
+    }
+}
+
 /// Reads `512M`, `2G`, `64K`: powers of 1024, with or without `B` or `iB` behind them.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     let wrong = |why: &str| format!("\"{text}\" is no size: {why}; write {SIZE}");

@@ -46,6 +46,7 @@ pub(crate) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {
     time(pkg, session);
     triggers::register(pkg, session);
     super::sampling::register(pkg, session);
+    super::series::register(pkg, session);
     memory::register(pkg, session);
     programs(pkg, session);
     groups(pkg, session);
@@ -378,7 +379,6 @@ fn later(pkg: &mut Package<'_>) {
         )+};
     }
     type Any = Dynamic;
-    later!(Vm, "t.series()", "series(self: Vm)", ());
     later!(Vm, "t.stats(..)", "stats(self: Vm)", (); "stats(self: Vm, target: any)", (Any));
     later!(Scheduler, "t.scheduler.attach(..)", "attach(self: Scheduler, x: any)", (Any));
     later!(Scheduler, "t.scheduler.replace(..)", "replace(self: Scheduler, x: any)", (Any));

@@ -19,6 +19,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 pub use field::{Point, SeriesField, Stamp};
@@ -26,7 +27,10 @@ pub use judge::{Judged, Judgement};
 pub use patterns::Bound;
 pub use sample::Sample;
 
-use crate::snapshot::{Probe, Scalar, Snapshot, SnapshotError, SnapshotResult, Target, counters};
+use crate::snapshot::{
+    Probe, Scalar, Snapshot, SnapshotError, SnapshotResult, StoreError, Target, counters, open_all,
+    save_all,
+};
 
 /// The most counters that [`SampleSeries::counters`] finds.
 pub const MOST_COUNTERS: usize = 4096;
@@ -46,6 +50,25 @@ impl SampleSeries {
         let mut names = PhaseNames::default();
         let stamps = samples.iter().map(|sample| Stamp::of(sample.meta(), &mut names)).collect();
         SampleSeries { samples: samples.into(), stamps }
+    }
+
+    /// The series in a file that [`SampleSeries::save`] wrote. Samples are read when they are asked
+    /// for.
+    ///
+    /// # Errors
+    /// Every [`StoreError`] but those of writing.
+    pub fn open(path: &Path) -> Result<SampleSeries, StoreError> {
+        let samples = open_all(path)?.into_iter();
+        Ok(SampleSeries::new(samples.map(|(meta, shelved)| Sample::filed(meta, shelved)).collect()))
+    }
+
+    /// Writes all samples to one file, in the place of one that is there. A sample that cannot be
+    /// read any more is written as a placeholder.
+    ///
+    /// # Errors
+    /// [`StoreError::Write`].
+    pub fn save(&self, path: &Path) -> Result<(), StoreError> {
+        save_all(path, self.samples.iter().map(Sample::whatever))
     }
 
     /// How many samples there are.

@@ -69,7 +69,7 @@ pub use points::{ExitTrap, Leaving, WatchPlace, WatchTarget};
 pub use probe::{Pick, Probe, Slot, Target, counters};
 pub use ram::{MAX_RAM, Ram};
 pub use reason::MissingStatsReason;
-pub use store::{Shelf, Shelved, StoreError};
+pub use store::{Shelf, Shelved, StoreError, is_bundle, open_all, save_all};
 pub use symbols::Symbols;
 pub use touched::Touched;
 pub use trigger::Trigger;

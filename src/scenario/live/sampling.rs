@@ -19,12 +19,13 @@ use std::time::{Duration, Instant};
 use super::caught::Phase;
 use super::clock::Clock;
 use super::machine::{CallError, Machine};
-use super::sampled::{Store, Taken};
+use super::sampled::Store;
 use super::{Events, Lab};
 use crate::scenario::event::RunEvent;
 use crate::scenario::lab::{LabError, LabResult, SampleOps};
 use crate::scenario::samples::{Boundaries, SampleOptions, SampleReport};
 use crate::scenario::verdict::Recorder;
+use crate::series::Sample;
 use crate::snapshot::{CaptureRequest, Meta, Snapshot, Trigger};
 
 /// The longest that is waited in one go, since a pause shifts what is left.
@@ -120,8 +121,12 @@ impl Sampler {
         report
     }
 
-    fn sample(&self, index: usize) -> Option<Taken> {
+    fn sample(&self, index: usize) -> Option<Sample> {
         self.shared.as_ref()?.lock().store.get(index)
+    }
+
+    fn all(&self) -> Vec<Sample> {
+        self.shared.as_ref().map(|shared| shared.lock().store.all()).unwrap_or_default()
     }
 }
 
@@ -294,8 +299,11 @@ impl Lab {
 
 impl SampleOps for Lab {
     fn sample(&self, index: usize) -> LabResult<Option<Arc<Snapshot>>> {
-        let opened = self.sampler.sample(index).map(|taken| taken.snapshot()).transpose();
-        opened.map_err(|e| LabError::Machine(e.to_string()))
+        Ok(self.sampler.sample(index).map(|sample| sample.whatever()))
+    }
+
+    fn taken(&self) -> Vec<Sample> {
+        self.sampler.all()
     }
 
     fn report(&self) -> SampleReport {

@@ -84,6 +84,16 @@ fn about(pkg: &mut Package<'_>) {
         |s: Snap| s.phase().map_or(Dynamic::UNIT, Into::into),
     )
     .getter(
+        "step_index(self: Snapshot) -> int",
+        "Which `t.step(..)` it falls in, from 1; 0 before the first.",
+        |s: Snap| int(s.meta().step_index),
+    )
+    .getter(
+        "boundary_offset_ms(self: Snapshot) -> int|()",
+        "Of a periodic sample: when its time had come, on the workload's clock; else `()`.",
+        |s: Snap| known(s.boundary_offset_ms()),
+    )
+    .getter(
         "trigger(self: Snapshot) -> string",
         "Why it was taken: `demand`, `watch jiffies_64`, `error exit`, ..",
         |s: Snap| s.trigger().to_string(),

@@ -11,6 +11,7 @@ use crate::snapshot::{Meta, Pause, Snapshot, Trigger};
 pub(super) struct Instant<'a> {
     pub(super) tag: &'a str,
     pub(super) phase: Option<String>,
+    pub(super) step_index: u64,
     pub(super) elapsed_ms: u64,
     pub(super) pids: &'a [u32],
     pub(super) cpus: u32,
@@ -24,8 +25,9 @@ pub(super) struct Instant<'a> {
 pub(super) fn snapshot_because(at: &Instant<'_>, trigger: Trigger) -> Arc<Snapshot> {
     let pause =
         Pause { total_us: 900, stop_us: 600, copy_us: 100, resume_us: 200, ..Pause::default() };
-    let (tag, phase) = (at.tag.to_owned(), at.phase.clone());
-    let meta = Meta { tag, elapsed_ms: at.elapsed_ms, pause, phase, trigger, ..Meta::default() };
+    let (tag, phase, step_index) = (at.tag.to_owned(), at.phase.clone(), at.step_index);
+    let elapsed_ms = at.elapsed_ms;
+    let meta = Meta { tag, elapsed_ms, pause, phase, step_index, trigger, ..Meta::default() };
     match at.kernel {
         true => beside_waiting_tasks(meta, maps(at)),
         false => Snapshot::new(meta, maps(at), Vec::new()),

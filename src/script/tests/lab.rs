@@ -9,6 +9,7 @@ use super::fifo;
 use crate::scenario::lab::*;
 use crate::scenario::samples::{Boundaries, SampleOptions, SampleReport};
 use crate::scenario::{ExpectExit, ScenarioDecl, SchedulerExit};
+use crate::series::Sample;
 use crate::snapshot::{CaptureRequest, Meta, Place, Scalar, Snapshot, Trigger};
 use crate::vm::topology::Topology;
 
@@ -28,7 +29,8 @@ pub(crate) struct FakeLab {
     /// Whether tasks may run everywhere: they all run on CPU 0 until a group is let go.
     spread: AtomicBool,
     snapshots: Mutex<Vec<Arc<Snapshot>>>,
-    phase: Mutex<Option<String>>,
+    /// The steps, and when each began.
+    steps: Mutex<Vec<(String, u64)>>,
     elapsed: AtomicU64,
     paused: AtomicBool,
     /// What `hold` answers instead of success.
@@ -62,7 +64,7 @@ impl FakeLab {
             workers: Mutex::default(),
             spread: AtomicBool::new(false),
             snapshots: Mutex::default(),
-            phase: Mutex::default(),
+            steps: Mutex::default(),
             elapsed: AtomicU64::new(0),
             paused: AtomicBool::new(false),
             trouble: None,
@@ -116,12 +118,17 @@ impl FakeLab {
 
     fn instant_at(&self, tag: &str, trigger: Trigger, elapsed_ms: u64) -> Arc<Snapshot> {
         let pids: Vec<u32> = self.workers.lock().unwrap().iter().map(|(pid, _)| *pid).collect();
+        let steps = self.steps.lock().unwrap();
+        let step = steps.iter().rposition(|(_, since)| *since < elapsed_ms.max(1));
+        let phase = step.map(|i| steps[i].0.clone());
+        let step_index = step.map_or(0, |i| i as u64 + 1);
         match self.fifo {
             false => fifo::nothing(tag),
             true => fifo::snapshot_because(
                 &fifo::Instant {
                     tag,
-                    phase: self.phase.lock().unwrap().clone(),
+                    phase,
+                    step_index,
                     elapsed_ms,
                     pids: &pids,
                     cpus: self.facts.topology.cpus(),
@@ -244,7 +251,7 @@ impl LabOps for FakeLab {
 
     fn step(&self, name: &str, span: Span) -> LabResult<()> {
         self.ask(format!("step {name}"));
-        *self.phase.lock().unwrap() = Some(name.into());
+        self.steps.lock().unwrap().push((name.into(), self.elapsed_ms()));
         self.hold(span)
     }
 
@@ -430,6 +437,11 @@ impl SampleOps for FakeLab {
         let due = due.filter(|due| *due <= self.elapsed_ms());
         let periodic = |due| Trigger::Periodic { boundary_offset_ms: due };
         Ok(due.map(|due| self.instant_at(&format!("periodic_{index:03}"), periodic(due), due)))
+    }
+
+    fn taken(&self) -> Vec<Sample> {
+        let all = (0..).map_while(|i| self.sample(i).ok().flatten());
+        all.map(Sample::held).collect()
     }
 
     fn report(&self) -> SampleReport {

@@ -9,6 +9,7 @@ mod modules;
 mod reference;
 mod repl;
 mod seeds;
+mod series;
 mod shipped;
 mod stdlib;
 mod triggers;

@@ -124,7 +124,7 @@ fn a_projection_is_what_the_accessors_say() {
                     }),
                     None => target.read(snapshot),
                 };
-                let found = point.value.map(Clone::clone).map_err(Clone::clone);
+                let found = point.value.cloned().map_err(Clone::clone);
                 assert_eq!(found, want, "{target:?} in {}", snapshot.tag());
             }
             let same = |a: &SeriesField, b: &SeriesField| {

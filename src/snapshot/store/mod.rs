@@ -13,6 +13,7 @@
 //! Files are not trusted: every length is checked before anything is allocated, and what does not
 //! fit its checksum is an error.
 
+mod bundle;
 mod core;
 mod format;
 mod ram;
@@ -23,6 +24,7 @@ mod write;
 use std::io;
 use std::path::PathBuf;
 
+pub use bundle::{is_bundle, open_all, save_all};
 pub use shelf::{Shelf, Shelved};
 
 use crate::words::plain;

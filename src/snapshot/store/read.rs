@@ -35,6 +35,7 @@ impl Snapshot {
 }
 
 /// What goes with a snapshot in a file and is not in it.
+#[derive(Clone)]
 pub(super) struct Beside {
     /// The list of types.
     pub(super) btfs: Vec<Arc<Btf>>,
@@ -93,10 +94,11 @@ pub(super) struct Stored {
     /// Where in the file it ends.
     pub(super) len: u64,
     /// Where in the file it begins.
-    base: u64,
+    pub(super) base: u64,
     /// Where the blobs begin.
     pub(super) blobs: u64,
-    fixed: [u32; 4],
+    /// Version; length, length unpacked and CRC-32 of the header.
+    pub(super) fixed: [u32; 4],
 }
 
 impl Stored {
@@ -136,7 +138,7 @@ impl Stored {
         Ok(Stored { path: path.to_owned(), file, len: end, base, blobs, fixed: numbers })
     }
 
-    fn damaged(&self, what: impl Into<String>) -> StoreError {
+    pub(super) fn damaged(&self, what: impl Into<String>) -> StoreError {
         StoreError::Damaged { path: self.path.clone(), what: what.into() }
     }
 
@@ -149,7 +151,7 @@ impl Stored {
         serde_json::from_slice(&json).map_err(|e| self.damaged(format!("its header: {e}")))
     }
 
-    fn btfs(&self, stored: &[StoredBtf]) -> Result<Vec<Arc<Btf>>, StoreError> {
+    pub(super) fn btfs(&self, stored: &[StoredBtf]) -> Result<Vec<Arc<Btf>>, StoreError> {
         let mut out: Vec<Arc<Btf>> = Vec::new();
         for StoredBtf { raw, base } in stored {
             let packed = self.packed(self.blobs, *raw, MAX_BTF).map_err(|e| self.damaged(e))?;
@@ -199,6 +201,14 @@ impl Stored {
         Ok(packed)
     }
 
+    /// A table of symbols, which is unpacked when it is first asked.
+    pub(super) fn table(&self, blob: Blob) -> Result<Symbols, StoreError> {
+        let packed = self.packed(self.blobs, blob, MAX_SYMBOLS).map_err(|e| self.damaged(e))?;
+        let len = blob.unpacked as usize;
+        let load = move || zstd::bulk::decompress(&packed, len).unwrap_or_default();
+        Ok(Symbols::deferred(load))
+    }
+
     fn kernel(
         self: &Arc<Self>,
         stored: StoredKernel,
@@ -207,14 +217,8 @@ impl Stored {
         let btf = btfs.get(stored.btf).cloned();
         let btf = btf.ok_or_else(|| self.damaged("the kernel has types that are not there"))?;
         let bytes = self.unpack(self.blobs, stored.bytes, MAX_BLOB).map_err(|e| self.damaged(e))?;
-        let table = |blob| {
-            let packed = self.packed(self.blobs, blob, MAX_SYMBOLS).map_err(|e| self.damaged(e))?;
-            let len = blob.unpacked as usize;
-            let load = move || zstd::bulk::decompress(&packed, len).unwrap_or_default();
-            Ok::<_, StoreError>(Symbols::deferred(load))
-        };
-        let symbols = stored.symbols.map(table).transpose()?;
-        let module_symbols = stored.module_symbols.map(table).transpose()?;
+        let symbols = stored.symbols.map(|blob| self.table(blob)).transpose()?;
+        let module_symbols = stored.module_symbols.map(|blob| self.table(blob)).transpose()?;
         let ram = stored.ram.map(|about| super::ram::open(self, about));
         let ram = ram.transpose().map_err(|e| self.damaged(e))?;
         let mut state = stored.state.with_bytes(btf, symbols, bytes);

@@ -77,11 +77,12 @@ fn nameless(dir: &Path) -> io::Result<File> {
 
 /// A snapshot on a shelf.
 pub struct Shelved {
-    file: Arc<File>,
-    dir: PathBuf,
-    from: u64,
-    to: u64,
-    beside: Beside,
+    pub(super) file: Arc<File>,
+    /// What errors call the file.
+    pub(super) dir: PathBuf,
+    pub(super) from: u64,
+    pub(super) to: u64,
+    pub(super) beside: Beside,
 }
 
 impl Shelved {

@@ -129,10 +129,10 @@ pub(super) fn replace(
 
 /// What goes behind the header.
 #[derive(Default)]
-struct Blobs {
-    bytes: Vec<u8>,
+pub(super) struct Blobs {
+    pub(super) bytes: Vec<u8>,
     /// By address: maps of one object share theirs.
-    btfs: Vec<(Arc<Btf>, StoredBtf)>,
+    pub(super) btfs: Vec<(Arc<Btf>, StoredBtf)>,
     /// Whether types and symbols are kept elsewhere.
     beside: bool,
 }
@@ -153,7 +153,7 @@ impl Blobs {
         Ok(blob)
     }
 
-    fn btf(&mut self, btf: &Arc<Btf>) -> io::Result<usize> {
+    pub(super) fn btf(&mut self, btf: &Arc<Btf>) -> io::Result<usize> {
         if let Some(index) = self.btfs.iter().position(|(known, _)| Arc::ptr_eq(known, btf)) {
             return Ok(index);
         }
@@ -164,7 +164,7 @@ impl Blobs {
     }
 
     /// A table of symbols; `None` for one that a reader would refuse.
-    fn table(&mut self, symbols: &Symbols) -> io::Result<Option<Blob>> {
+    pub(super) fn table(&mut self, symbols: &Symbols) -> io::Result<Option<Blob>> {
         let packed = symbols.pack();
         let fits = packed.len() as u64 <= MAX_SYMBOLS;
         fits.then(|| self.add(&packed)).transpose()

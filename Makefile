@@ -53,7 +53,7 @@ fuzz: ## search for inputs that break the parsers, TIME seconds (60) for each ta
 
 bench: ## whole runs against a bare QEMU, and maps against bpftool, in the same run
 	@tools/setup bpftool
-	$(CARGO) bench --bench runs --bench maps
+	$(CARGO) bench --bench runs --bench maps --bench series
 
 clean:
 	$(CARGO) clean

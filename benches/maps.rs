@@ -4,6 +4,7 @@
 //!   `bpftool -j map dump` of an equal map on this machine (the same types, the same entries); and
 //!   what of that is decoding alone;
 //! - the pause of a freeze by the bytes of the map that is copied, over a copy of as many bytes;
+//! - the memory of a sample that is held, over the bytes that were copied for it;
 //! - the time to open a file and read one variable, over reading as many bytes.
 //!
 //! `make bench` runs it. It needs root for `bpf()`, and bpftool.
@@ -183,6 +184,30 @@ fn opening(freezer: &mut Freezer, dir: &Path) {
     println!("save        {save:8.2} ms to write it");
 }
 
+/// What samples that are held take, by what was copied of them.
+fn keeping(freezer: &mut Freezer) {
+    println!("memory of samples that are held, by what is copied:");
+    println!("  {:<6} {:>12} {:>12} {:>8}", "map", "bytes", "resident", "ratio");
+    for (name, count) in [("k64", 400), ("m1", 50), ("m4", 20)] {
+        // What is needed once is there before it counts.
+        let first = freeze(freezer, &of_map(name));
+        let before = resident();
+        let held: Vec<Arc<Snapshot>> = (0..count).map(|_| freeze(freezer, &of_map(name))).collect();
+        let each = resident().saturating_sub(before) / count;
+        let bytes = first.bytes();
+        println!("  {name:<6} {bytes:>12} {each:>12} {:>8.2}", each as f64 / bytes as f64);
+        drop(held);
+    }
+}
+
+/// Bytes of this process in memory, those of the guest's memory not among them.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("this process");
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let number = line.and_then(|rest| rest.split_whitespace().next()).expect("a number");
+    number.parse::<u64>().expect("a number") << 10
+}
+
 fn main() {
     let spec = std::env::args().find(|a| a.starts_with("debian:"));
     let kernel = support::kernel(spec.as_deref().unwrap_or("debian:7.2"));
@@ -194,5 +219,6 @@ fn main() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     decoding(&mut freezer, dir.path());
     pause(&mut freezer);
+    keeping(&mut freezer);
     opening(&mut freezer, dir.path());
 }

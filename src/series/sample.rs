@@ -1,6 +1,6 @@
 //! One sample: in memory, or in a file until it is asked for.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::snapshot::{Meta, Shelved, Snapshot, SnapshotError, SnapshotResult, Trigger};
 
@@ -11,7 +11,14 @@ pub struct Sample(Kind);
 #[derive(Clone)]
 enum Kind {
     Held(Arc<Snapshot>),
-    Filed(Arc<Meta>, Arc<Shelved>),
+    Filed(Arc<Filed>),
+}
+
+struct Filed {
+    meta: Meta,
+    at: Shelved,
+    /// What somebody holds of it just now.
+    open: Mutex<Weak<Snapshot>>,
 }
 
 impl Sample {
@@ -24,7 +31,7 @@ impl Sample {
     /// One in a file, and when and how it was taken.
     #[must_use]
     pub fn filed(meta: Meta, shelved: Shelved) -> Sample {
-        Sample(Kind::Filed(Arc::new(meta), Arc::new(shelved)))
+        Sample(Kind::Filed(Arc::new(Filed { meta, at: shelved, open: Mutex::default() })))
     }
 
     /// When and how it was taken.
@@ -32,7 +39,7 @@ impl Sample {
     pub fn meta(&self) -> &Meta {
         match &self.0 {
             Kind::Held(snapshot) => snapshot.meta(),
-            Kind::Filed(meta, _) => meta,
+            Kind::Filed(filed) => &filed.meta,
         }
     }
 
@@ -51,7 +58,7 @@ impl Sample {
         }
     }
 
-    /// What was captured. One in a file is read anew by each call.
+    /// What was captured. One in a file is read by each call, unless somebody holds it still.
     ///
     /// # Errors
     /// [`SnapshotError::PlaceholderSample`] when its freeze did not complete, or its file cannot be
@@ -72,9 +79,20 @@ impl Sample {
     pub fn whatever(&self) -> Arc<Snapshot> {
         match &self.0 {
             Kind::Held(snapshot) => snapshot.clone(),
-            Kind::Filed(meta, shelved) => shelved
-                .open()
-                .unwrap_or_else(|e| Snapshot::placeholder(Meta::clone(meta), e.to_string())),
+            Kind::Filed(filed) => filed.snapshot(),
         }
+    }
+}
+
+impl Filed {
+    fn snapshot(&self) -> Arc<Snapshot> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = open.upgrade() {
+            return held;
+        }
+        let read = self.at.open();
+        let read = read.unwrap_or_else(|e| Snapshot::placeholder(self.meta.clone(), e.to_string()));
+        *open = Arc::downgrade(&read);
+        read
     }
 }

@@ -91,6 +91,8 @@ pub enum Shape {
         size: u64,
         /// What is in it.
         vars: Vec<SecVar>,
+        /// Places in `vars` in the order of names.
+        by_name: Vec<u32>,
     },
     /// A tag on another declaration.
     DeclTag {
@@ -274,11 +276,12 @@ pub(super) fn build(btf: &Btf, id: TypeId) -> Result<Shape, BtfError> {
             ty: header.size_or_type,
             linkage: linkage(v.is_static(), v.is_extern()),
         },
-        btf_rs::Type::Datasec(sec) => Shape::Datasec {
-            name: name(),
-            size: u64::from(header.size_or_type),
-            vars: sec.variables.iter().map(|v| sec_var(btf, v)).collect(),
-        },
+        btf_rs::Type::Datasec(sec) => {
+            let vars: Vec<SecVar> = sec.variables.iter().map(|v| sec_var(btf, v)).collect();
+            let mut by_name: Vec<u32> = (0..).take(vars.len()).collect();
+            by_name.sort_by(|a, b| vars[*a as usize].name.cmp(&vars[*b as usize].name));
+            Shape::Datasec { name: name(), size: u64::from(header.size_or_type), vars, by_name }
+        }
         btf_rs::Type::DeclTag(_) => Shape::DeclTag { name: name(), to: header.size_or_type },
         // Modifiers were looked through by the caller.
         _ => Shape::Void,

@@ -35,7 +35,7 @@ use super::values;
 
 pub(crate) use error::error_of;
 pub(crate) use lend::lend;
-pub(crate) use origin::origin_of;
+pub(crate) use origin::{forget_since, mark, origin_of};
 
 /// Registers the types and all that can be done with them.
 pub(crate) fn register(pkg: &mut Package<'_>) {

@@ -222,8 +222,11 @@ fn closure_on(
     f: &FnPtr,
     snapshot: &Arc<Snapshot>,
 ) -> Native<SnapshotResult<Scalar>> {
+    let mark = data::mark();
     let value = f.call_within_context::<Dynamic>(ctx, (data::snapshot(snapshot.clone()),));
-    value_or_error(label, value)
+    let value = value_or_error(label, value);
+    data::forget_since(mark);
+    value
 }
 
 /// What came of a closure's call, as a sample's value.

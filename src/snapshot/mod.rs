@@ -376,11 +376,12 @@ impl Snapshot {
         if name.is_empty() {
             return Err(SnapshotError::EmptyPathComponent { requested: String::new() });
         }
-        let has = |map: &Map| {
-            let section = self.section(map.index());
-            section.is_some_and(|shape| path::section_var(vars(&shape), name).is_some())
+        let has = |index: &usize| {
+            let section = self.section(*index);
+            section.is_some_and(|shape| path::section_var(&shape, name).is_some())
         };
-        Ok(self.maps()?.into_iter().filter(has).collect())
+        let with = (0..self.all()?.len()).filter(has);
+        Ok(with.map(|index| Map::new(self.clone(), index)).collect())
     }
 
     fn var_not_found(self: &Arc<Self>, name: &str) -> SnapshotResult<SnapshotError> {

@@ -14,7 +14,7 @@ pub(crate) fn walk(btf: &Btf, root: TypeId, path: &str) -> Result<btf::Field, Fi
     if path.is_empty() {
         return btf.field(root, path);
     }
-    let Some((var, rest)) = section_var(vars, path) else {
+    let Some((var, rest)) = section_var(&shape, path) else {
         let component = path.split(['.', '[']).next().unwrap_or_default();
         if component.is_empty() {
             return Err(FieldError::EmptyComponent { path: path.to_owned() });
@@ -129,14 +129,18 @@ fn not_an_array(btf: &Btf, at: TypeId, requested: String, walked: String) -> Sna
 /// The variable that a path begins with, and the rest of the path. Names of variables may have
 /// dots in them (a function's own statics do), so the longest one counts.
 pub(crate) fn section_var<'v, 'p>(
-    vars: &'v [btf::SecVar],
+    section: &'v Shape,
     path: &'p str,
 ) -> Option<(&'v btf::SecVar, &'p str)> {
-    vars.iter()
-        .filter(|var| !var.name.is_empty())
-        .filter_map(|var| Some((var, path.strip_prefix(var.name.as_str())?)))
-        .filter(|(_, rest)| rest.is_empty() || rest.starts_with(['.', '[']))
-        .min_by_key(|(_, rest)| rest.len())
+    let Shape::Datasec { vars, by_name, .. } = section else { return None };
+    let name = |place: &u32| vars.get(*place as usize).map_or("", |var| var.name.as_str());
+    let dots = path.rmatch_indices(['.', '[']).map(|(end, _)| end);
+    [path.len()].into_iter().chain(dots).find_map(|end| {
+        let wanted = path.get(..end).filter(|name| !name.is_empty())?;
+        let first = by_name.partition_point(|place| name(place) < wanted);
+        let place = by_name.get(first).filter(|place| name(place) == wanted)?;
+        Some((vars.get(*place as usize)?, path.get(end..)?))
+    })
 }
 
 /// The names by which the members of a struct, union or section are reached.

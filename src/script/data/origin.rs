@@ -17,7 +17,7 @@ const REMEMBERED: usize = 1 << 14;
 
 struct Read {
     ticket: i32,
-    from: From,
+    from: Option<From>,
     value: Scalar,
 }
 
@@ -48,6 +48,23 @@ thread_local! {
     static READS: RefCell<Ring> = RefCell::default();
 }
 
+/// What was read so far, for [`forget_since`].
+pub(crate) fn mark() -> i32 {
+    READS.with_borrow(|ring| ring.last)
+}
+
+/// Forgets what was read since: the snapshots behind it would stay in memory.
+pub(crate) fn forget_since(mark: i32) {
+    READS.with_borrow_mut(|ring| {
+        let since = ring.last.saturating_sub(mark).clamp(0, REMEMBERED as i32);
+        for ticket in (0..since).map(|back| ring.last - back).filter(|ticket| *ticket > 0) {
+            if let Some(read) = ring.reads.get_mut((ticket - 1) as usize % REMEMBERED) {
+                read.from = None;
+            }
+        }
+    });
+}
+
 /// The value that was read from a field, with a ticket.
 pub(super) fn remember(field: &Field, value: Scalar) -> Dynamic {
     ticketed(From::Field(field.clone()), value)
@@ -62,7 +79,7 @@ fn ticketed(from: From, value: Scalar) -> Dynamic {
     let ticket = READS.with_borrow_mut(|ring| {
         // After the highest ticket comes the first again.
         ring.last = ring.last.checked_add(1).unwrap_or(1);
-        let read = Read { ticket: ring.last, from, value: value.clone() };
+        let read = Read { ticket: ring.last, from: Some(from), value: value.clone() };
         let slot = (ring.last - 1) as usize % REMEMBERED;
         match ring.reads.get_mut(slot) {
             Some(old) => *old = read,
@@ -87,6 +104,7 @@ pub(crate) fn origin_of(value: &Dynamic) -> Option<String> {
     let now = values::to_scalar(value).ok()??;
     READS.with_borrow(|ring| {
         let read = ring.reads.get((ticket - 1) as usize % REMEMBERED)?;
-        (read.ticket == ticket && read.value == now).then(|| read.from.told())
+        let from = read.from.as_ref().filter(|_| read.ticket == ticket && read.value == now);
+        from.map(From::told)
     })
 }

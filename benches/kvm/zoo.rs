@@ -2,6 +2,7 @@
 //! the same through every engine, but for addresses and for what names tasks and groups.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use cryoscope::kernel::KernelImage;
 use cryoscope::scheduler::Prepared;
@@ -96,7 +97,9 @@ pub(super) fn read(mut machine: Machine, attach: Op) -> String {
     for map in ours.filter(|map| !OTHERS.contains(&map.name.as_str())) {
         names.insert(map.id, map.name);
     }
-    let request = CaptureRequest { registers: false, ..CaptureRequest::default() };
+    // Inside an emulated machine it takes long to copy all of it.
+    let time = Duration::from_secs(60);
+    let request = CaptureRequest { registers: false, time, ..CaptureRequest::default() };
     let snap = machine.freezer.freeze(&request, Meta::default).unwrap_or_else(|e| panic!("{e}"));
     let mut lines = Vec::new();
     for (id, name) in names {

@@ -21,7 +21,7 @@ use super::{agent, project};
 const PROGRAM: &str = "/inner/bin/cryoscope";
 
 /// What of the project scripts need.
-const SHARED: [&str; 2] = ["scripts", "examples"];
+const SHARED: [&str; 3] = ["scripts", "examples", "tests/schedulers"];
 
 /// Where the guest's copy of a path lies until it is bound to its place.
 fn copy_of(path: &Path) -> String {

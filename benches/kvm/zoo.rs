@@ -23,10 +23,15 @@ pub(super) const FOUND: &str = "/zoo-found";
 const ATTACH: &str = "/inner/zoo-attach";
 /// Of tasks, groups, sockets and files there are others in every machine.
 const OTHERS: [&str; 6] = ["notes", "noted", "group_notes", "groups_noted", "sockets", "inodes"];
-/// What the scheduler counted while it was attached, which takes longer in one machine.
-const COUNTED: [&str; 2] = ["custom_counter", "nr_enqueued"];
+/// Filters hash with a seed that each kernel draws; stacks are known by a hash of their addresses.
+const DRAWN: [&str; 2] = ["bloom_filter", "stack_trace"];
+/// What the scheduler counted while it was attached, which takes longer in one machine; ports that
+/// a kernel picks.
+const VARYING: [&str; 4] = ["custom_counter", "nr_enqueued", "local_port", "remote_port"];
 /// Kernel addresses, which lie anywhere, begin here.
 const KERNEL: u64 = 0xffff_0000_0000_0000;
+/// More bytes than an arena of the zoo has.
+const ARENA: u64 = 64 << 20;
 
 pub(super) struct Zoo {
     prepared: Prepared,
@@ -105,8 +110,12 @@ pub(super) fn read(mut machine: Machine, attach: Op) -> String {
     for (id, name) in names {
         let map = snap.map(&format!("{name}#{id}")).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(map.incomplete(), None, "{name}");
+        if DRAWN.contains(&map.attrs().kind.as_str()) {
+            continue;
+        }
         let entries = serde_json::to_value(map.entries_as_json()).expect("plain data");
         let mut entries: Vec<String> = match entries {
+            Value::Array(all) if map.attrs().kind == "arena" => pages(all),
             Value::Array(all) => all.into_iter().map(|e| steady(e).to_string()).collect(),
             other => panic!("{name}: {other}"),
         };
@@ -118,13 +127,37 @@ pub(super) fn read(mut machine: Machine, attach: Op) -> String {
     lines.join("\n")
 }
 
-/// The same without kernel addresses, as numbers or in texts, and without what was counted.
+/// The pages of an arena, which lies anywhere in the address space of the process that made it, as
+/// counted from the first one; so are addresses of the arena in them, whole or their lower half.
+fn pages(all: Vec<Value>) -> Vec<String> {
+    let first = all.iter().filter_map(|page| page["key"].as_u64()).min().unwrap_or_default();
+    let from_first = |word: u64| match word.wrapping_sub(first) {
+        near if near < ARENA => near,
+        _ => match u64::from((word as u32).wrapping_sub(first as u32)) {
+            near if near < ARENA && word >> 32 == 0 => near,
+            _ => word,
+        },
+    };
+    let page = |page: &Value| {
+        let hex = page["value"].as_str().expect("bytes in hexadecimal");
+        let words = hex.trim_start_matches("0x").as_bytes().chunks(16).map(|digits| {
+            let digits = std::str::from_utf8(digits).expect("digits");
+            let word = u64::from_str_radix(digits, 16).expect("hexadecimal digits");
+            from_first(word.swap_bytes())
+        });
+        let words: Vec<u64> = words.collect();
+        format!("{} {words:x?}", from_first(page["key"].as_u64().expect("an address")))
+    };
+    all.iter().map(page).collect()
+}
+
+/// The same without kernel addresses, as numbers or in texts, and without what varies.
 fn steady(value: Value) -> Value {
     const GONE: &str = "address";
     match value {
         Value::Array(all) => all.into_iter().map(steady).collect(),
         Value::Object(all) => {
-            let all = all.into_iter().filter(|(key, _)| !COUNTED.contains(&key.as_str()));
+            let all = all.into_iter().filter(|(key, _)| !VARYING.contains(&key.as_str()));
             all.map(|(key, value)| (key, steady(value))).collect()
         }
         Value::Number(n) if n.as_u64().is_some_and(|n| n >= KERNEL) => GONE.into(),

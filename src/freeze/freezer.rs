@@ -500,7 +500,7 @@ impl<'a> Stand<'a> {
     /// Lets the CPUs go on, which stand.
     fn go(&mut self) -> Result<Duration, VmError> {
         let result = self.engine.resume();
-        let hidden = self.engine.stillness().hidden.filter(|_| result.is_ok());
+        let hidden = self.engine.stillness().likely().filter(|_| result.is_ok());
         self.still.end(Instant::now(), hidden);
         step(
             self.phase,

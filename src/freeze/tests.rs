@@ -96,7 +96,11 @@ impl Engine for Fake {
         Ok(Duration::from_micros(300))
     }
     fn stillness(&self) -> Stillness {
-        Stillness { hidden: self.acts().hidden, skew: Some(Duration::from_micros(7)) }
+        Stillness {
+            hidden: self.acts().hidden,
+            skew: Some(Duration::from_micros(7)),
+            ..Stillness::default()
+        }
     }
     fn hold_back(&mut self, cpu: Option<u32>) -> Result<(), VmError> {
         self.acts().held_back = cpu;

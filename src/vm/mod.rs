@@ -247,14 +247,24 @@ pub struct Registers {
     pub values: BTreeMap<String, u64>,
 }
 
+impl Stillness {
+    /// How much time the guest's clocks do not show, as well as it is known.
+    #[must_use]
+    pub fn likely(&self) -> Option<Duration> {
+        self.hidden.map(|least| least + self.slack / 2)
+    }
+}
+
 /// How long all CPUs may take to stop when nobody says otherwise.
 pub const RENDEZVOUS: Duration = Duration::from_secs(10);
 
 /// What the guest noticed of its last standstill, as far as the engine knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stillness {
-    /// How much time the guest's clocks do not show.
+    /// How much time the guest's clocks do not show, at least.
     pub hidden: Option<Duration>,
+    /// How much more it may be.
+    pub slack: Duration,
     /// How long after the first CPU the last one stopped.
     pub skew: Option<Duration>,
 }

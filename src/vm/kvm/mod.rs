@@ -434,7 +434,7 @@ impl Engine for KvmMachine {
         if self.paused.is_none() {
             match self.vcpus.stand(patience) {
                 Stand::Still { skew } => {
-                    self.stillness = Stillness { hidden: None, skew: Some(skew) };
+                    self.stillness = Stillness { skew: Some(skew), ..Stillness::default() };
                 }
                 Stand::Ended => return Err(self.ended()),
                 Stand::Late(late) => return Err(VmError::Late { late, waited: patience }),

@@ -54,10 +54,10 @@ pub(super) struct Qemu {
     traps: Traps,
     console: Console,
     transport: Option<OwnedFd>,
-    /// Since when it stands, while it does.
-    paused: Option<Instant>,
-    /// How much of the last standstill its clocks do not show.
-    hidden: Option<Duration>,
+    /// Since when it stands, and how long it took to stop.
+    paused: Option<(Instant, Duration)>,
+    /// What the guest noticed of the last standstill.
+    stillness: Stillness,
     cpus: u32,
     /// Whether each CPU has a thread of its own.
     parallel: bool,
@@ -111,7 +111,7 @@ pub(super) fn start(spec: &VmSpec, parallel: bool) -> Result<Qemu, VmError> {
         console,
         transport: Some(wires.frames.into()),
         paused: None,
-        hidden: None,
+        stillness: Stillness::default(),
         cpus: spec.topology.cpus(),
         parallel,
         process,
@@ -238,28 +238,30 @@ impl Engine for Qemu {
                 );
                 return Err(VmError::Timeout { what, waited });
             }
-            self.paused = Some(Instant::now());
+            self.paused = Some((Instant::now(), start.elapsed()));
         }
         Ok(start.elapsed())
     }
 
     fn resume(&mut self) -> Result<Duration, VmError> {
         let start = Instant::now();
-        if let Some(paused) = self.paused {
+        if let Some((paused, stopping)) = self.paused {
             // What was not asked for is noted: a breakpoint that stays would be hit again at once.
             self.settle()?;
-            let hidden = paused.elapsed();
+            let (hidden, going) = (paused.elapsed(), Instant::now());
             self.control("cont", &Value::Null)?;
             self.paused = None;
-            self.hidden = Some(hidden);
+            let slack = stopping + going.elapsed();
+            self.stillness = Stillness { hidden: Some(hidden), slack, skew: None };
         }
         Ok(start.elapsed())
     }
 
     /// QEMU's virtual clock, which the guest's TSC and timers follow under the emulator, stands
-    /// still from within `stop` to within `cont`: at least between these.
+    /// still from within `stop` to within `cont`: at least between these, and where within them is
+    /// not told.
     fn stillness(&self) -> Stillness {
-        Stillness { hidden: self.hidden, skew: None }
+        self.stillness
     }
 
     fn registers(&mut self, cpu: u32) -> Result<Registers, VmError> {

@@ -124,6 +124,19 @@ pub enum Op {
         #[serde(default)]
         offset: u64,
     },
+    /// Write a file, in the place of one that is there, which whoever runs it keeps; directories
+    /// above it are made; answered by [`Answer::Done`].
+    WriteFile {
+        /// Absolute path.
+        path: String,
+        /// Permission bits.
+        mode: u32,
+        /// Whether to go on with the file that is there: of a long one each frame has a part.
+        append: bool,
+        /// What to write.
+        #[serde(with = "hex")]
+        bytes: Vec<u8>,
+    },
     /// The kernel's log so far; answered by [`Answer::Text`].
     Dmesg,
     /// Open every map that came with the attached scheduler and keep the descriptors, so that the

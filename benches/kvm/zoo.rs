@@ -140,7 +140,9 @@ fn pages(all: Vec<Value>) -> Vec<String> {
     };
     let page = |page: &Value| {
         let hex = page["value"].as_str().expect("bytes in hexadecimal");
-        let words = hex.trim_start_matches("0x").as_bytes().chunks(16).map(|digits| {
+        // Long ones are cut.
+        let hex = hex.trim_start_matches("0x").trim_end_matches('.');
+        let words = hex.as_bytes().chunks_exact(16).map(|digits| {
             let digits = std::str::from_utf8(digits).expect("digits");
             let word = u64::from_str_radix(digits, 16).expect("hexadecimal digits");
             from_first(word.swap_bytes())

@@ -4,6 +4,8 @@
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cryoscope::wire::{
@@ -250,6 +252,9 @@ impl Agent {
                 later(exec::start(&argv, Duration::from_millis(timeout_ms), world.now)?)
             }
             Op::ReadFile { path, offset } => now(read_file(&path, offset)?),
+            Op::WriteFile { path, mode, append, bytes } => {
+                done(write_file(&path, mode, append, &bytes)?)
+            }
             Op::Dmesg => {
                 let log = kmsg::Mark::start().map_err(|e| {
                     let message = format!("cannot read the kernel's log: {}", reason(&e));
@@ -404,4 +409,38 @@ fn read_file(path: &str, offset: u64) -> Result<Answer, Refusal> {
     let truncated = bytes.len() > MAX_FILE;
     bytes.truncate(MAX_FILE);
     Ok(Answer::File { bytes, truncated })
+}
+
+/// Writes a file, or goes on writing it.
+fn write_file(path: &str, mode: u32, append: bool, bytes: &[u8]) -> Result<(), Refusal> {
+    if !path.starts_with('/') {
+        let message = format!(
+            "cannot write \"{}\" in the guest: not an absolute path",
+            clean(path.as_bytes())
+        );
+        return Err(refuse(RefusalKind::Invalid, message));
+    }
+    let write = || {
+        let at = Path::new(path);
+        if !append {
+            if let Some(dir) = at.parent() {
+                fs::create_dir_all(dir)?;
+            }
+            // A program that runs keeps its file; so do those who read a library.
+            match fs::remove_file(at) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        let mut options = fs::File::options();
+        options.write(true).append(append).create_new(!append);
+        let mut file = options.open(at)?;
+        io::Write::write_all(&mut file, bytes)?;
+        file.set_permissions(fs::Permissions::from_mode(mode & 0o777))
+    };
+    write().map_err(|e| {
+        let message =
+            format!("cannot write {} in the guest: {}", clean(path.as_bytes()), reason(&e));
+        refuse(RefusalKind::Kernel, message)
+    })
 }

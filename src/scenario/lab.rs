@@ -11,9 +11,9 @@ use crate::snapshot::{CaptureRequest, Place, Scalar, Snapshot, SnapshotError, Wa
 use crate::vm::topology::Topology;
 pub use crate::wire::{Exec as ExecOutcome, Policy, SchedulerState, WorkKind};
 
-use super::SchedulerExit;
 use super::samples::SampleReport;
 use super::verdict::{Check, ScriptPos};
+use super::{SchedulerExit, SchedulerOptions};
 
 /// What comes of asking the laboratory for something.
 pub type LabResult<T> = Result<T, LabError>;
@@ -440,6 +440,28 @@ pub trait LabOps: Send + Sync {
     /// # Errors
     /// None is attached.
     fn scheduler_detach(&self) -> LabResult<()>;
+
+    /// Brings up a scheduler where none is attached; while it is compiled the machine stands.
+    ///
+    /// # Errors
+    /// One is attached; it cannot be had, or the kernel rejects it ([`LabError::Scheduler`]).
+    fn scheduler_attach(&self, scheduler: &SchedulerOptions) -> LabResult<()>;
+
+    /// Puts another scheduler in the place of the one that is attached; in between, the kernel's own
+    /// is in charge.
+    ///
+    /// # Errors
+    /// As [`LabOps::scheduler_attach`]; none is attached.
+    fn scheduler_replace(&self, scheduler: &SchedulerOptions) -> LabResult<()>;
+
+    /// Detaches the scheduler and brings it up again.
+    ///
+    /// # Errors
+    /// None is attached; the kernel rejects it.
+    fn scheduler_restart(&self) -> LabResult<()>;
+
+    /// The name of the scheduler that is, or was last, attached; `none` where there never was one.
+    fn scheduler_name(&self) -> String;
 
     /// What the scheduler's loader said so far.
     ///

@@ -325,6 +325,17 @@ fn set<T>(to: &mut T, from: Option<T>) {
     }
 }
 
+/// A scheduler that a call is given, as the option `scheduler` takes it.
+pub(crate) fn scheduler_of(
+    call: &'static str,
+    value: Dynamic,
+) -> Result<SchedulerOptions, Mistake> {
+    let map = Map::from([("scheduler".into(), value)]);
+    let read = Options::new(call, &map, &["scheduler"], &[])?;
+    let found = scheduler(&read)?;
+    found.ok_or_else(|| read.wrong("scheduler", "give a .bpf.c, a .bpf.o, an executable, or a map"))
+}
+
 fn scheduler(read: &Options<'_>) -> Result<Option<SchedulerOptions>, Mistake> {
     if read.is_string("scheduler") {
         let src = read.string("scheduler")?.unwrap_or_default();

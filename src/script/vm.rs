@@ -12,6 +12,7 @@ use crate::vm::topology::Topology;
 
 use super::cgroup::{Cgroup, work};
 use super::data;
+use super::declare;
 use super::fault::{Fault, Native};
 use super::options::{Mistake, Options};
 use super::register::Package;
@@ -340,6 +341,32 @@ fn scheduler(pkg: &mut Package<'_>, session: &Arc<Session>) {
         "Detaches it; the kernel's own scheduler takes over.",
         move |ctx: NativeCallContext<'_>, x: &mut Scheduler| s.lab(&ctx, x.lab.scheduler_detach()),
     );
+    let s = session.clone();
+    pkg.func(
+        "attach(self: Scheduler, x: any)",
+        "Brings up a scheduler where none is attached: what the option `scheduler` takes, as in \
+         `\"fifo.bpf.c\"` or `#{ src, rodata, .. }`. While it is compiled the machine stands.",
+        move |ctx: NativeCallContext<'_>, x: &mut Scheduler, asked: Dynamic| -> Native<()> {
+            let asked = declare::scheduler_of("t.scheduler.attach(..)", asked).map_err(thrown)?;
+            s.lab(&ctx, x.lab.scheduler_attach(&asked))
+        },
+    );
+    let s = session.clone();
+    pkg.func(
+        "replace(self: Scheduler, x: any)",
+        "Puts another scheduler in the place of the one that is attached. It is made ready before; \
+         between the two the kernel's own is in charge for a moment.",
+        move |ctx: NativeCallContext<'_>, x: &mut Scheduler, asked: Dynamic| -> Native<()> {
+            let asked = declare::scheduler_of("t.scheduler.replace(..)", asked).map_err(thrown)?;
+            s.lab(&ctx, x.lab.scheduler_replace(&asked))
+        },
+    );
+    let s = session.clone();
+    pkg.func(
+        "restart(self: Scheduler)",
+        "Detaches it and brings it up again: its maps begin anew.",
+        move |ctx: NativeCallContext<'_>, x: &mut Scheduler| s.lab(&ctx, x.lab.scheduler_restart()),
+    );
     pkg.func(
         "exit_info(self: Scheduler) -> map|()",
         "How it left unasked, or `()` when it did not: `#{ reason, kind, message, elapsed_ms, log, \
@@ -362,10 +389,10 @@ fn scheduler(pkg: &mut Package<'_>, session: &Arc<Session>) {
         },
     )
     .func("to_string(self: Scheduler) -> string", "Its name.", |x: &mut Scheduler| {
-        x.lab.facts().scheduler.clone()
+        x.lab.scheduler_name()
     })
     .func("to_debug(self: Scheduler) -> string", "Its name.", |x: &mut Scheduler| {
-        format!("Scheduler({})", x.lab.facts().scheduler)
+        format!("Scheduler({})", x.lab.scheduler_name())
     });
 }
 
@@ -380,7 +407,4 @@ fn later(pkg: &mut Package<'_>) {
     }
     type Any = Dynamic;
     later!(Vm, "t.stats(..)", "stats(self: Vm)", (); "stats(self: Vm, target: any)", (Any));
-    later!(Scheduler, "t.scheduler.attach(..)", "attach(self: Scheduler, x: any)", (Any));
-    later!(Scheduler, "t.scheduler.replace(..)", "replace(self: Scheduler, x: any)", (Any));
-    later!(Scheduler, "t.scheduler.restart()", "restart(self: Scheduler)", ());
 }

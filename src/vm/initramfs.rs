@@ -257,6 +257,14 @@ impl Initramfs {
         self.entries.contains_key(guest.trim_start_matches('/'))
     }
 
+    /// The files, without the directories above them: path in the guest, permission bits, contents.
+    pub fn files(&self) -> impl Iterator<Item = (String, u32, &Arc<[u8]>)> {
+        self.entries.iter().filter_map(|(path, entry)| match &entry.node {
+            Node::File { mode, bytes } => Some((format!("/{path}"), *mode, bytes)),
+            _ => None,
+        })
+    }
+
     fn add(
         &mut self,
         guest: &str,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::kept::Kept;
 use super::real::Real;
+use super::schedulers::{Current, Preparer};
 use super::stage;
 use super::{CALL, GLANCE, LOG_END, Lab, Logs, Machine, Parts, call_while_wanted};
 use crate::freeze::Bridge;
@@ -28,7 +29,7 @@ use crate::wire::{Answer, Hello, Op};
 /// many times that on a busy one.
 const BOOT: Duration = Duration::from_secs(90);
 /// How long loading, verifying and attaching a scheduler may take.
-const ATTACH: Duration = Duration::from_secs(60);
+pub(super) const ATTACH: Duration = Duration::from_secs(60);
 
 /// What booting needs beside the declaration.
 pub struct Setup {
@@ -104,19 +105,28 @@ impl Lab {
         let machine: Arc<dyn Machine> = Arc::new(up.machine);
         attach(&machine, &scheduler, setup)?;
         setup.events.stage(Stage::Run, "");
+        let preparer = Preparer {
+            kernel: kernel.clone(),
+            cache: setup.cache.clone(),
+            tools: setup.tools.clone(),
+            base_dir: decl.base_dir().to_owned(),
+            recorder: setup.recorder.clone(),
+        };
         let facts = LabFacts {
             kernel_release: up.hello.release,
             kernel_spec: kernel.spec,
             topology,
             engine: up.engine.into(),
             memory: options.memory,
-            scheduler: scheduler.name,
+            scheduler: scheduler.name.clone(),
             duration: options.duration,
         };
         let parts = Parts {
             facts,
             expect_exit: options.expect_exit.clone(),
-            under_test: scheduler.attach.is_some(),
+            scheduler: Current::of(&scheduler),
+            staged: scheduler.files,
+            preparer: Some(preparer),
             events: setup.events.clone(),
             recorder: setup.recorder.clone(),
             cancel: setup.cancel.clone(),
@@ -124,7 +134,7 @@ impl Lab {
             attempt: setup.attempt,
         };
         let mut lab = Lab::new(machine, parts);
-        if lab.parts.under_test {
+        if lab.state().under_test {
             lab.expect_exits();
         }
         if let Some(samples) = &options.samples {

@@ -18,9 +18,10 @@ impl Lab {
         self.take_caught();
         let death = self.death();
         let mut state = self.state();
-        if state.exit.is_some() || state.detached {
+        if !state.scheduler.attached || state.scheduler.left {
             return;
         }
+        state.scheduler.left = true;
         let elapsed_ms = state.clock.elapsed_ms(Instant::now());
         let told = death.as_ref().and_then(|death| death.exit.as_ref());
         state.exit = Some(SchedulerExit {
@@ -44,11 +45,9 @@ impl Lab {
         self.is_well()?;
         let answer = self.machine.call(Op::SchedulerState, CALL).map_err(|e| self.failed(e))?;
         let Answer::Scheduler(now) = answer else { return Err(unexpected(&answer)) };
-        let (attached, left) =
-            (self.parts.under_test && !self.state().detached, now.state != "enabled");
-        if attached && left {
+        if self.state().scheduler.attached && now.state != "enabled" {
             // The event may still be on its way: it knows the reason.
-            while self.state().exit.is_none() {
+            while !self.state().scheduler.left {
                 match self.machine.wait_event(Duration::from_secs(2)) {
                     Ok(Some(event)) => self.take(event),
                     _ => self.scheduler_left(
@@ -59,8 +58,10 @@ impl Lab {
                 }
             }
         }
-        if let (true, Some((pid, policy))) = (self.parts.under_test, now.strays.first()) {
-            let scheduler = &self.parts.facts.scheduler;
+        let state = self.state();
+        let (under_test, scheduler) = (state.under_test, state.scheduler.name.clone());
+        drop(state);
+        if let (true, Some((pid, policy))) = (under_test, now.strays.first()) {
             let text = format!(
                 "worker {pid} is not scheduled by {scheduler}: its scheduling policy is {policy} \
                  instead of {SCHED_EXT} (SCHED_EXT)"
@@ -74,7 +75,7 @@ impl Lab {
     /// Detaches the scheduler: a kernel that does not survive that is no success.
     pub(super) fn let_go(&self) -> LabResult<()> {
         let state = self.state();
-        let attached = self.parts.under_test && !state.detached && state.exit.is_none();
+        let attached = state.scheduler.attached && !state.scheduler.left;
         drop(state);
         if !attached || self.is_well().is_err() {
             return Ok(());
@@ -91,9 +92,11 @@ impl Lab {
         if self.exit_told.load(Ordering::Relaxed) || self.machine.exited().is_some() {
             return;
         }
-        let exit = self.state().exit.clone();
+        let state = self.state();
+        let (exit, under_test) = (state.exit.clone(), state.under_test);
+        drop(state);
         if let Some(check) = self.parts.expect_exit.judge(exit.as_ref())
-            && (self.parts.under_test || exit.is_some())
+            && (under_test || exit.is_some())
         {
             self.parts.recorder.record(check);
         }

@@ -22,6 +22,7 @@ mod machine;
 mod real;
 mod sampled;
 mod sampling;
+mod schedulers;
 mod snapshots;
 mod stage;
 #[cfg(test)]
@@ -44,7 +45,8 @@ use super::lab::{
 };
 use super::text::tail;
 use super::verdict::Recorder;
-use super::{ExpectExit, SchedulerExit};
+use super::{ExpectExit, SchedulerExit, SchedulerOptions};
+use crate::scheduler::StagedFile;
 use crate::snapshot::{CaptureRequest, Place, Scalar, Snapshot};
 use crate::wire::{Answer, Event, Op};
 use caught::{Death, Inbox, Phase, Watches};
@@ -52,6 +54,7 @@ use clock::Clock;
 use kept::Kept;
 use machine::{CallError, Machine};
 use sampling::Sampler;
+use schedulers::{Current, Preparer};
 
 /// How long the agent may take for what it does at once: generous, since an emulated machine
 /// with many busy CPUs gives the agent little time.
@@ -75,8 +78,12 @@ pub struct Lab {
 struct Parts {
     facts: LabFacts,
     expect_exit: ExpectExit,
-    /// Whether a scheduler was attached in the beginning.
-    under_test: bool,
+    /// The scheduler that was attached in the beginning.
+    scheduler: Current,
+    /// What is in the guest for its sake.
+    staged: Vec<StagedFile>,
+    /// What makes another one ready.
+    preparer: Option<Preparer>,
     events: Events,
     recorder: Recorder,
     cancel: Cancel,
@@ -97,15 +104,19 @@ struct State {
     snapshots: Vec<Arc<Snapshot>>,
     groups: Vec<String>,
     exit: Option<SchedulerExit>,
-    /// Whether the script itself detached the scheduler.
-    detached: bool,
+    scheduler: Current,
+    staged: Vec<StagedFile>,
+    /// Whether there was a scheduler at any time.
+    under_test: bool,
     /// What broke the channel, once something has.
     broken: Option<String>,
 }
 
 impl Lab {
     /// A laboratory whose workload begins now.
-    fn new(machine: Arc<dyn Machine>, parts: Parts) -> Self {
+    fn new(machine: Arc<dyn Machine>, mut parts: Parts) -> Self {
+        let scheduler = std::mem::take(&mut parts.scheduler);
+        let under_test = scheduler.attached;
         let state = State {
             clock: Clock::starting(Instant::now(), machine.standstill()),
             phase: Phase::default(),
@@ -116,7 +127,9 @@ impl Lab {
             snapshots: Vec::new(),
             groups: Vec::new(),
             exit: None,
-            detached: false,
+            scheduler,
+            staged: std::mem::take(&mut parts.staged),
+            under_test,
             broken: None,
         };
         let (state, sampler) = (Mutex::new(state), Sampler::default());
@@ -540,16 +553,23 @@ impl LabOps for Lab {
     }
 
     fn scheduler_detach(&self) -> LabResult<()> {
-        self.go_on()?;
-        self.runs("ask the guest")?;
-        self.machine.forget_exits();
-        match self.call(Op::Detach)? {
-            Answer::Detached { .. } => {
-                self.state().detached = true;
-                Ok(())
-            }
-            other => Err(unexpected(&other)),
-        }
+        self.detach_scheduler()
+    }
+
+    fn scheduler_attach(&self, scheduler: &SchedulerOptions) -> LabResult<()> {
+        self.attach_scheduler(scheduler)
+    }
+
+    fn scheduler_replace(&self, scheduler: &SchedulerOptions) -> LabResult<()> {
+        self.replace_scheduler(scheduler)
+    }
+
+    fn scheduler_restart(&self) -> LabResult<()> {
+        self.restart_scheduler()
+    }
+
+    fn scheduler_name(&self) -> String {
+        self.state().scheduler.name.clone()
     }
 
     fn scheduler_log(&self) -> LabResult<String> {

@@ -1,14 +1,18 @@
 //! What is put into the guest before it starts, and how its scheduler is brought up.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::boot::Setup;
-use crate::kernel::KernelImage;
-use crate::scenario::ScenarioDecl;
+use crate::kernel::{CacheDir, KernelImage};
 use crate::scenario::event::Stage;
 use crate::scenario::lab::{LabError, LabResult};
-use crate::scheduler::{AttachPlan, Contents, Prepared, SchedulerSpec, StagedFile, prepare, stage};
+use crate::scenario::verdict::Recorder;
+use crate::scenario::{ScenarioDecl, SchedulerOptions};
+use crate::scheduler::{
+    AttachPlan, Contents, Prepared, SchedulerSpec, StagedFile, Toolchain, prepare, stage,
+};
 use crate::vm::initramfs::{Initramfs, InitramfsError};
 use crate::wire::{Attach, Patch};
 
@@ -18,8 +22,21 @@ pub(super) fn scheduler(
     kernel: &KernelImage,
     setup: &Setup,
 ) -> LabResult<Prepared> {
-    let asked = decl.options.scheduler.clone();
+    let asked = &decl.options.scheduler;
     setup.events.stage(Stage::Scheduler, asked.src.clone());
+    prepared(asked, decl.base_dir(), kernel, &setup.cache, &setup.tools, &setup.recorder)
+}
+
+/// The same of any scheduler, whose paths start from a directory.
+pub(super) fn prepared(
+    asked: &SchedulerOptions,
+    base_dir: &Path,
+    kernel: &KernelImage,
+    cache: &CacheDir,
+    tools: &Toolchain,
+    recorder: &Recorder,
+) -> LabResult<Prepared> {
+    let asked = asked.clone();
     let spec = SchedulerSpec {
         src: asked.src,
         rodata: asked.rodata,
@@ -28,14 +45,14 @@ pub(super) fn scheduler(
         defines: asked.defines,
         staged: asked.staged,
         env: asked.env,
-        base_dir: decl.base_dir().to_owned(),
+        base_dir: base_dir.to_owned(),
     };
-    let prepared = prepare(&spec, kernel, &setup.cache, &setup.tools).map_err(|error| {
+    let prepared = prepare(&spec, kernel, cache, tools).map_err(|error| {
         let text = error.to_string();
         if error.is_schedulers_fault() { LabError::Scheduler(text) } else { LabError::Setup(text) }
     })?;
     if !prepared.log.trim().is_empty() {
-        setup.recorder.note(format!("the compiler warns:\n{}", prepared.log.trim_end()), None);
+        recorder.note(format!("the compiler warns:\n{}", prepared.log.trim_end()), None);
     }
     Ok(prepared)
 }
@@ -76,7 +93,7 @@ pub(super) fn initramfs(
     Ok(fs.build().map_err(set_up)?.into())
 }
 
-fn staged_file(fs: &mut Initramfs, file: &StagedFile) -> Result<(), InitramfsError> {
+pub(super) fn staged_file(fs: &mut Initramfs, file: &StagedFile) -> Result<(), InitramfsError> {
     match &file.contents {
         Contents::Host(host) if file.closure => fs.elf(host, &file.guest),
         Contents::Host(host) => fs.file(host, &file.guest, file.mode),

@@ -84,6 +84,7 @@ impl Machine for Fake {
             Op::Start(work) => Answer::Workers((100..100 + work.count).collect()),
             Op::Dmesg => Answer::Text("booted\n".into()),
             Op::Detach => Answer::Detached { log: String::new() },
+            Op::Attach(_) => Answer::Attached { ops: "fifo".into(), log: String::new() },
             _ => Answer::Done,
         })
     }
@@ -217,7 +218,17 @@ fn bench(expect_exit: ExpectExit) -> Bench {
             duration: Duration::from_secs(4),
         },
         expect_exit,
-        under_test: true,
+        scheduler: Current {
+            name: "fifo".into(),
+            plan: Some(crate::scheduler::AttachPlan::Object {
+                guest_path: "/scheduler/fifo.bpf.o".into(),
+                patches: Vec::new(),
+            }),
+            attached: true,
+            left: false,
+        },
+        staged: Vec::new(),
+        preparer: None,
         events: Events::new(0, std::io::sink()),
         recorder: recorder.clone(),
         cancel: cancel.clone(),
@@ -367,6 +378,46 @@ fn exits_that_are_meant_to_be_are_judged_in_the_end() {
         bench.lab.finish();
         assert_eq!(outcome(&bench), want, "{expect:?} {reason:?}");
     }
+}
+
+#[test]
+fn a_scheduler_that_is_restarted_is_expected_to_stay_again() {
+    let bench = bench(ExpectExit::Error);
+    bench.lab.scheduler_restart().unwrap();
+    let asked = bench.fake.asked();
+    assert!(matches!(asked[..], [Op::Detach, Op::Attach(_)]), "{asked:?}");
+    // What was detached is no exit, what was attached then is one when it leaves, once.
+    bench.fake.scheduler_leaves("scx_bpf_error");
+    bench.fake.scheduler_leaves("again");
+    bench.lab.hold(Span::Time(Duration::from_millis(10))).unwrap();
+    assert_eq!(bench.lab.scheduler_exit().unwrap().reason, "scx_bpf_error");
+    let none = bench.lab.scheduler_restart().unwrap_err().to_string();
+    assert_eq!(
+        none,
+        "cannot restart the scheduler: none is attached; t.scheduler.attach(..) brings one up"
+    );
+    let none = bench.lab.scheduler_detach().unwrap_err().to_string();
+    assert!(none.starts_with("cannot detach the scheduler: none is attached"), "{none}");
+}
+
+#[test]
+fn a_second_scheduler_is_refused_and_one_that_the_kernel_refuses_is_a_failure() {
+    let bench = bench(ExpectExit::None);
+    let fifo = SchedulerOptions { src: "fifo.bpf.c".into(), ..SchedulerOptions::default() };
+    let two = bench.lab.scheduler_attach(&fifo).unwrap_err();
+    assert_eq!(
+        two.to_string(),
+        "cannot attach a scheduler: fifo is attached already; t.scheduler.replace(..) puts another \
+         one in its place, t.scheduler.detach() lets it go"
+    );
+    assert!(two.is_catchable());
+    bench.fake.answer(Ok(Answer::Detached { log: String::new() }));
+    let (message, log) = ("it does not load".to_owned(), String::new());
+    let refusal = crate::wire::Refusal { kind: crate::wire::RefusalKind::Verifier, message, log };
+    bench.fake.answer(Err(CallError::Refused(refusal)));
+    let rejected = bench.lab.scheduler_restart().unwrap_err();
+    assert_eq!(rejected.check(None).unwrap().outcome, Outcome::Fail, "{rejected}");
+    assert!(bench.lab.scheduler_detach().is_err(), "none is attached");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::fifo;
 use crate::scenario::lab::*;
 use crate::scenario::samples::{Boundaries, SampleOptions, SampleReport};
-use crate::scenario::{ExpectExit, ScenarioDecl, SchedulerExit};
+use crate::scenario::{ExpectExit, ScenarioDecl, SchedulerExit, SchedulerOptions};
 use crate::series::Sample;
 use crate::snapshot::{CaptureRequest, Meta, Place, Scalar, Snapshot, Trigger};
 use crate::vm::topology::Topology;
@@ -357,6 +357,26 @@ impl LabOps for FakeLab {
         self.ask("detach".into());
         self.detached.store(true, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn scheduler_attach(&self, scheduler: &SchedulerOptions) -> LabResult<()> {
+        self.ask(format!("attach {} {:?}", scheduler.src, scheduler.rodata));
+        self.detached.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn scheduler_replace(&self, scheduler: &SchedulerOptions) -> LabResult<()> {
+        self.ask(format!("replace {} {:?}", scheduler.src, scheduler.rodata));
+        Ok(())
+    }
+
+    fn scheduler_restart(&self) -> LabResult<()> {
+        self.ask("restart".into());
+        Ok(())
+    }
+
+    fn scheduler_name(&self) -> String {
+        self.facts.scheduler.clone()
     }
 
     fn scheduler_log(&self) -> LabResult<String> {

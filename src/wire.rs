@@ -32,6 +32,8 @@ pub const TTY_ARG: &str = "cryoscope.tty";
 /// Where groups are, relative to the root of the cgroup v2 hierarchy: group `hot` has the path
 /// `/lab/hot`.
 pub const LAB_CGROUP: &str = "lab";
+/// Bytes of a line to or from a socket in the guest.
+pub const MAX_LINE: usize = 256 << 10;
 /// Bytes of header before each payload.
 pub const HEADER: usize = 16;
 
@@ -136,6 +138,15 @@ pub enum Op {
         /// What to write.
         #[serde(with = "hex")]
         bytes: Vec<u8>,
+    },
+    /// Send a line to a Unix socket in the guest and receive one; answered by [`Answer::Line`].
+    AskSocket {
+        /// Absolute path of the socket.
+        path: String,
+        /// What to send, without the line's end.
+        line: String,
+        /// How long all of it may take.
+        timeout_ms: u64,
     },
     /// The kernel's log so far; answered by [`Answer::Text`].
     Dmesg,
@@ -303,6 +314,14 @@ pub struct Hello {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
+    /// The line that came back, without its end; `None` when it went on beyond
+    /// [`MAX_LINE`] bytes, of which `size` were received.
+    Line {
+        /// The line.
+        text: Option<String>,
+        /// Bytes that were received.
+        size: u64,
+    },
     /// Nothing to tell.
     Done,
     /// The scheduler is in charge.

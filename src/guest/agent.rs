@@ -26,7 +26,7 @@ use crate::text::{clean, parse_list};
 use crate::transport::{Link, Received};
 use crate::uevent::Uevents;
 use crate::work::{self, FreezeTask, RemoveTask, StopTask, Workers};
-use crate::{boot, exec, kmsg, maps, menagerie, refuse, sys};
+use crate::{boot, exec, kmsg, maps, menagerie, refuse, socket, sys};
 
 /// Requests under way at one time.
 const MAX_JOBS: usize = 64;
@@ -254,6 +254,9 @@ impl Agent {
             Op::ReadFile { path, offset } => now(read_file(&path, offset)?),
             Op::WriteFile { path, mode, append, bytes } => {
                 done(write_file(&path, mode, append, &bytes)?)
+            }
+            Op::AskSocket { path, line, timeout_ms } => {
+                later(socket::ask(&path, &line, Duration::from_millis(timeout_ms))?)
             }
             Op::Dmesg => {
                 let log = kmsg::Mark::start().map_err(|e| {

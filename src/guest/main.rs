@@ -21,6 +21,7 @@ mod maps;
 mod menagerie;
 mod process;
 mod sched;
+mod socket;
 mod storage;
 mod subsched;
 mod sys;

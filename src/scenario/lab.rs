@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 pub use crate::freeze::WatchCount;
 use crate::series::Sample;
-use crate::snapshot::{CaptureRequest, Place, Scalar, Snapshot, SnapshotError, WatchTarget};
+use crate::snapshot::{
+    CaptureRequest, MissingStatsReason, Place, Scalar, Snapshot, SnapshotError, WatchTarget,
+};
 use crate::vm::topology::Topology;
 pub use crate::wire::{Exec as ExecOutcome, Policy, SchedulerState, WorkKind};
 
@@ -468,6 +470,22 @@ pub trait LabOps: Send + Sync {
     /// # Errors
     /// The machine died.
     fn scheduler_log(&self) -> LabResult<String>;
+
+    /// Asks the scheduler for its statistics, or why there are none.
+    ///
+    /// # Errors
+    /// The machine died, the scheduler left.
+    fn stats(
+        &self,
+        target: &str,
+        args: &BTreeMap<String, String>,
+    ) -> LabResult<Result<serde_json::Value, MissingStatsReason>>;
+
+    /// Which statistics the scheduler has, in its own words.
+    ///
+    /// # Errors
+    /// As [`LabOps::stats`].
+    fn stats_meta(&self) -> LabResult<Result<serde_json::Value, MissingStatsReason>>;
 
     /// Watches, and what was captured of the scheduler's end.
     fn watching(&self) -> &dyn WatchOps {

@@ -12,6 +12,7 @@ pub mod process;
 pub mod report;
 pub mod runner;
 pub mod samples;
+pub mod stats;
 pub mod text;
 pub mod verdict;
 

@@ -33,7 +33,7 @@ use super::fault::{Fault, Native};
 use super::register::Package;
 use super::values;
 
-pub(crate) use error::error_of;
+pub(crate) use error::{dynamic as json, error_of};
 pub(crate) use lend::lend;
 pub(crate) use origin::{forget_since, mark, origin_of};
 

@@ -159,13 +159,38 @@ fn variables(pkg: &mut Package<'_>, session: &Arc<Session>) {
             Ok(s.target(place, native(Target::parse(place))?))
         },
     );
-    let session = session.clone();
+    let (of_stats, session) = (session.clone(), session.clone());
     pkg.func(
         "bpf(self: SampleSeries, label: string, f: closure) -> SeriesField",
         "What a closure makes of each sample: `s.bpf(\"backlog\", |snap| snap.global(\"nr_in\") - \
          snap.global(\"nr_out\"))`. What it throws is that sample's error.",
         move |ctx: NativeCallContext<'_>, s: &mut SampleSeries, label: &str, f: FnPtr| {
             by_closure(&session, &ctx, s, label, &f)
+        },
+    )
+    .func(
+        "stats(self: SampleSeries, path: string) -> SeriesField",
+        "A value in the scheduler's statistics at each sample: `\"nr_queued\"`, `\"cpus[2].load\"`. A \
+         sample without them has the error `MissingStats` with the reason.",
+        |s: &mut SampleSeries, path: &str| s.stats(path),
+    );
+    let session = of_stats;
+    pkg.func(
+        "stats(self: SampleSeries, label: string, f: closure) -> SeriesField",
+        "What a closure makes of each sample's statistics.",
+        move |ctx: NativeCallContext<'_>, s: &mut SampleSeries, label: &str, f: FnPtr| {
+            s.try_project(label, |_, snapshot| {
+                if session.cancel.is_raised() {
+                    return Err(session.cancelled(session.place(&ctx)));
+                }
+                match snapshot.stats() {
+                    Ok(stats) => {
+                        let args = (data::json(stats.clone()),);
+                        value_or_error(label, f.call_within_context::<Dynamic>(&ctx, args))
+                    }
+                    Err(error) => Ok(Err(error)),
+                }
+            })
         },
     )
     .func(

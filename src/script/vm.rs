@@ -7,7 +7,8 @@ use std::sync::Arc;
 use rhai::{Array, Dynamic, INT, Map, NativeCallContext};
 
 use crate::scenario::lab::{ExecOutcome, LabOps, Span};
-use crate::snapshot::{CaptureRequest, MAX_RAM};
+use crate::scenario::stats::TOP;
+use crate::snapshot::{CaptureRequest, MAX_RAM, MissingStatsReason, SnapshotError};
 use crate::vm::topology::Topology;
 
 use super::cgroup::{Cgroup, work};
@@ -52,7 +53,8 @@ pub(crate) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {
     programs(pkg, session);
     groups(pkg, session);
     scheduler(pkg, session);
-    later(pkg);
+    changing(pkg, session);
+    statistics(pkg, session);
     incomparable::<Vm>(pkg, "Vm");
     incomparable::<Scheduler>(pkg, "Scheduler");
 }
@@ -335,6 +337,37 @@ fn scheduler(pkg: &mut Package<'_>, session: &Arc<Session>) {
         "What the scheduler's loader said so far.",
         move |ctx: NativeCallContext<'_>, x: &mut Scheduler| s.lab(&ctx, x.lab.scheduler_log()),
     );
+    pkg.func(
+        "exit_info(self: Scheduler) -> map|()",
+        "How it left unasked, or `()` when it did not: `#{ reason, kind, message, elapsed_ms, log, \
+         dmesg, snapshot }`. `kind` is the kernel's word (`error_stall`), `message` what was said in \
+         particular and `snapshot` the machine at the instant of its death, before `ops.exit` and \
+         before the kernel's own scheduler takes over; these are `()` when it was not captured.",
+        |x: &mut Scheduler| -> Dynamic {
+            let Some(exit) = x.lab.scheduler_exit() else { return Dynamic::UNIT };
+            let at = INT::try_from(exit.elapsed_ms).unwrap_or(INT::MAX);
+            let death = x.lab.watching().death();
+            Dynamic::from(Map::from([
+                ("reason".into(), exit.reason.into()),
+                ("elapsed_ms".into(), at.into()),
+                ("log".into(), exit.log.into()),
+                ("dmesg".into(), exit.dmesg.into()),
+                ("kind".into(), exit.kind.map_or(Dynamic::UNIT, Into::into)),
+                ("message".into(), exit.message.map_or(Dynamic::UNIT, Into::into)),
+                ("snapshot".into(), death.map_or(Dynamic::UNIT, data::snapshot)),
+            ]))
+        },
+    )
+    .func("to_string(self: Scheduler) -> string", "Its name.", |x: &mut Scheduler| {
+        x.lab.scheduler_name()
+    })
+    .func("to_debug(self: Scheduler) -> string", "Its name.", |x: &mut Scheduler| {
+        format!("Scheduler({})", x.lab.scheduler_name())
+    });
+}
+
+/// Bringing schedulers up, and letting them go.
+fn changing(pkg: &mut Package<'_>, session: &Arc<Session>) {
     let s = session.clone();
     pkg.func(
         "detach(self: Scheduler)",
@@ -367,44 +400,60 @@ fn scheduler(pkg: &mut Package<'_>, session: &Arc<Session>) {
         "Detaches it and brings it up again: its maps begin anew.",
         move |ctx: NativeCallContext<'_>, x: &mut Scheduler| s.lab(&ctx, x.lab.scheduler_restart()),
     );
-    pkg.func(
-        "exit_info(self: Scheduler) -> map|()",
-        "How it left unasked, or `()` when it did not: `#{ reason, kind, message, elapsed_ms, log, \
-         dmesg, snapshot }`. `kind` is the kernel's word (`error_stall`), `message` what was said in \
-         particular and `snapshot` the machine at the instant of its death, before `ops.exit` and \
-         before the kernel's own scheduler takes over; these are `()` when it was not captured.",
-        |x: &mut Scheduler| -> Dynamic {
-            let Some(exit) = x.lab.scheduler_exit() else { return Dynamic::UNIT };
-            let at = INT::try_from(exit.elapsed_ms).unwrap_or(INT::MAX);
-            let death = x.lab.watching().death();
-            Dynamic::from(Map::from([
-                ("reason".into(), exit.reason.into()),
-                ("elapsed_ms".into(), at.into()),
-                ("log".into(), exit.log.into()),
-                ("dmesg".into(), exit.dmesg.into()),
-                ("kind".into(), exit.kind.map_or(Dynamic::UNIT, Into::into)),
-                ("message".into(), exit.message.map_or(Dynamic::UNIT, Into::into)),
-                ("snapshot".into(), death.map_or(Dynamic::UNIT, data::snapshot)),
-            ]))
-        },
-    )
-    .func("to_string(self: Scheduler) -> string", "Its name.", |x: &mut Scheduler| {
-        x.lab.scheduler_name()
-    })
-    .func("to_debug(self: Scheduler) -> string", "Its name.", |x: &mut Scheduler| {
-        format!("Scheduler({})", x.lab.scheduler_name())
-    });
 }
 
-/// Members that are planned: each says so.
-fn later(pkg: &mut Package<'_>) {
-    macro_rules! later {
-        ($ty:ty, $name:literal, $($sig:literal, ($($arg:ty),*));+ $(;)?) => {$(
-            pkg.func($sig, "Not available yet.", |_: &mut $ty $(, _: $arg)*| -> Native<()> {
-                Err(Fault::not_yet($name).into())
-            });
-        )+};
-    }
-    type Any = Dynamic;
-    later!(Vm, "t.stats(..)", "stats(self: Vm)", (); "stats(self: Vm, target: any)", (Any));
+fn statistics(pkg: &mut Package<'_>, session: &Arc<Session>) {
+    let s = session.clone();
+    pkg.func(
+        "stats(self: Vm) -> any",
+        "Asks the scheduler for its statistics (scx_stats, target `top`), as a map. Throws \
+         `MissingStats` with the reason: only an executable serves them.",
+        move |ctx: NativeCallContext<'_>, t: &mut Vm| stats(&s, &ctx, t, TOP, &Map::new()),
+    );
+    let s = session.clone();
+    pkg.func(
+        "stats(self: Vm, target: string) -> any",
+        "The same of another target.",
+        move |ctx: NativeCallContext<'_>, t: &mut Vm, target: &str| {
+            stats(&s, &ctx, t, target, &Map::new())
+        },
+    );
+    let s = session.clone();
+    pkg.func(
+        "stats(self: Vm, target: string, args: map) -> any",
+        "The same with further arguments, which are texts.",
+        move |ctx: NativeCallContext<'_>, t: &mut Vm, target: &str, args: Map| {
+            stats(&s, &ctx, t, target, &args)
+        },
+    );
+    let s = session.clone();
+    pkg.func(
+        "stats_meta(self: Vm) -> any",
+        "Which statistics the scheduler has: their names and what they mean, in its own words.",
+        move |ctx: NativeCallContext<'_>, t: &mut Vm| answered(s.lab(&ctx, t.lab.stats_meta())?),
+    );
+}
+
+fn stats(
+    s: &Session,
+    ctx: &NativeCallContext<'_>,
+    t: &Vm,
+    target: &str,
+    args: &Map,
+) -> Native<Dynamic> {
+    let text = |(name, value): (&rhai::Identifier, &Dynamic)| match value.clone().into_string() {
+        Ok(text) => Ok((name.to_string(), text)),
+        Err(_) => {
+            let found = described(value);
+            Err(Fault::argument(format!("stats(..): the argument {name} is {found}, not a text")))
+        }
+    };
+    let args = args.iter().map(text).collect::<Result<_, _>>()?;
+    answered(s.lab(ctx, t.lab.stats(target, &args))?)
+}
+
+/// What came of a question to the scheduler.
+fn answered(answer: Result<serde_json::Value, MissingStatsReason>) -> Native<Dynamic> {
+    let missing = |reason| SnapshotError::MissingStats { tag: String::new(), reason };
+    answer.map(data::json).map_err(|reason| data::thrown(missing(reason)))
 }

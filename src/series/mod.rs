@@ -194,6 +194,12 @@ impl SampleSeries {
         (self.targets(targets.collect()), all)
     }
 
+    /// A value in the scheduler's statistics at each sample: see [`Snapshot::stat`].
+    #[must_use]
+    pub fn stats(&self, path: &str) -> SeriesField {
+        self.project(&format!("stats {path}"), |snapshot| snapshot.stat(path))
+    }
+
     /// One of a CPU's times at each sample: see [`crate::snapshot::Cpu::cpustat`].
     #[must_use]
     pub fn cpustat(&self, cpu: i64, name: &str) -> SeriesField {

@@ -30,7 +30,9 @@ impl Sample {
 
     /// One in a file, and when and how it was taken.
     #[must_use]
-    pub fn filed(meta: Meta, shelved: Shelved) -> Sample {
+    pub fn filed(mut meta: Meta, shelved: Shelved) -> Sample {
+        // They may be large, and are in the file.
+        meta.stats = None;
         Sample(Kind::Filed(Arc::new(Filed { meta, at: shelved, open: Mutex::default() })))
     }
 

@@ -31,6 +31,7 @@ mod points;
 mod probe;
 mod ram;
 mod reason;
+mod stats;
 mod store;
 mod symbols;
 #[cfg(test)]
@@ -120,6 +121,10 @@ pub struct Meta {
     /// Why it was taken.
     #[serde(default, skip_serializing_if = "Trigger::is_demand")]
     pub trigger: Trigger,
+    /// What the scheduler's statistics said just before, or why there are none; nothing where
+    /// nobody asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stats: Option<Box<Result<serde_json::Value, MissingStatsReason>>>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]

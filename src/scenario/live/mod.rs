@@ -15,6 +15,7 @@
 mod boot;
 mod caught;
 mod clock;
+mod ending;
 mod exits;
 mod groups;
 mod kept;
@@ -25,6 +26,7 @@ mod sampling;
 mod schedulers;
 mod snapshots;
 mod stage;
+mod stats;
 #[cfg(test)]
 mod tests;
 mod watching;
@@ -38,23 +40,22 @@ use std::time::{Duration, Instant};
 pub use boot::{BootFailed, Setup};
 
 use super::cell::{Cancel, Events};
-use super::event::{Logs, RunEvent, Stage};
+use super::event::{Logs, RunEvent};
 use super::lab::{
     ExecOutcome, GroupOptions, LabError, LabFacts, LabOps, LabResult, SampleOps, SchedulerState,
     Span, WatchOps, WorkOptions,
 };
-use super::text::tail;
 use super::verdict::Recorder;
 use super::{ExpectExit, SchedulerExit, SchedulerOptions};
 use crate::scheduler::StagedFile;
-use crate::snapshot::{CaptureRequest, Place, Scalar, Snapshot};
+use crate::snapshot::{CaptureRequest, MissingStatsReason, Place, Scalar, Snapshot};
 use crate::wire::{Answer, Event, Op};
 use caught::{Death, Inbox, Phase, Watches};
 use clock::Clock;
-use kept::Kept;
 use machine::{CallError, Machine};
 use sampling::Sampler;
 use schedulers::{Current, Preparer};
+use stats::Stats;
 
 /// How long the agent may take for what it does at once: generous, since an emulated machine
 /// with many busy CPUs gives the agent little time.
@@ -69,6 +70,7 @@ pub struct Lab {
     machine: Arc<dyn Machine>,
     parts: Parts,
     state: Mutex<State>,
+    stats: Stats,
     sampler: Sampler,
     /// Whether the unasked exit has already ended the scenario, and so is recorded.
     exit_told: AtomicBool,
@@ -132,8 +134,10 @@ impl Lab {
             under_test,
             broken: None,
         };
+        let stats = Stats::new(machine.clone(), parts.cancel.clone());
+        stats.changed(state.scheduler.serves());
         let (state, sampler) = (Mutex::new(state), Sampler::default());
-        Lab { machine, parts, state, sampler, exit_told: AtomicBool::new(false) }
+        Lab { machine, parts, state, stats, sampler, exit_told: AtomicBool::new(false) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -252,84 +256,6 @@ impl Lab {
             Answer::Done => Ok(()),
             other => Err(unexpected(&other)),
         }
-    }
-
-    /// The last things to judge, the logs, and the end of the machine. Gives the ends of the logs
-    /// for the report, and the fault of the engine if that is what ended the machine.
-    pub fn finish(&self) -> (Logs, Option<String>) {
-        self.end_sampling();
-        self.parts.events.stage(Stage::Stop, "");
-        // What is left paused cannot tell how it ends.
-        if self.machine.is_paused() && self.machine.exited().is_none() {
-            self.told(self.machine.resume().map_err(|e| self.failed(e)));
-        }
-        let log = self.told(self.last_look()).unwrap_or_default();
-        self.judge_exit();
-        self.end_watches();
-        self.told(self.let_go());
-        let alive = self.is_well().is_ok();
-        let dmesg = (alive && self.parts.keep.is_some()).then(|| self.dmesg().ok()).flatten();
-        let logs = self.logs(&log);
-        let fault = self.fault();
-        self.machine.stop();
-        if let Some(dir) = &self.parts.keep {
-            let death = self.death().map(|death| death.snapshot);
-            let kept = Kept {
-                console: &self.machine.console(),
-                scheduler: &log,
-                dmesg: dmesg.as_deref(),
-                death: death.as_ref(),
-            };
-            kept.write(dir, self.parts.attempt, &self.parts.recorder);
-        }
-        (logs, fault)
-    }
-
-    /// Records what went wrong in the end, unless something has before, which then is likely to
-    /// be the cause and has been told.
-    fn told<T>(&self, result: LabResult<T>) -> Option<T> {
-        if let Err(error) = &result
-            && self.parts.recorder.counts().error == 0
-            && let Some(check) = error.check(None)
-        {
-            self.parts.recorder.record(check);
-        }
-        result.ok()
-    }
-
-    /// Takes what came in meanwhile; says why nothing more can be asked of the machine, when that
-    /// is so.
-    #[must_use]
-    pub fn ended(&self) -> Option<String> {
-        match self.take_all().and_then(|()| self.is_well()) {
-            Err(LabError::Machine(why)) => Some(why),
-            _ => None,
-        }
-    }
-
-    /// Ends the machine, unjudged.
-    pub fn stop(&self) {
-        self.machine.stop();
-    }
-
-    /// What is known without asking the guest anything more.
-    pub fn logs_now(&self) -> (Logs, Option<String>) {
-        (self.logs(""), self.fault())
-    }
-
-    fn fault(&self) -> Option<String> {
-        let info = self.machine.exited()?;
-        info.kind.is_engine_fault().then(|| info.kind.to_string())
-    }
-
-    fn logs(&self, log: &str) -> Logs {
-        let state = self.state();
-        let log = match &state.exit {
-            Some(exit) if log.is_empty() => &exit.log,
-            _ => log,
-        };
-        let end = |text: &str| tail(text, usize::MAX, LOG_END).to_string();
-        Logs { scheduler: end(log), console: end(&self.machine.console()) }
     }
 }
 
@@ -574,6 +500,20 @@ impl LabOps for Lab {
 
     fn scheduler_log(&self) -> LabResult<String> {
         self.scheduler_state().map(|state| state.log)
+    }
+
+    fn stats(
+        &self,
+        target: &str,
+        args: &BTreeMap<String, String>,
+    ) -> LabResult<Result<serde_json::Value, MissingStatsReason>> {
+        self.go_on()?;
+        Ok(self.stats.ask(target, args, None))
+    }
+
+    fn stats_meta(&self) -> LabResult<Result<serde_json::Value, MissingStatsReason>> {
+        self.go_on()?;
+        Ok(self.stats.meta())
     }
 
     fn watching(&self) -> &dyn WatchOps {

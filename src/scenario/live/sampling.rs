@@ -11,6 +11,7 @@
 //! reaches no boundary. Getting ready is done ahead, so that only the freeze itself is left when the
 //! boundary comes.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -20,18 +21,23 @@ use super::caught::Phase;
 use super::clock::Clock;
 use super::machine::{CallError, Machine};
 use super::sampled::Store;
+use super::stats::Stats;
 use super::{Events, Lab};
 use crate::scenario::event::RunEvent;
 use crate::scenario::lab::{LabError, LabResult, SampleOps};
 use crate::scenario::samples::{Boundaries, SampleOptions, SampleReport};
+use crate::scenario::stats::TOP;
 use crate::scenario::verdict::Recorder;
 use crate::series::Sample;
-use crate::snapshot::{CaptureRequest, Meta, Snapshot, Trigger};
+use crate::snapshot::{CaptureRequest, Meta, MissingStatsReason, Snapshot, Trigger};
 
 /// The longest that is waited in one go, since a pause shifts what is left.
 const GLANCE: Duration = Duration::from_millis(20);
 /// The least time before a boundary at which getting ready begins.
 const LEAD: Duration = Duration::from_millis(2);
+
+/// The most time before a boundary at which the scheduler is asked for its statistics.
+const ASKING: Duration = Duration::from_millis(200);
 
 /// The samples of a laboratory, and what takes them.
 #[derive(Default)]
@@ -74,6 +80,7 @@ pub(super) struct Order {
     pub(super) machine: Arc<dyn Machine>,
     pub(super) clock: Clock,
     pub(super) phase: Phase,
+    pub(super) stats: Stats,
     pub(super) events: Events,
     pub(super) recorder: Recorder,
     pub(super) options: SampleOptions,
@@ -136,6 +143,9 @@ impl Drop for Sampler {
     }
 }
 
+/// What the scheduler's statistics said, or why there are none.
+type Said = Result<serde_json::Value, MissingStatsReason>;
+
 /// What runs in the thread.
 struct Taker {
     shared: Arc<Shared>,
@@ -145,10 +155,13 @@ struct Taker {
 
 impl Taker {
     fn run(&self) {
-        let (mut i, mut lead) = (0, LEAD);
+        let most = self.order.boundaries.interval() / 2;
+        let (mut i, mut lead, mut asking) = (0, LEAD, most.clamp(LEAD, ASKING));
         let mut troubled = false;
         while let Some(due) = self.order.boundaries.due(i) {
-            if !self.wait_until(due.saturating_sub(lead)) {
+            let ready_by = due.saturating_sub(lead);
+            let Some(stats) = self.ask(ready_by, &mut asking) else { return };
+            if !self.wait_until(ready_by) {
                 return;
             }
             let begun = Instant::now();
@@ -163,8 +176,8 @@ impl Taker {
             self.shared.lock().report.miss(i, passed);
             i = passed;
             let Some(due) = self.order.boundaries.due(i) else { return };
-            let taken = ready.and_then(|()| self.freeze(i, due));
-            let Some(snapshot) = self.settled(i, due, taken, &mut troubled) else { return };
+            let taken = ready.and_then(|()| self.freeze(i, due, stats.clone()));
+            let Some(snapshot) = self.settled(i, due, stats, taken, &mut troubled) else { return };
             self.keep(snapshot, due, &mut troubled);
             i += 1;
         }
@@ -189,13 +202,38 @@ impl Taker {
         }
     }
 
-    fn meta(&self, i: u64, due: Duration) -> impl FnOnce() -> Meta + Send + 'static {
-        let (clock, phase) = (self.order.clock.clone(), self.order.phase.clone());
-        move || Meta { trigger: periodic(due), ..phase.get().meta(tag(i), &clock) }
+    /// Asks for statistics, so long ahead that the answer is there in time; a scheduler that takes
+    /// longer is not waited for. Nothing when no more samples are wanted.
+    fn ask(&self, by: Duration, lead: &mut Duration) -> Option<Said> {
+        match self.order.stats.serves() {
+            Ok(true) => {}
+            Ok(false) => return Some(Err(MissingStatsReason::NoSchedulerBinary)),
+            Err(reason) => return Some(Err(reason)),
+        }
+        if !self.wait_until(by.saturating_sub(*lead)) {
+            return None;
+        }
+        let begun = Instant::now();
+        let left = by.saturating_sub(self.elapsed()).max(Duration::from_millis(1));
+        let said = self.order.stats.ask(TOP, &BTreeMap::new(), Some(left));
+        // Twice what it takes; one that did not answer in time gets more of it.
+        let wanted = match &said {
+            Ok(_) => (*lead + begun.elapsed() * 2) / 2,
+            Err(_) => *lead * 2,
+        };
+        let most = (self.order.boundaries.interval() / 2).min(ASKING);
+        *lead = wanted.clamp(LEAD, most.max(LEAD));
+        Some(said)
     }
 
-    fn freeze(&self, i: u64, due: Duration) -> Result<Arc<Snapshot>, CallError> {
-        let meta = Box::new(self.meta(i, due));
+    fn meta(&self, i: u64, due: Duration, stats: Said) -> impl FnOnce() -> Meta + Send + 'static {
+        let (clock, phase) = (self.order.clock.clone(), self.order.phase.clone());
+        let (trigger, stats) = (periodic(due), Some(Box::new(stats)));
+        move || Meta { trigger, stats, ..phase.get().meta(tag(i), &clock) }
+    }
+
+    fn freeze(&self, i: u64, due: Duration, stats: Said) -> Result<Arc<Snapshot>, CallError> {
+        let meta = Box::new(self.meta(i, due, stats));
         self.order.machine.freeze(&self.request, Some(Instant::now()), meta)
     }
 
@@ -204,6 +242,7 @@ impl Taker {
         &self,
         i: u64,
         due: Duration,
+        stats: Said,
         taken: Result<Arc<Snapshot>, CallError>,
         troubled: &mut bool,
     ) -> Option<Arc<Snapshot>> {
@@ -217,7 +256,7 @@ impl Taker {
             let text = format!("the sample {} has no contents: {error}", tag(i));
             self.order.recorder.note(text, None);
         }
-        Some(Snapshot::placeholder(self.meta(i, due)(), error))
+        Some(Snapshot::placeholder(self.meta(i, due, stats)(), error))
     }
 
     fn keep(&self, snapshot: Arc<Snapshot>, due: Duration, troubled: &mut bool) {
@@ -277,6 +316,7 @@ impl Lab {
             machine: self.machine.clone(),
             clock,
             phase,
+            stats: self.stats.clone(),
             events: self.parts.events.clone(),
             recorder: self.parts.recorder.clone(),
             options: options.clone(),

@@ -41,6 +41,11 @@ impl Current {
         let (name, plan) = (prepared.name.clone(), prepared.attach.clone());
         Current { name, attached: plan.is_some(), plan, left: false }
     }
+
+    /// Whether it is a program that may serve statistics.
+    pub(super) fn serves(&self) -> bool {
+        self.attached && matches!(self.plan, Some(AttachPlan::Program { .. }))
+    }
 }
 
 /// Makes schedulers ready for this machine's kernel.
@@ -121,6 +126,7 @@ impl Lab {
         match self.call(Op::Detach)? {
             Answer::Detached { .. } => {
                 self.state().scheduler.attached = false;
+                self.stats.changed(false);
                 Ok(())
             }
             other => Err(unexpected(&other)),
@@ -193,6 +199,7 @@ impl Lab {
         let mut state = self.state();
         state.scheduler = Current { name, plan, attached: true, left: false };
         state.under_test = true;
+        self.stats.changed(state.scheduler.serves());
         drop(state);
         self.expect_exits();
         Ok(())

@@ -81,7 +81,7 @@ fn field(error: &SnapshotError, name: &str) -> Native<Dynamic> {
 }
 
 /// JSON as a script has it.
-fn dynamic(value: Value) -> Dynamic {
+pub(crate) fn dynamic(value: Value) -> Dynamic {
     match value {
         Value::Null => Dynamic::UNIT,
         Value::Bool(b) => b.into(),

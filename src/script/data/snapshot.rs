@@ -21,12 +21,12 @@ type Snap = Arc<Snapshot>;
 pub(super) fn register(pkg: &mut Package<'_>) {
     pkg.ty::<Snap>("Snapshot", "The machine as it stood at one instant.");
     about(pkg);
+    sampled(pkg);
     contents(pkg);
     store(pkg);
     diff(pkg);
     kernel(pkg);
     live(pkg);
-    later(pkg);
     incomparable::<Snap>(pkg, "Snapshot");
 }
 
@@ -84,16 +84,6 @@ fn about(pkg: &mut Package<'_>) {
         |s: Snap| s.phase().map_or(Dynamic::UNIT, Into::into),
     )
     .getter(
-        "step_index(self: Snapshot) -> int",
-        "Which `t.step(..)` it falls in, from 1; 0 before the first.",
-        |s: Snap| int(s.meta().step_index),
-    )
-    .getter(
-        "boundary_offset_ms(self: Snapshot) -> int|()",
-        "Of a periodic sample: when its time had come, on the workload's clock; else `()`.",
-        |s: Snap| known(s.boundary_offset_ms()),
-    )
-    .getter(
         "trigger(self: Snapshot) -> string",
         "Why it was taken: `demand`, `watch jiffies_64`, `error exit`, ..",
         |s: Snap| s.trigger().to_string(),
@@ -140,6 +130,26 @@ fn fired(trigger: &Trigger) -> Dynamic {
         ]),
         _ => return Dynamic::UNIT,
     })
+}
+
+/// What a sample has that other snapshots lack.
+fn sampled(pkg: &mut Package<'_>) {
+    pkg.getter(
+        "stats(self: Snapshot) -> any",
+        "Of a periodic sample: what the scheduler's statistics said just before its time, as a map. \
+         Throws `MissingStats` with the reason.",
+        |s: Snap| native(s.stats().cloned()).map(super::json),
+    )
+    .getter(
+        "step_index(self: Snapshot) -> int",
+        "Which `t.step(..)` it falls in, from 1; 0 before the first.",
+        |s: Snap| int(s.meta().step_index),
+    )
+    .getter(
+        "boundary_offset_ms(self: Snapshot) -> int|()",
+        "Of a periodic sample: when its time had come, on the workload's clock; else `()`.",
+        |s: Snap| known(s.boundary_offset_ms()),
+    );
 }
 
 fn contents(pkg: &mut Package<'_>) {
@@ -422,13 +432,4 @@ fn number(value: &Dynamic) -> Native<u64> {
     let scalar = native(to_scalar(value))?;
     let number = scalar.map(|scalar| native(scalar.as_u64(""))).transpose()?;
     number.ok_or_else(|| Fault::argument(format!("{} is no address", described(value))).into())
-}
-
-/// What a later version answers: refused by name, so that nobody looks for a typo.
-fn later(pkg: &mut Package<'_>) {
-    pkg.getter(
-        "stats(self: Snapshot) -> map",
-        "What the scheduler's statistics said. Not available yet.",
-        |_: Snap| -> Native<Dynamic> { Err(Fault::not_yet("snapshot.stats").into()) },
-    );
 }

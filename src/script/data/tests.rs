@@ -528,11 +528,6 @@ fn a_placeholder_is_told_from_a_typo() {
 }
 
 #[test]
-fn later_members_are_refused_by_name() {
-    throws(&[("snap.stats", "snapshot.stats is not available yet")]);
-}
-
-#[test]
 fn plain_values_know_where_they_came_from() {
     let origin = |script: &str| origin_of(&run(script, sample()).unwrap());
     let weight = "task_ctx[1002].ctx.weight of snapshot \"end\" at 4.012 s";

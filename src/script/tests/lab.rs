@@ -10,6 +10,7 @@ use crate::scenario::lab::*;
 use crate::scenario::samples::{Boundaries, SampleOptions, SampleReport};
 use crate::scenario::{ExpectExit, ScenarioDecl, SchedulerExit, SchedulerOptions};
 use crate::series::Sample;
+use crate::snapshot::MissingStatsReason;
 use crate::snapshot::{CaptureRequest, Meta, Place, Scalar, Snapshot, Trigger};
 use crate::vm::topology::Topology;
 
@@ -381,6 +382,25 @@ impl LabOps for FakeLab {
 
     fn scheduler_log(&self) -> LabResult<String> {
         Ok("attached\n".into())
+    }
+
+    fn stats(
+        &self,
+        target: &str,
+        args: &BTreeMap<String, String>,
+    ) -> LabResult<Result<serde_json::Value, MissingStatsReason>> {
+        self.ask(format!("stats {target} {args:?}"));
+        Ok(match target {
+            "top" => Ok(serde_json::json!({ "nr_queued": 7, "cpus": [{ "load": 0.5 }] })),
+            _ => {
+                let args = serde_json::json!({ "resp": "no such target" });
+                Err(MissingStatsReason::SchedulerError { errno: 22, args })
+            }
+        })
+    }
+
+    fn stats_meta(&self) -> LabResult<Result<serde_json::Value, MissingStatsReason>> {
+        Ok(Err(MissingStatsReason::NoSchedulerBinary))
     }
 
     fn watching(&self) -> &dyn WatchOps {

@@ -294,7 +294,7 @@ fn what_could_come_next_is_offered() {
         let offered = repl.offered(text);
         assert!(offered.iter().any(|o| o == has) || text == has, "{text}: {offered:?}");
     }
-    for nothing in ["nope.", "1.", "// sna", "`sna", "vm.exec([\"ls\"]).cod", "snap.stats"] {
+    for nothing in ["nope.", "1.", "// sna", "`sna", "vm.exec([\"ls\"]).cod", "snap.statss"] {
         assert_eq!(repl.offered(nothing), [""; 0], "{nothing}");
     }
     // Nothing was asked of the machine for it.

@@ -263,3 +263,21 @@ fn a_series_is_saved_and_opened() {
     let ran = run(&format!("t.series().save(\"{path}/no/x\");"));
     assert!(ran.one().contains("cannot save the snapshot to "), "{}", ran.one());
 }
+
+#[test]
+fn statistics_are_maps_and_say_why_there_are_none() {
+    passes(
+        "let s = t.stats(); expect(s.nr_queued).eq(7); expect(s.cpus[0].load).eq(0.5);\n\
+         expect(|| s.nr_qeued).throws(\"nr_qeued\");\n\
+         expect(|| t.stats(\"x\")).throws(\"MissingStats\");\n\
+         let told = \"\"; try { t.stats(\"x\", #{ a: \"b\" }); } catch (e) { told = `${e.reason.errno} ${e.message}`; }\n\
+         expect(told).eq(\"22 no statistics: the scheduler answered with errno 22: {\\\"resp\\\":\\\"no such target\\\"}\");\n\
+         expect(|| t.stats(\"x\", #{ a: 3 })).throws(\"stats(..): the argument a is 3 (int), not a text\");\n\
+         expect(|| t.stats_meta()).throws(\"the scenario has no scheduler process\");\n\
+         t.hold(\"1s\");\n\
+         expect(|| t.series()[0].stats).throws(\"t.stats() asks now\");\n\
+         let f = t.series().stats(\"nr_queued\");\n\
+         expect(f.errors()[0].error.kind).eq(\"MissingStats\");\n\
+         expect(t.series().stats(\"x\", |v| v.x).errors().len).eq(2);",
+    );
+}

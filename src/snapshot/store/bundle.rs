@@ -91,7 +91,9 @@ pub fn save_all(
             let from = end;
             end += (packed.header.len() + packed.blobs.len()) as u64;
             let machine = shared.machine(&snapshot, &packed.types)?;
-            places.push(Place { meta: snapshot.meta().clone(), from, to: end, machine });
+            // Statistics may be large, and are in the snapshot itself.
+            let meta = Meta { stats: None, ..snapshot.meta().clone() };
+            places.push(Place { meta, from, to: end, machine });
         }
         out.write_all(&shared.blobs.bytes)?;
         let footer = Footer {

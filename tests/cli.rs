@@ -13,7 +13,7 @@ mod place;
 fn bad_usage_is_64_and_names_what_is_near() {
     let place = Place::with_own_cache();
     place.file("good.rhai", "scenario(\"one\", |t| {});\n");
-    let cases: [(&[&str], &str); 10] = [
+    let cases: [(&[&str], &str); 16] = [
         (&[], "Usage: cryoscope <COMMAND>"),
         (&["rum"], "a similar subcommand exists: 'run'"),
         (&["run"], "<PATH>..."),
@@ -27,6 +27,12 @@ fn bad_usage_is_64_and_names_what_is_near() {
         (&["run", "goad.rhai"], "goad.rhai: No such file or directory; did you mean good.rhai?"),
         (&["run", "good.rhai", "--kernel", "debian"], "--kernel: bad kernel `debian`: "),
         (&["run", "good.rhai", "--json", "no/where"], "--json no/where: No such file"),
+        (&["run", "good.rhai", "--junit", "no/where"], "--junit no/where: No such file"),
+        (&["run", "good.rhai", "--shard", "3/2"], "give K/N with K from 1 to N, as in 2/4"),
+        (&["run", "good.rhai", "--retries", "x"], "invalid value 'x' for '--retries <N>'"),
+        (&["replay"], "<FILE>"),
+        (&["replay", "no/where"], "cannot read no/where: No such file or directory"),
+        (&["replay", "good.rhai"], "good.rhai:1: not an event: "),
     ];
     for (args, says) in cases {
         let said = place.run(args);
@@ -192,4 +198,108 @@ fn snapshots_that_cannot_be_opened_say_why() {
         assert_eq!(out.status.code(), Some(code), "{args:?}: {said}");
         assert!(said.contains(says), "{args:?}: {said}");
     }
+}
+
+/// Plain scripts, which need no machine: one that passes, one that fails, one that cannot be judged.
+fn scripts() -> Place {
+    let place = Place::with_own_cache();
+    place.file("a.rhai", "print(\"hello\");\nexpect(1).eq(1);\n");
+    place.file("b.rhai", "note(\"one is not two\");\nexpect(1, \"one\").eq(2);\n");
+    place.file("c.rhai", "expect(1).eq(1);\nopen(\"nowhere.cryo\");\n");
+    place
+}
+
+#[test]
+fn the_events_of_a_run_replay_to_the_same_report() {
+    let place = scripts();
+    let args =
+        ["run", "a.rhai", "b.rhai", "c.rhai", "-j", "1", "--json", "e.jsonl", "--junit", "j.xml"];
+    let ran = place.run(&args);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let again = place.run(&["replay", "e.jsonl", "--junit", "again.xml", "--report", "page"]);
+    assert_eq!((again.code, &again.out), (Some(1), &ran.out), "{again:?}");
+    assert_eq!(place.read("again.xml"), place.read("j.xml"));
+    assert!(place.read("page/index.html").contains("one is not two"));
+    let junit = place.read("j.xml");
+    assert!(
+        junit.contains("<failure type=\"fail\" message=\"one: expected 2, found 1\">"),
+        "{junit}"
+    );
+    assert!(junit.contains("<error type=\"error\""), "{junit}");
+}
+
+#[test]
+fn a_run_that_is_killed_leaves_whole_lines_that_replay_as_far_as_they_go() {
+    let place = Place::with_own_cache();
+    let line = "print(\"a line that is printed\"); expect(1).eq(1);\n";
+    for i in 0..6 {
+        place.file(&format!("{i}.rhai"), line.repeat(200));
+    }
+    let mut seen = [false; 2];
+    for i in 0..24 {
+        let mut run = place.command(&["run", ".", "-j", "2", "--json", "e.jsonl"]);
+        // A directory has no plain scripts: each is named.
+        run.args(["0.rhai", "1.rhai", "2.rhai", "3.rhai", "4.rhai", "5.rhai"]);
+        let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(3 * i * i % 211));
+        let _ = run.kill();
+        let _ = run.wait();
+        let Ok(text) = fs::read_to_string(place.path().join("e.jsonl")) else { continue };
+        assert!(text.is_empty() || text.ends_with('\n'), "{:?}", text.lines().last());
+        for line in text.lines() {
+            let event: serde_json::Value = serde_json::from_str(line).expect("a whole line");
+            assert_eq!(event["v"], 1);
+        }
+        let again = place.run(&["replay", "e.jsonl"]);
+        let whole = again.err.is_empty();
+        assert!(whole || again.err.contains("ends before the run did"), "{again:?}");
+        seen[usize::from(whole)] = true;
+    }
+    assert!(seen[0], "some run was killed on its way");
+}
+
+#[test]
+fn what_failed_last_runs_again_alone() {
+    let place = scripts();
+    place.run(&["run", "a.rhai", "b.rhai", "c.rhai"]);
+    let all = ["run", "a.rhai", "b.rhai", "c.rhai", "--last-failed", "--list"];
+    assert_eq!(place.run(&all).out, "b.rhai: b\nc.rhai: c\n");
+    place.file("b.rhai", "expect(1).eq(1);\n");
+    place.run(&["run", "b.rhai"]);
+    assert_eq!(place.run(&all).out, "c.rhai: c\n");
+    let part = place.run(&["run", "a.rhai", "b.rhai", "c.rhai", "--shard", "2/2", "--list"]);
+    assert_eq!(part.out, "b.rhai: b\n");
+    let none = place.run(&["run", "a.rhai", "--shard", "2/2"]);
+    assert_eq!((none.code, none.out.as_str()), (Some(0), ""));
+    assert_eq!(none.err, "cryoscope: this part of the scenarios is empty\n");
+}
+
+#[test]
+fn what_passes_only_again_is_marked() {
+    let place = Place::with_own_cache();
+    // It fails as long as there is no file, which it makes.
+    let script = "let there = true;\ntry { open(\"made.cryo\"); } catch (e) { there = `${e}`.contains(\"no snapshot\"); }\n\
+                  expect(there, \"the file\").eq(true);\n";
+    place.file("flaky.rhai", script);
+    let said = place.run(&["run", "flaky.rhai", "--retries", "2"]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    for attempt in [1, 2] {
+        let note = format!("note: attempt {attempt} failed, tried again: the file");
+        assert!(said.out.contains(&note), "{said:?}");
+    }
+    place.file("made.cryo", "something");
+    let said = place.run(&["run", "flaky.rhai", "--retries", "2"]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+}
+
+#[test]
+fn github_is_told_by_itself() {
+    let place = scripts();
+    let mut command = place.command(&["run", "a.rhai", "b.rhai"]);
+    command.env("GITHUB_ACTIONS", "true");
+    command.env("GITHUB_STEP_SUMMARY", place.path().join("summary.md"));
+    let said = Said::from(command.output().unwrap());
+    let line = "::error file=b.rhai,line=2,title=b%3A fail::one: expected 2, found 1";
+    assert!(said.out.lines().any(|l| l == line), "{said:?}");
+    assert!(place.read("summary.md").starts_with("### cryoscope: 1 fail, 1 pass in "));
 }

@@ -143,6 +143,7 @@ impl Cell {
             verdict,
             duration_ms: millis(self.started.elapsed()),
             fault,
+            failed_before: 0,
             logs,
         }));
     }

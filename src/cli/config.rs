@@ -22,6 +22,10 @@ pub struct Config {
     pub interactive: bool,
     /// This program's file, by the name that it had when it started.
     pub program: PathBuf,
+    /// Whether GitHub Actions runs this.
+    pub github: bool,
+    /// The file that a step's summary is appended to.
+    pub github_summary: Option<PathBuf>,
     /// Where programs are looked for.
     path: Option<OsString>,
 }
@@ -35,6 +39,8 @@ struct Environment {
     no_color: Option<OsString>,
     term: Option<OsString>,
     path: Option<OsString>,
+    github_actions: Option<OsString>,
+    github_step_summary: Option<OsString>,
     /// Whether standard input is a terminal.
     types: bool,
     /// Columns of the terminal on standard output, when it is one.
@@ -56,6 +62,8 @@ impl Config {
             no_color: std::env::var_os("NO_COLOR"),
             term: std::env::var_os("TERM"),
             path: std::env::var_os("PATH"),
+            github_actions: std::env::var_os("GITHUB_ACTIONS"),
+            github_step_summary: std::env::var_os("GITHUB_STEP_SUMMARY"),
             types: std::io::stdin().is_terminal(),
             columns,
         };
@@ -82,6 +90,11 @@ impl Config {
             history,
             interactive,
             program,
+            github: environment.github_actions.is_some_and(|value| value == "true"),
+            github_summary: environment
+                .github_step_summary
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
             path: environment.path,
         }
     }

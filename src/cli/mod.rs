@@ -16,6 +16,7 @@ mod doctor;
 mod engine;
 pub mod kernel;
 mod repl;
+mod replay;
 mod run;
 mod snapshot;
 
@@ -44,6 +45,8 @@ struct Cli {
 enum Command {
     /// Run scenarios: each boots a machine of its own
     Run(run::Args),
+    /// Report once more on a run, from the events that `run --json` wrote
+    Replay(replay::Args),
     /// Work with a machine by hand: a prompt, or a script on standard input
     Repl(repl::Args),
     /// Run one scenario, as `run` says on standard input
@@ -98,6 +101,7 @@ pub fn main() -> ExitCode {
     let config = Config::from_environment();
     let done = match cli.command {
         Command::Run(args) => run::run(&args, &config),
+        Command::Replay(args) => replay::run(&args, &config),
         Command::Repl(args) => repl::run(&args, &config),
         Command::Cell => cell::run(&config),
         Command::Api(args) => api::run(&args),

@@ -118,14 +118,19 @@ pub enum RunEvent {
         /// When.
         elapsed_ms: u64,
     },
-    /// An attempt ended in a fault of the engine; what it recorded is void and it runs again.
+    /// An attempt ended in a fault of the engine, or failed and may be retried; what it recorded is
+    /// void and it runs again.
     CellRetried {
         /// Which cell.
         cell: usize,
         /// The attempt that failed.
         attempt: u32,
-        /// The fault.
+        /// The fault, or what failed.
         reason: String,
+        /// What the attempt came to, where that is why it runs again (`--retries`); none for a
+        /// fault of the engine.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        outcome: Option<Outcome>,
     },
     /// A cell is done.
     CellFinished(CellFinished),
@@ -156,9 +161,17 @@ pub struct CellFinished {
     /// The fault of the engine behind an Error, when there was one: worth another attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
+    /// Attempts before this one that failed and were retried.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub failed_before: u32,
     /// Ends of the logs.
     #[serde(default)]
     pub logs: Logs,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 /// The ends of a cell's logs; empty where there is nothing.
@@ -266,6 +279,31 @@ impl RunEvent {
         let mut line = serde_json::to_string(&envelope).expect("events are plain data");
         line.push('\n');
         line
+    }
+
+    /// Whether a line that cannot be read is an event that a later cryoscope knows.
+    #[must_use]
+    pub fn is_of_a_later_kind(line: &str) -> bool {
+        #[derive(Deserialize)]
+        struct Any {
+            v: u32,
+            event: String,
+        }
+        const KNOWN: [&str; 10] = [
+            "run_started",
+            "cell_started",
+            "stage",
+            "phase",
+            "frozen",
+            "sampled",
+            "recorded",
+            "scheduler_exited",
+            "cell_retried",
+            "cell_finished",
+        ];
+        serde_json::from_str::<Any>(line).is_ok_and(|any| {
+            any.v == VERSION && !KNOWN.contains(&any.event.as_str()) && any.event != "run_finished"
+        })
     }
 
     /// Reads a line that [`RunEvent::to_line`] wrote.
@@ -388,7 +426,7 @@ mod tests {
     }
 
     fn retried(cell: usize) -> RunEvent {
-        RunEvent::CellRetried { cell, attempt: 1, reason: "QEMU died".into() }
+        RunEvent::CellRetried { cell, attempt: 1, reason: "QEMU died".into(), outcome: None }
     }
 
     fn end(cell: usize) -> RunEvent {
@@ -399,7 +437,14 @@ mod tests {
             counts: Counts { pass: 1, ..Counts::default() },
         };
         let logs = Logs::default();
-        RunEvent::CellFinished(CellFinished { cell, verdict, duration_ms: 9, fault: None, logs })
+        RunEvent::CellFinished(CellFinished {
+            cell,
+            verdict,
+            duration_ms: 9,
+            fault: None,
+            failed_before: 0,
+            logs,
+        })
     }
 
     fn over() -> RunEvent {

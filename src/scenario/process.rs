@@ -126,6 +126,7 @@ fn broken(cell: usize, reason: String) -> Ended {
         verdict: Verdict::bare(Outcome::Error, reason),
         duration_ms: 0,
         fault: None,
+        failed_before: 0,
         logs: Logs::default(),
     };
     Ended { finished, internal: false }
@@ -445,7 +446,7 @@ pub(super) mod tests {
         let counts = Counts { pass: 1, ..Counts::default() };
         let verdict = Verdict { outcome, reason: None, allowed: false, counts };
         let (fault, logs) = (fault.map(Into::into), Logs::default());
-        let end = CellFinished { cell, verdict, duration_ms: 1, fault, logs };
+        let end = CellFinished { cell, verdict, duration_ms: 1, fault, failed_before: 0, logs };
         RunEvent::CellFinished(end).to_line().trim_end().to_string()
     }
 

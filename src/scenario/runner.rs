@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::cell::CellSpec;
 use super::event::{CellFinished, CellInfo, Logs, RunEvent, RunModel};
 use super::process::{Ended, Program, Stop, attempt};
-use super::verdict::{Outcome, Verdict};
+use super::verdict::{Outcome, Record, Verdict};
 
 /// How often a cell is tried when the engine is at fault.
 pub const ATTEMPTS: u32 = 3;
@@ -92,6 +92,8 @@ pub struct Run<'a> {
     pub program: &'a Program,
     /// How many at a time.
     pub jobs: usize,
+    /// How often a cell that fails or cannot be judged runs again.
+    pub retries: u32,
     /// Whether a skip is a failure for the exit code.
     pub no_skips: bool,
     /// The wish to end.
@@ -171,7 +173,14 @@ impl Run<'_> {
                     let _ = say.send(start(1));
                     let verdict = Verdict::bare(Outcome::Error, reason);
                     let (fault, logs) = (None, Logs::default());
-                    let finished = CellFinished { cell: id, verdict, duration_ms: 0, fault, logs };
+                    let finished = CellFinished {
+                        cell: id,
+                        verdict,
+                        duration_ms: 0,
+                        fault,
+                        failed_before: 0,
+                        logs,
+                    };
                     Ended { finished, internal: false }
                 }
                 None => self.attempts(cell, say, &start),
@@ -180,40 +189,67 @@ impl Run<'_> {
         }
     }
 
-    /// Tries a cell until it ends without a fault of the engine, at most [`ATTEMPTS`] times.
+    /// Tries a cell until it ends without a fault of the engine, at most [`ATTEMPTS`] times, and
+    /// again when it failed and may be retried.
     fn attempts(
         &self,
         cell: &Planned,
         say: &mpsc::Sender<Said>,
         start: &dyn Fn(u32) -> Said,
     ) -> Ended {
-        let mut number = 1;
+        let (mut number, mut faults, mut failed_before) = (1, 0, 0);
         loop {
             let _ = say.send(start(number));
             let spec = CellSpec { attempt: number, ..cell.spec.clone() };
+            let mut what_failed = None;
             let mut hand_on = |event| {
+                if what_failed.is_none() {
+                    what_failed = failure(&event);
+                }
                 let _ = say.send(Said::Event(event));
             };
             let mut ended = attempt(self.program, &spec, self.stop, &mut hand_on);
             let end = &mut ended.finished;
-            let Some(fault) = end.fault.clone() else {
-                return ended;
+            end.failed_before = failed_before;
+            let (reason, outcome) = match end.fault.clone() {
+                Some(fault) => {
+                    faults += 1;
+                    if faults >= ATTEMPTS || self.stop.is_asked() {
+                        // Whatever it found, it found in a machine that broke.
+                        let times =
+                            if faults > 1 { format!(" {faults} times") } else { String::new() };
+                        end.verdict.outcome = Outcome::Error;
+                        end.verdict
+                            .reason
+                            .get_or_insert_with(|| format!("the engine failed{times}: {fault}"));
+                        return ended;
+                    }
+                    (fault, None)
+                }
+                None if end.verdict.outcome >= Outcome::Fail
+                    && failed_before < self.retries
+                    && !self.stop.is_asked()
+                    && !ended.internal =>
+                {
+                    failed_before += 1;
+                    let outcome = end.verdict.outcome;
+                    let reason = end.verdict.reason.take().or(what_failed);
+                    (reason.unwrap_or_else(|| outcome.word().to_owned()), Some(outcome))
+                }
+                None => return ended,
             };
-            if number >= ATTEMPTS || self.stop.is_asked() {
-                // Whatever it found, it found in a machine that broke.
-                let times = if number > 1 { format!(" {number} times") } else { String::new() };
-                end.verdict.outcome = Outcome::Error;
-                end.verdict
-                    .reason
-                    .get_or_insert_with(|| format!("the engine failed{times}: {fault}"));
-                return ended;
-            }
             let cell = end.cell;
-            let retried = RunEvent::CellRetried { cell, attempt: number, reason: fault };
+            let retried = RunEvent::CellRetried { cell, attempt: number, reason, outcome };
             let _ = say.send(Said::Event(retried));
             number += 1;
         }
     }
+}
+
+/// The check that failed, if that is what an event tells.
+fn failure(event: &RunEvent) -> Option<String> {
+    let RunEvent::Recorded { record: Record::Check(check), .. } = event else { return None };
+    (check.outcome >= Outcome::Fail).then(|| check.label.clone())
 }
 
 struct Told<'a> {
@@ -270,12 +306,17 @@ mod tests {
     /// Runs `n` cells of a shell script that finds its cell's number in `$cell` and the attempt
     /// in `$attempt`.
     fn run(n: usize, jobs: usize, script: &str) -> (Summary, Vec<RunEvent>) {
+        run_again(n, jobs, 0, script)
+    }
+
+    /// The same with retries.
+    fn run_again(n: usize, jobs: usize, retries: u32, script: &str) -> (Summary, Vec<RunEvent>) {
         let prelude = "spec=$(cat); field() { echo \"$spec\" | sed \"s/.*\\\"$1\\\":\\([0-9]*\\).*/\\1/\"; }; \
                        cell=$(field cell); attempt=$(field attempt); ";
         let program = shell(&format!("{prelude}{script}"));
         let stop = Stop::new().unwrap();
         let mut seen = Seen::default();
-        let run = Run { program: &program, jobs, no_skips: false, stop: &stop };
+        let run = Run { program: &program, jobs, retries, no_skips: false, stop: &stop };
         let summary = run.cells(&planned(n), &mut seen);
         (summary, seen.0)
     }
@@ -364,7 +405,7 @@ mod tests {
         let program = shell("exit 9");
         let stop = Stop::new().unwrap();
         let mut seen = Seen::default();
-        let run = Run { program: &program, jobs: 1, no_skips: false, stop: &stop };
+        let run = Run { program: &program, jobs: 1, retries: 0, no_skips: false, stop: &stop };
         let summary = run.cells(&cells, &mut seen);
         assert_eq!(summary.exit_code(false), 1);
         assert_eq!(seen.0.len(), 4);
@@ -382,11 +423,47 @@ mod tests {
             asker.ask();
         });
         let mut seen = Seen::default();
-        let run = Run { program: &program, jobs: 2, no_skips: false, stop: &stop };
+        let run = Run { program: &program, jobs: 2, retries: 0, no_skips: false, stop: &stop };
         let summary = run.cells(&planned(5), &mut seen);
         asking.join().unwrap();
         assert_eq!((summary.not_run, summary.interrupted), (3, true));
         assert_eq!(summary.outcomes, BTreeMap::from([(Error, 2)]));
         assert_eq!(summary.exit_code(false), 130);
+    }
+
+    #[test]
+    fn what_fails_runs_again_and_says_so() {
+        let script = |times: u32| {
+            format!(
+                "if [ $attempt -le {times} ]; then outcome=fail; else outcome=pass; fi; \
+                 printf '{{\"v\":1,\"event\":\"cell_finished\",\"cell\":%s,\"verdict\":{{\"outcome\":\"%s\",\
+                 \"counts\":{{\"pass\":1,\"inconclusive\":0,\"fail\":0,\"error\":0}}}},\"duration_ms\":1}}\\n' \
+                 $cell $outcome"
+            )
+        };
+        let told = |events: &[RunEvent]| -> Vec<String> {
+            let tell = |event: &RunEvent| match event {
+                RunEvent::CellRetried { attempt, outcome, .. } => {
+                    Some(format!("retried {attempt} {outcome:?}"))
+                }
+                RunEvent::CellFinished(end) => {
+                    Some(format!("{} after {}", end.verdict.outcome, end.failed_before))
+                }
+                _ => None,
+            };
+            events.iter().filter_map(tell).collect()
+        };
+        let (summary, events) = run_again(1, 1, 2, &script(2));
+        assert_eq!(
+            told(&events),
+            ["retried 1 Some(Fail)", "retried 2 Some(Fail)", "pass after 2"],
+            "{events:?}"
+        );
+        assert_eq!(summary.exit_code(false), 0);
+        let (summary, events) = run_again(1, 1, 1, &script(2));
+        assert_eq!(told(&events), ["retried 1 Some(Fail)", "fail after 1"]);
+        assert_eq!(summary.exit_code(false), 1);
+        let (_, events) = run(1, 1, &script(1));
+        assert_eq!(told(&events), ["fail after 0"]);
     }
 }

@@ -1,6 +1,7 @@
 //! `cryoscope run`: scripts in, a report and an exit code out.
 
 mod files;
+mod last;
 mod plan;
 
 use std::collections::BTreeMap;
@@ -18,13 +19,16 @@ use crate::kernel::{CacheDir, KernelImage, Spec, progress::Printed, resolve};
 use crate::scenario::cell::{CellSpec, Overrides, SPEC_VERSION};
 use crate::scenario::event::CellInfo;
 use crate::scenario::process::{Program, Stop};
-use crate::scenario::report::{Fan, Html, JsonLines, Keep, Terminal, Trouble, cell_dir};
+use crate::scenario::report::{
+    Fan, Github, Html, JsonLines, Junit, Keep, Terminal, Trouble, cell_dir,
+};
 use crate::scenario::runner::{Planned, Run, default_jobs};
 use crate::scenario::{BootPath, ScenarioDecl};
 use crate::script;
 use crate::vm::EngineChoice;
 use crate::vm::topology::{CpuSet, Topology};
 use crate::words::plain;
+use last::LastRun;
 
 /// Run scenarios: each boots a machine of its own
 #[derive(Debug, ClapArgs)]
@@ -71,6 +75,18 @@ pub(super) struct Args {
     /// Write a page of HTML about the run, DIR/index.html
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
+    /// Write JUnit XML, as CI services read it
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+    /// Run what fails or cannot be judged again, so often, and mark what passed only then
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100))]
+    retries: u32,
+    /// Run part K of N of the scenarios, as in 2/4: every N-th, from the K-th on
+    #[arg(long, value_name = "K/N", value_parser = shard)]
+    shard: Option<Shard>,
+    /// Only what did not succeed when it last ran; everything, where nothing is known
+    #[arg(long)]
+    last_failed: bool,
     /// Let scenarios write below this directory too, beside those of script, cache and temporary files
     #[arg(long, value_name = "DIR")]
     writable: Vec<PathBuf>,
@@ -89,6 +105,21 @@ fn jobs(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A part of all scenarios: which, from 1, of how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shard {
+    part: usize,
+    of: usize,
+}
+
+fn shard(text: &str) -> Result<Shard, String> {
+    let numbers = text.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
+    match numbers {
+        Some((part, of)) if 1 <= part && part <= of => Ok(Shard { part, of }),
+        _ => Err("give K/N with K from 1 to N, as in 2/4".to_owned()),
+    }
+}
+
 fn cpus(text: &str) -> Result<String, String> {
     text.parse::<CpuSet>().map(|_| text.to_string()).map_err(|e| e.to_string())
 }
@@ -101,6 +132,16 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     let scripts = files::find(&args.paths)?;
     let compile = |path: &Path| script::collect(path).map_err(|e| e.to_string());
     let decls = plan::select(plan::collect(&scripts, &compile)?, args.filter.as_deref())?;
+    let memory = config.cache().ok().map(|cache| LastRun::new(cache.path()));
+    let decls = match &memory {
+        Some(memory) if args.last_failed => memory.failed(decls),
+        _ => decls,
+    };
+    let decls = plan::part(decls, args.shard);
+    if decls.is_empty() {
+        say("cryoscope: this part of the scenarios is empty\n");
+        return Ok(0);
+    }
     if args.list {
         print(&plan::list(&decls));
         return Ok(0);
@@ -134,11 +175,26 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
         let failure = |e| Failure::usage(format!("--report {}: {e}", dir.display()));
         sinks.add(Html::create(dir, &trouble).map_err(failure)?);
     }
+    if let Some(path) = &args.junit {
+        sinks.add(Junit::create(path, &trouble).map_err(|e| unwritable("--junit", path, &e))?);
+    }
+    if config.github {
+        sinks.add(Github::new(io::stdout(), config.github_summary.clone(), &trouble));
+    }
+    if let Some(memory) = memory {
+        sinks.add(memory);
+    }
     let cells = cells(decls, &overrides, &kernels, args, cache)?;
     // The very program that runs, even when its file is replaced meanwhile.
     let program = Program { path: "/proc/self/exe".into(), args: vec!["cell".into()] };
     let jobs = args.jobs.unwrap_or_else(|| jobs_for(&cells));
-    let run = Run { program: &program, jobs, no_skips: args.no_skips, stop: &interrupts.stop };
+    let run = Run {
+        program: &program,
+        jobs,
+        retries: args.retries,
+        no_skips: args.no_skips,
+        stop: &interrupts.stop,
+    };
     interrupts.running.store(true, Ordering::SeqCst);
     let summary = run.cells(&cells, &mut sinks);
     let code = summary.exit_code(args.no_skips);
@@ -296,6 +352,9 @@ mod tests {
             (&["a", "--jobs", "0"][..], "give a number from 1 to 256"),
             (&["a", "--jobs", "many"], "give a number from 1 to 256"),
             (&["a", "--engine", "xen"], "[possible values: auto, qemu, qemu-multi, kvm]"),
+            (&["a", "--shard", "3/2"], "give K/N with K from 1 to N, as in 2/4"),
+            (&["a", "--shard", "0/2"], "give K/N with K from 1 to N, as in 2/4"),
+            (&["a", "--retries", "1000"], "1000 is not in 0..=100"),
             (&["a", "--boot", "pvh"], "[possible values: auto, elf, bzimage]"),
             (&["a", "--topology", "2x2"], "2x2"),
             (&["a", "--pin", "2-x"], "CPU set \"2-x\": \"x\" is not a CPU number"),

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::Shard;
 use super::files::Script;
 use crate::cli::Failure;
 use crate::scenario::ScenarioDecl;
@@ -61,6 +62,13 @@ pub(super) fn select(
         None => text.push_str("; --list shows their names and tags"),
     }
     Err(Failure::new(text))
+}
+
+/// Every N-th scenario, from the K-th on.
+pub(super) fn part(decls: Vec<ScenarioDecl>, shard: Option<Shard>) -> Vec<ScenarioDecl> {
+    let Some(Shard { part, of }) = shard else { return decls };
+    let own = |(i, _): &(usize, ScenarioDecl)| i % of == part - 1;
+    decls.into_iter().enumerate().filter(own).map(|(_, decl)| decl).collect()
 }
 
 /// One line per scenario: where it stands, its name, its tags.
@@ -155,6 +163,20 @@ mod tests {
         }
         let failure = select(vec![], None).unwrap_err();
         assert_eq!(failure.code, 1, "nothing matched");
+    }
+
+    #[test]
+    fn shards_are_all_of_it_and_nothing_twice() {
+        let all = || (0..7).map(|i| decl(&i.to_string(), &[], false)).collect::<Vec<_>>();
+        for of in 1..9 {
+            let parts = (1..=of).flat_map(|n| part(all(), Some(Shard { part: n, of })));
+            let mut names: Vec<String> = parts.map(|decl| decl.name).collect();
+            names.sort();
+            assert_eq!(names, ["0", "1", "2", "3", "4", "5", "6"]);
+        }
+        let second: Vec<String> =
+            part(all(), Some(Shard { part: 2, of: 3 })).into_iter().map(|d| d.name).collect();
+        assert_eq!(second, ["1", "4"]);
     }
 
     #[test]

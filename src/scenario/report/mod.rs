@@ -2,11 +2,15 @@
 
 mod failure;
 mod files;
+mod github;
 mod html;
+mod junit;
 mod terminal;
 
 pub use files::{JsonLines, Keep, Trouble, cell_dir};
+pub use github::Github;
 pub use html::Html;
+pub use junit::Junit;
 pub use terminal::Terminal;
 
 use super::event::{Logs, RunEvent, RunModel};

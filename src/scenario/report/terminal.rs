@@ -48,7 +48,7 @@ enum Said {
     Print(String),
     Note(String, Option<ScriptPos>),
     Check(Check),
-    Retry(u32, String),
+    Retry(u32, String, Option<Outcome>),
     Sampled(String),
 }
 
@@ -123,10 +123,10 @@ impl<W: Write> Terminal<W> {
             RunEvent::Phase { name, .. } => cell.detail = one_line(name),
             RunEvent::Sampled { report, .. } => cell.said.push(Said::Sampled(report.to_string())),
             RunEvent::Recorded { record, .. } => cell.said.extend(said(record)),
-            RunEvent::CellRetried { attempt, reason, .. } => {
+            RunEvent::CellRetried { attempt, reason, outcome, .. } => {
                 // What that attempt recorded is void.
                 cell.said.retain(|said| matches!(said, Said::Retry(..)));
-                cell.said.push(Said::Retry(*attempt, reason.clone()));
+                cell.said.push(Said::Retry(*attempt, reason.clone(), *outcome));
             }
             RunEvent::CellFinished(end) => self.finish(id, end),
             _ => {}
@@ -142,6 +142,9 @@ impl<W: Write> Terminal<W> {
         let mut rest = name;
         if end.verdict.allowed && outcome == Outcome::Inconclusive {
             rest.push_str(" (allowed)");
+        }
+        if end.failed_before > 0 && outcome < Outcome::Fail {
+            rest.push_str(&format!(" (only on attempt {})", end.failed_before + 1));
         }
         let word = outcome.word().to_uppercase();
         let mut out = vec![self.head(&word, colour_of(outcome), &seconds(end.duration_ms), &rest)];
@@ -286,12 +289,14 @@ fn body(said: &[Said], verdict: &Verdict, style: Style) -> Vec<String> {
             }
             Said::Check(failed) => part(&check(failed, style)),
             Said::Sampled(text) => part(std::slice::from_ref(text)),
-            Said::Retry(attempt, reason) => {
-                part(&[format!(
-                    "note: attempt {attempt} ended in a fault of the engine, tried \
-                                again: {}",
-                    one_line(reason)
-                )]);
+            Said::Retry(attempt, reason, outcome) => {
+                let ended = match outcome {
+                    None => "ended in a fault of the engine",
+                    Some(Outcome::Error) => "was in error",
+                    Some(_) => "failed",
+                };
+                let reason = one_line(reason);
+                part(&[format!("note: attempt {attempt} {ended}, tried again: {reason}")]);
             }
         }
     }
@@ -342,6 +347,7 @@ mod tests {
             verdict,
             duration_ms: 6_200,
             fault: None,
+            failed_before: 0,
             logs,
         })
     }
@@ -427,7 +433,12 @@ cryoscope 0.1.0: 3 scenarios
 
     #[test]
     fn a_retried_attempt_is_void_but_noted() {
-        let retried = RunEvent::CellRetried { cell: 0, attempt: 1, reason: "QEMU died".into() };
+        let retried = RunEvent::CellRetried {
+            cell: 0,
+            attempt: 1,
+            reason: "QEMU died".into(),
+            outcome: None,
+        };
         let text = report(
             Style::plain(),
             &["a.rhai"],
@@ -509,7 +520,12 @@ cryoscope 0.1.0: 3 scenarios
             cell: 0,
             report: SampleReport { planned: Some(8), fired, ..SampleReport::default() },
         };
-        let retried = RunEvent::CellRetried { cell: 0, attempt: 1, reason: "QEMU died".to_owned() };
+        let retried = RunEvent::CellRetried {
+            cell: 0,
+            attempt: 1,
+            reason: "QEMU died".to_owned(),
+            outcome: None,
+        };
         let cells = vec![info(0, "a.rhai")];
         let mut out = Vec::new();
         let mut terminal = Terminal::new(&mut out, Style::plain());

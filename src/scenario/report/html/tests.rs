@@ -45,6 +45,7 @@ fn events() -> Vec<RunEvent> {
             verdict,
             duration_ms: 9,
             fault: None,
+            failed_before: 0,
             logs,
         }),
         RunEvent::RunFinished {
@@ -95,7 +96,12 @@ fn the_page_says_where_the_run_stands() {
 fn what_a_void_attempt_recorded_is_gone() {
     let mut all = events();
     all.truncate(7);
-    all.push(RunEvent::CellRetried { cell: 0, attempt: 1, reason: "QEMU died".into() });
+    all.push(RunEvent::CellRetried {
+        cell: 0,
+        attempt: 1,
+        reason: "QEMU died".into(),
+        outcome: None,
+    });
     let known = known(&all);
     assert!(known.cells[0].records.is_empty() && known.cells[0].moments.is_empty());
     assert!(page::page(&known).contains("Attempt 1 ended in a fault: QEMU died"));

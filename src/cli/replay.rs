@@ -129,6 +129,7 @@ mod tests {
             topology: "1n1l1c1t".into(),
             scheduler: "none".into(),
             tags: vec![],
+            axes: vec![],
         };
         let event = RunEvent::RunStarted { cryoscope: "1".into(), cells: vec![info], jobs: 1 };
         event.to_line()

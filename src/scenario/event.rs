@@ -203,6 +203,9 @@ pub struct CellInfo {
     /// The scenario's tags.
     #[serde(default)]
     pub tags: Vec<String>,
+    /// Where in its declaration's matrix it is: axes, and what their values are called.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub axes: Vec<(String, String)>,
 }
 
 /// What a cell does, in the order in which it does it.
@@ -412,6 +415,7 @@ mod tests {
             topology: "1n1l2c1t".into(),
             scheduler: "none".into(),
             tags: vec![],
+            axes: vec![],
         };
         let cells = (0..n).map(cell).collect();
         RunEvent::RunStarted { cryoscope: "0.1.0".into(), cells, jobs: 1 }

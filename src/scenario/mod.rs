@@ -96,6 +96,8 @@ pub struct ScenarioOptions {
     pub kargs: Vec<String>,
     /// Host files to put into the guest: host path (relative to the script), guest path.
     pub include_files: Vec<(PathBuf, String)>,
+    /// Where in its declaration's matrix it is: axes, and what their values are called.
+    pub axes: Vec<(String, String)>,
 }
 
 impl Default for ScenarioOptions {
@@ -118,6 +120,7 @@ impl Default for ScenarioOptions {
             pin: None,
             kargs: Vec::new(),
             include_files: Vec::new(),
+            axes: Vec::new(),
         }
     }
 }

@@ -295,6 +295,7 @@ mod tests {
                 topology: "1n1l1c1t".into(),
                 scheduler: "none".into(),
                 tags: vec![],
+                axes: vec![],
             },
             spec: spec(cell),
             memory: 0,

@@ -16,6 +16,7 @@ use crate::vm::topology::CpuSet;
 use super::End;
 use super::error::ScriptError;
 use super::fault::{Fault, Native, terminate};
+use super::matrix::{self, Variant};
 use super::options::{Mistake, Options};
 use super::register::Package;
 use super::sampling;
@@ -37,18 +38,20 @@ const OPTIONS: &[&str] = &[
     "tags",
     "timeout",
     "expect_exit",
+    "expect_fail",
     "allow_inconclusive",
     "requires",
     "kargs",
     "schedstats",
     "bpf_stats",
     "include_files",
+    "matrix",
 ];
 /// Options that have the kernel count, and how it is told.
 const COUNTING: [(&str, &str); 2] =
     [("schedstats", "kernel.sched_schedstats"), ("bpf_stats", "kernel.bpf_stats_enabled")];
 /// Options that are planned.
-const LATER: &[&str] = &["matrix", "expect_fail", "stats"];
+const LATER: &[&str] = &[];
 
 /// Options of `scheduler: #{ .. }`.
 const SCHEDULER: &[&str] = &["src", "rodata", "args", "include", "defines", "staged", "env"];
@@ -72,8 +75,10 @@ pub(crate) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {
          `huge_pages: true` (RAM of the host's huge pages), `pin: \"2-5\"` (CPUs of the host, one \
          for each of the machine's; engine kvm), `kernel`, `boot`, \
          `duration`, `samples` (how many there are to be inside of 10 % to 90 % of it, or \
-         `#{ every: \"50ms\" }`), `tags`, `timeout`, `expect_exit`, `allow_inconclusive`, `requires`, `kargs`, \
-         `include_files`; `schedstats: true` and `bpf_stats: true` have the kernel count what it \
+         `#{ every: \"50ms\" }`), `tags`, `timeout`, `expect_exit`, `expect_fail` (the label of the check \
+         that is meant to fail, or a part of its message), `allow_inconclusive`, `requires`, `kargs`, \
+         `include_files`, `matrix` (`#{ topology: [..], kernel: [..], scheduler: [..], args: [..] }`: one \
+         scenario for each combination); `schedstats: true` and `bpf_stats: true` have the kernel count what it \
          does not count otherwise.",
         move |ctx: NativeCallContext<'_>, name: &str, opts: Map, body: FnPtr| {
             scenario(&s, &ctx, name, &opts, &body)
@@ -147,12 +152,32 @@ fn scenario(
         let why = "scenario(..) cannot stand inside of a scenario: declare it at the top level";
         return Err(Fault::misplaced(why).into());
     }
-    let decl = declare(s, ctx, name, opts)?;
+    let variants = match matrix::expand("scenario(..)", opts) {
+        Ok(variants) => variants,
+        Err(mistake) => return Err(refused(s, ctx, mistake)),
+    };
+    for variant in variants {
+        one(s, ctx, name, variant, body)?;
+    }
+    Ok(())
+}
+
+/// One combination of a declaration's matrix, or all there is.
+fn one(
+    s: &Arc<Session>,
+    ctx: &NativeCallContext<'_>,
+    name: &str,
+    variant: Variant,
+    body: &FnPtr,
+) -> Native<()> {
+    let mut decl = declare(s, ctx, &variant.name(name), &variant.options)?;
+    decl.options.axes = variant.axes;
     let index = decl.index;
     s.lock().declared.push(decl.clone());
     match &s.mode {
         Mode::Run { index: wanted, name: asked, boot } if *wanted == index => {
-            if name != asked {
+            if decl.name != *asked {
+                let name = &decl.name;
                 let message = format!(
                     "the script declares {name:?} where it declared {asked:?} when it was \
                      collected: what it declares must not change from run to run"
@@ -174,7 +199,7 @@ fn declare(
     opts: &Map,
 ) -> Native<ScenarioDecl> {
     let at = s.place(ctx);
-    if name.trim().is_empty() || name.chars().any(char::is_control) || name.chars().count() > 200 {
+    if name.trim().is_empty() || name.chars().any(char::is_control) || name.chars().count() > 400 {
         let why = format!("{name:?} is no name for a scenario: one line of up to 200 characters");
         return Err(Fault::argument(why).into());
     }
@@ -281,6 +306,9 @@ fn plain_boot(s: &Arc<Session>, ctx: &NativeCallContext<'_>, opts: &Map) -> Nati
 pub(crate) fn options(what: &'static str, map: &Map) -> Result<ScenarioOptions, Mistake> {
     let read = Options::new(what, map, OPTIONS, LATER)?;
     let mut out = ScenarioOptions::default();
+    if map.contains_key("matrix") {
+        return Err(read.wrong("matrix", "only scenario(..) can vary what it runs on"));
+    }
     if let Some(scheduler) = scheduler(&read)? {
         out.scheduler = scheduler;
     }
@@ -304,6 +332,11 @@ pub(crate) fn options(what: &'static str, map: &Map) -> Result<ScenarioOptions, 
     }
     out.samples = sampling::option(&read, out.duration)?;
     set(&mut out.expect_exit, read.string("expect_exit")?.map(|text| ExpectExit::parse(&text)));
+    out.expect_fail = read.string("expect_fail")?;
+    if out.expect_fail.as_deref().is_some_and(|text| text.trim().is_empty()) {
+        let why = "it is empty; give the label of the check that is meant to fail, or a part of its message";
+        return Err(read.wrong("expect_fail", why));
+    }
     set(&mut out.allow_inconclusive, read.flag("allow_inconclusive")?);
     set(&mut out.requires, read.strings("requires")?);
     for name in &out.requires {

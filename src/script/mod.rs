@@ -28,6 +28,7 @@ mod expect;
 mod explain;
 mod fault;
 mod globals;
+mod matrix;
 mod modules;
 mod options;
 pub(crate) mod register;

@@ -65,7 +65,7 @@ impl LastRun {
         let Some(dir) = self.path.parent() else { return };
         let part = self.path.with_extension(format!("part-{}", std::process::id()));
         let written = fs::create_dir_all(dir)
-            .and_then(|()| Ok(fs::write(&part, serde_json::to_vec(&self.known)?)?))
+            .and_then(|()| fs::write(&part, serde_json::to_vec(&self.known)?))
             .and_then(|()| fs::rename(&part, &self.path));
         if written.is_err() {
             let _ = fs::remove_file(&part);
@@ -134,6 +134,7 @@ mod tests {
             topology: String::new(),
             scheduler: String::new(),
             tags: vec![],
+            axes: vec![],
         };
         let cells = ["a", "b", "c"].map(info).to_vec();
         let started = RunEvent::RunStarted { cryoscope: "1".into(), cells, jobs: 1 };

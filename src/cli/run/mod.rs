@@ -271,6 +271,7 @@ fn cells(
             topology: options.topology.clone(),
             scheduler: options.scheduler.src.clone(),
             tags: options.tags.clone(),
+            axes: options.axes.clone(),
         };
         let spec = CellSpec {
             version: SPEC_VERSION,

@@ -149,6 +149,7 @@ mod tests {
             topology: "1n1l2c1t".into(),
             scheduler: "none".into(),
             tags: vec![],
+            axes: vec![],
         };
         vec![
             RunEvent::RunStarted { cryoscope: "1".into(), cells: vec![info], jobs: 1 },

@@ -52,10 +52,10 @@ impl Cell {
 
     fn take(&mut self, event: &RunEvent) {
         match event {
-            RunEvent::Recorded { record: Record::Check(check), .. } => {
-                if check.outcome > Outcome::Pass && self.checks.len() < 100 {
-                    self.checks.push(check.clone());
-                }
+            RunEvent::Recorded { record: Record::Check(check), .. }
+                if check.outcome > Outcome::Pass && self.checks.len() < 100 =>
+            {
+                self.checks.push(check.clone());
             }
             RunEvent::Recorded { record: Record::Note { text, .. }, .. } => {
                 self.say(&format!("note: {text}"));
@@ -301,6 +301,7 @@ pub(super) mod tests {
             topology: "1n1l2c1t".into(),
             scheduler: "none".into(),
             tags: vec![],
+            axes: vec![],
         }
     }
 

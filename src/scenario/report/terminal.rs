@@ -331,6 +331,7 @@ mod tests {
             topology: "1n1l2c1t".into(),
             scheduler: "none".into(),
             tags: vec![],
+            axes: vec![],
         }
     }
 

@@ -5,6 +5,7 @@ mod errors;
 mod fifo;
 mod golden;
 pub(crate) mod lab;
+mod matrix;
 mod modules;
 mod reference;
 mod repl;

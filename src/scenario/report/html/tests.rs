@@ -13,6 +13,7 @@ fn info() -> CellInfo {
         topology: "1n1l2c1t".into(),
         scheduler: "none".into(),
         tags: vec![],
+        axes: vec![],
     }
 }
 

@@ -148,7 +148,8 @@ fn pages(all: Vec<Value>) -> Vec<String> {
             from_first(word.swap_bytes())
         });
         let words: Vec<u64> = words.collect();
-        format!("{} {words:x?}", from_first(page["key"].as_u64().expect("an address")))
+        let key = page["key"].as_u64().expect("an address");
+        format!("{} {words:x?}", key - first)
     };
     all.iter().map(page).collect()
 }

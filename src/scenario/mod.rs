@@ -8,6 +8,7 @@ pub mod cell;
 pub mod event;
 pub mod lab;
 pub mod live;
+pub mod plot;
 pub mod process;
 pub mod report;
 pub mod runner;

@@ -21,6 +21,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::plot::Plot;
+
 /// Failed, inconclusive and erroneous checks that are kept whole; further ones are only counted.
 pub const KEPT_CHECKS: usize = 200;
 /// Notes and printed lines that are kept; further ones are only counted.
@@ -195,7 +197,7 @@ impl Check {
 }
 
 /// One thing that a scenario said, in the order in which it said it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Record {
     /// A judgement.
@@ -221,6 +223,8 @@ pub enum Record {
         /// The line.
         text: String,
     },
+    /// How fields went over time.
+    Plot(Plot),
 }
 
 /// How many checks came out how.
@@ -391,6 +395,11 @@ impl Recorder {
     /// Records what the script printed.
     pub fn print(&self, text: impl Into<String>) {
         self.line(Record::Print { text: text.into() });
+    }
+
+    /// Records how fields went over time.
+    pub fn plot(&self, plot: Plot) {
+        self.line(Record::Plot(plot));
     }
 
     /// Records that the scenario is to end unjudged. The first reason stays.

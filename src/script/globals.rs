@@ -106,11 +106,6 @@ fn remarks(pkg: &mut Package<'_>, session: &Arc<Session>) {
         "Prints a value with everything in it, over as many lines as it takes.",
         move |x: Dynamic| s.print(&values::pretty(&x)),
     );
-    pkg.func(
-        "plot(x: any)",
-        "Draws how a field went over time. Not available yet.",
-        |_: Dynamic| -> Native<()> { Err(Fault::not_yet("plot(..)").into()) },
-    );
     pkg.func("exit()", "Refused: use `skip`, `require` or `return`.", || -> Native<()> {
         Err(no_exit())
     });

@@ -9,9 +9,11 @@ use rhai::{EvalAltResult, NativeCallContext, Position};
 
 use crate::scenario::cell::{Cancel, Why};
 use crate::scenario::lab::{LabError, LabOps, LabResult};
+use crate::scenario::plot::Plot;
 use crate::scenario::text::seconds;
 use crate::scenario::verdict::{Check, Recorder, ScriptPos};
 use crate::scenario::{ScenarioDecl, ScenarioOptions};
+use crate::series::SeriesField;
 
 use super::End;
 use super::engine::Limits;
@@ -294,6 +296,13 @@ impl Session {
     pub(crate) fn print(&self, text: &str) {
         if !self.collecting() {
             self.recorder.print(text);
+        }
+    }
+
+    /// Draws fields for the script.
+    pub(crate) fn plot(&self, fields: &[SeriesField]) {
+        if !self.collecting() {
+            self.recorder.plot(Plot::of(fields));
         }
     }
 

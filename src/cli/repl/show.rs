@@ -137,6 +137,7 @@ impl Voice {
     fn record(&self, record: &Record) {
         match record {
             Record::Print { text } => self.say(text),
+            Record::Plot(plot) => self.say(&plot.text().join("\n")),
             Record::Note { text, .. } => self.say(&format!("note: {text}")),
             Record::Skip { reason, .. } => self.say(&format!("skip: {reason}")),
             Record::Check(check) => self.check(check),

@@ -104,6 +104,10 @@ impl Lab {
         let up = bring_up(&spec, &needs, setup)?;
         let machine: Arc<dyn Machine> = Arc::new(up.machine);
         attach(&machine, &scheduler, setup)?;
+        if options.samples.is_some() {
+            // The kernel is read once, which takes long; the first boundaries must not wait for it.
+            let _ = machine.prepare(&CaptureRequest::default());
+        }
         setup.events.stage(Stage::Run, "");
         let preparer = Preparer {
             kernel: kernel.clone(),

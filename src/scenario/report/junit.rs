@@ -61,6 +61,9 @@ impl Cell {
                 self.say(&format!("note: {text}"));
             }
             RunEvent::Recorded { record: Record::Print { text }, .. } => self.say(text),
+            RunEvent::Recorded { record: Record::Plot(plot), .. } => {
+                plot.text().iter().for_each(|line| self.say(line));
+            }
             RunEvent::Sampled { report, .. } => self.say(&report.to_string()),
             RunEvent::CellRetried { attempt, reason, .. } => {
                 // What the attempt recorded is void.

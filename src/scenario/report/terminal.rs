@@ -264,6 +264,7 @@ fn said(record: &Record) -> Option<Said> {
         Record::Check(_) | Record::Skip { .. } => None,
         Record::Note { text, at } => Some(Said::Note(text.clone(), at.clone())),
         Record::Print { text } => Some(Said::Print(text.clone())),
+        Record::Plot(plot) => Some(Said::Print(plot.text().join("\n"))),
     }
 }
 

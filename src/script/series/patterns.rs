@@ -30,6 +30,7 @@ pub(super) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {
     about(pkg);
     reductions(pkg);
     phases(pkg, session);
+    plots(pkg, session);
     monotonic(pkg, session);
     bounded(pkg, session);
     courses(pkg, session);
@@ -66,6 +67,33 @@ fn about(pkg: &mut Package<'_>) {
     )
     .func("to_string(self: SeriesField) -> string", "Its name and its course.", told)
     .func("to_debug(self: SeriesField) -> string", "Its name and its course.", told);
+}
+
+/// Drawing fields. (`plot(f)` and `f.plot()` are one call in Rhai.)
+fn plots(pkg: &mut Package<'_>, session: &Arc<Session>) {
+    let s = session.clone();
+    pkg.func(
+        "plot(self: SeriesField)",
+        "Draws how it went over time: a line of blocks in the terminal, a chart in the report.",
+        move |f: &mut SeriesField| s.plot(std::slice::from_ref(f)),
+    );
+    let s = session.clone();
+    pkg.func(
+        "plot(fields: array)",
+        "Draws several fields over the same time, at most 8.",
+        move |fields: Array| -> Native<()> {
+            let field = |value: Dynamic| -> Native<SeriesField> {
+                let found = described(&value);
+                value.try_cast::<SeriesField>().ok_or_else(|| {
+                    Fault::argument(format!("plot(..) draws fields of a series, found {found}"))
+                        .into()
+                })
+            };
+            let fields: Vec<SeriesField> = fields.into_iter().map(field).collect::<Native<_>>()?;
+            s.plot(&fields);
+            Ok(())
+        },
+    );
 }
 
 fn told(f: &mut SeriesField) -> String {

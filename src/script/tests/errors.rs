@@ -31,6 +31,7 @@ fn record(record: &Record) -> String {
         Record::Note { text, at } => format!("note {}: {text}", line(at)),
         Record::Skip { reason, at } => format!("skip {}: {reason}", line(at)),
         Record::Print { text } => format!("print: {text}"),
+        Record::Plot(plot) => format!("plot: {}", plot.text().join(" / ")),
     }
 }
 

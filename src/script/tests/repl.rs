@@ -49,6 +49,7 @@ impl Repl {
             Record::Note { text, .. } => format!("note {text}"),
             Record::Skip { reason, .. } => format!("skip {reason}"),
             Record::Print { text } => text.clone(),
+            Record::Plot(plot) => plot.text().join("\n"),
         });
         told.collect()
     }

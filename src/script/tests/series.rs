@@ -281,3 +281,25 @@ fn statistics_are_maps_and_say_why_there_are_none() {
          expect(t.series().stats(\"x\", |v| v.x).errors().len).eq(2);",
     );
 }
+
+#[test]
+fn fields_are_drawn() {
+    let ran = run("t.hold(\"2s\"); let f = t.series().bpf(\"nr_running\"); f.plot(); plot(f);\n\
+         plot([f, t.series().bpf(\"nothing\").named(\"nothing at all\")]);\n\
+         expect(|| plot([1])).throws(\"plot(..) draws fields of a series, found 1 (int)\");");
+    assert_eq!(ran.outcome, Outcome::Pass, "{ran:#?}");
+    let plots: Vec<Vec<String>> = ran
+        .records
+        .iter()
+        .filter_map(|r| match r {
+            Record::Plot(plot) => Some(plot.text()),
+            _ => None,
+        })
+        .collect();
+    let one = "nr_running  ▁▃▆█  1021 to 4021 over 0.50 s to 2.0 s";
+    assert_eq!(plots[0], [one]);
+    assert_eq!(plots[1], [one]);
+    let two =
+        ["nr_running      ▁▃▆█  1021 to 4021 over 0.50 s to 2.0 s", "nothing at all  no values"];
+    assert_eq!(plots[2], two);
+}

@@ -14,6 +14,8 @@ fn shipped() -> Vec<PathBuf> {
     });
     let mut scripts: Vec<PathBuf> =
         listed.filter(|p| p.extension().is_some_and(|e| e == "rhai")).collect();
+    // A module of another script.
+    scripts.retain(|path| !path.ends_with("course_bodies.rhai"));
     scripts.sort();
     scripts
 }
@@ -24,10 +26,15 @@ fn every_shipped_scenario_passes_on_a_machine_that_behaves() {
     assert!(scripts.len() >= 4, "{scripts:?}");
     let mut scenarios = 0;
     for script in &scripts {
-        for decl in collect_within(script, LIMITS).unwrap_or_else(|e| panic!("{e}")) {
+        let decls = collect_within(script, LIMITS).unwrap_or_else(|e| panic!("{e}"));
+        for decl in decls {
             let src = &decl.options.scheduler.src;
             if src != "none" {
                 assert!(decl.base_dir().join(src).is_file(), "{}: no {src}", decl.name);
+            }
+            if src.ends_with("fair.bpf.c") {
+                // The machine that behaves has the fifo scheduler only: tests/course.rs has a real one.
+                continue;
             }
             let bench = Bench::with(FakeLab::of(&decl));
             let ran = bench.run_file(script, decl.index, &decl.name, LIMITS);

@@ -1,5 +1,6 @@
 //! A run as one page of HTML: `index.html`, with everything inside, to be opened from a file.
 
+mod chart;
 mod page;
 
 use std::fs::{self, File};

@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 
+use super::chart::chart;
 use super::{Cell, Known, MARK, What};
 use crate::scenario::event::RunEvent;
 use crate::scenario::text::clean;
@@ -74,6 +75,7 @@ pub(super) fn page(known: &Known) -> String {
     head(known, &mut out);
     out.push_str("<main>\n");
     table(known, &mut out);
+    grids(known, &mut out);
     out.push_str("<div id=\"scenarios\">\n");
     for (id, cell) in known.cells.iter().enumerate() {
         scenario(id, cell, &mut out);
@@ -156,6 +158,71 @@ fn table(known: &Known, out: &mut String) {
     out.push_str("</tbody>\n</table>\n</div>\n</section>\n");
 }
 
+/// A grid for each declaration with a matrix: the last axis across, all others down.
+fn grids(known: &Known, out: &mut String) {
+    let base = |cell: &Cell| {
+        let name = cell.info.name.split('[').next().unwrap_or_default();
+        (cell.info.file.clone(), name.to_owned())
+    };
+    let mut seen: Vec<(std::path::PathBuf, String)> = Vec::new();
+    for cell in known.cells.iter().filter(|cell| cell.info.axes.len() > 1) {
+        if seen.contains(&base(cell)) {
+            continue;
+        }
+        seen.push(base(cell));
+        let own = |other: &&(usize, &Cell)| {
+            base(other.1) == base(cell) && other.1.info.axes.len() == cell.info.axes.len()
+        };
+        let all: Vec<(usize, &Cell)> = known.cells.iter().enumerate().collect();
+        let cells: Vec<(usize, &Cell)> = all.iter().filter(own).copied().collect();
+        grid(&base(cell).1, &cells, out);
+    }
+}
+
+fn grid(name: &str, cells: &[(usize, &Cell)], out: &mut String) {
+    let values = |axes: &[(String, String)]| {
+        axes.iter().map(|(_, value)| value.clone()).collect::<Vec<_>>().join(", ")
+    };
+    let (mut rows, mut columns): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
+    for (_, cell) in cells {
+        let Some((last, others)) = cell.info.axes.split_last() else { continue };
+        let (row, column) = (values(others), last.1.clone());
+        if !rows.contains(&row) {
+            rows.push(row);
+        }
+        if !columns.contains(&column) {
+            columns.push(column);
+        }
+    }
+    let name = text(name);
+    let _ = write!(
+        out,
+        "<section>\n<h2>{name}: the matrix</h2>\n<div class=\"wide\" tabindex=\"0\" role=\"region\" \
+         aria-label=\"{name}: the matrix\">\n<table>\n<thead><tr><td></td>"
+    );
+    for column in &columns {
+        let _ = write!(out, "<th scope=\"col\">{}</th>", text(column));
+    }
+    out.push_str("</tr></thead>\n<tbody>\n");
+    for row in &rows {
+        let _ = write!(out, "<tr><th scope=\"row\">{}</th>", text(row));
+        for column in &columns {
+            let there = cells.iter().find(|(_, cell)| {
+                let Some((last, others)) = cell.info.axes.split_last() else { return false };
+                values(others) == *row && last.1 == *column
+            });
+            match there {
+                Some((id, cell)) => {
+                    let _ = write!(out, "<td><a href=\"#cell-{id}\">{}</a></td>", outcome(cell));
+                }
+                None => out.push_str("<td></td>"),
+            }
+        }
+        out.push_str("</tr>\n");
+    }
+    out.push_str("</tbody>\n</table>\n</div>\n</section>\n");
+}
+
 fn outcome(cell: &Cell) -> String {
     match (&cell.end, cell.attempt) {
         (Some(end), _) => badge(end.verdict.outcome),
@@ -177,9 +244,9 @@ fn scenario(id: usize, cell: &Cell, out: &mut String) {
         let _ = writeln!(out, "<p>{}</p>", text(reason));
     }
     for (attempt, reason) in &cell.retries {
-        let _ = writeln!(out, "<p>Attempt {attempt} ended in a fault: {}</p>", text(reason));
+        let _ = writeln!(out, "<p>Attempt {attempt} was tried again: {}</p>", text(reason));
     }
-    records(&cell.records, out);
+    records(id, cell, out);
     if cell.left_out > 0 {
         let _ = writeln!(out, "<p>{} further entries are left out here.</p>", cell.left_out);
     }
@@ -191,13 +258,26 @@ fn scenario(id: usize, cell: &Cell, out: &mut String) {
     out.push_str("</section>\n");
 }
 
-fn records(records: &[Record], out: &mut String) {
-    if records.is_empty() {
+fn records(id: usize, cell: &Cell, out: &mut String) {
+    if cell.records.is_empty() {
         return;
     }
+    let phase = |moment: &'_ super::Moment| match &moment.what {
+        What::Phase(name) => Some((moment.elapsed_ms, name.clone())),
+        _ => None,
+    };
+    let phases: Vec<(u64, String)> = cell.moments.iter().filter_map(phase).collect();
+    let phases: Vec<(u64, &str)> = phases.iter().map(|(at, name)| (*at, name.as_str())).collect();
+    let frozen = cell.moments.iter().filter(|m| matches!(m.what, What::Frozen { .. }));
+    let freezes: Vec<u64> = frozen.map(|moment| moment.elapsed_ms).collect();
     out.push_str("<h3>Checks and notes</h3>\n<ul class=\"records\">\n");
-    for record in records {
+    for (i, record) in cell.records.iter().enumerate() {
         match record {
+            Record::Plot(plot) => {
+                out.push_str("<li>");
+                chart(&format!("plot-{id}-{i}"), plot, &phases, &freezes, out);
+                out.push_str("</li>\n");
+            }
             Record::Check(c) => check(c, out),
             Record::Note { text: t, .. } => {
                 let _ = writeln!(out, "<li>note: {}</li>", text(t));

@@ -105,7 +105,7 @@ fn what_a_void_attempt_recorded_is_gone() {
     });
     let known = known(&all);
     assert!(known.cells[0].records.is_empty() && known.cells[0].moments.is_empty());
-    assert!(page::page(&known).contains("Attempt 1 ended in a fault: QEMU died"));
+    assert!(page::page(&known).contains("Attempt 1 was tried again: QEMU died"));
 }
 
 #[test]

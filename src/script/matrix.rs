@@ -117,6 +117,8 @@ fn names(axis: &str, values: &Array) -> Result<Vec<String>, String> {
     let mut names: Vec<String> = Vec::new();
     for value in values {
         let name = name(value);
+        // The last part of a path is enough where it tells them apart.
+        let name = if names.contains(&name) { whole(value) } else { name };
         if name.chars().count() > 60 || name.chars().any(char::is_control) {
             return Err(format!("{axis}: {name:?} makes no name: 60 characters at most"));
         }
@@ -126,6 +128,14 @@ fn names(axis: &str, values: &Array) -> Result<Vec<String>, String> {
         names.push(name);
     }
     Ok(names)
+}
+
+/// A value with the whole of its path.
+fn whole(value: &Dynamic) -> String {
+    match value.as_immutable_string_ref() {
+        Ok(text) => text.to_string(),
+        Err(_) => name(value),
+    }
 }
 
 fn name(value: &Dynamic) -> String {

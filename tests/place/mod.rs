@@ -62,6 +62,7 @@ impl Place {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cryoscope"));
         command.args(args).current_dir(self.path()).stdin(Stdio::null());
         command.env_remove("RUST_BACKTRACE").env_remove("NO_COLOR");
+        command.env_remove("GITHUB_ACTIONS").env_remove("GITHUB_STEP_SUMMARY");
         if self.own_cache {
             command.env("XDG_CACHE_HOME", self.path().join(".cache"));
         }

@@ -116,7 +116,10 @@ impl Sink for Junit {
                 }
             }
         }
-        let ends = matches!(event, RunEvent::CellFinished(..) | RunEvent::RunFinished { .. });
+        let ends = matches!(
+            event,
+            RunEvent::RunStarted { .. } | RunEvent::CellFinished(..) | RunEvent::RunFinished { .. }
+        );
         if ends && (fs::metadata(&self.path).is_ok_and(|m| m.is_file()) || event.cell().is_none()) {
             self.write();
         }
@@ -219,7 +222,8 @@ fn testcase(out: &mut String, cell: &Cell) {
         );
     }
     let mut said = cell.said.clone();
-    if let Some(end) = cell.end.as_ref().filter(|end| end.failed_before > 0) {
+    let flaky = |end: &&CellFinished| end.failed_before > 0 && end.verdict.outcome < Outcome::Fail;
+    if let Some(end) = cell.end.as_ref().filter(flaky) {
         let _ = writeln!(said, "it passed only on attempt {}", end.failed_before + 1);
     }
     if !said.is_empty() {

@@ -47,6 +47,10 @@ fn schedulers_and_their_arguments_vary() {
             "x[scheduler=none]"
         ]
     );
+    assert_eq!(
+        names("matrix: #{ scheduler: [\"a/f.bpf.c\", \"b/f.bpf.c\"] }"),
+        ["x[scheduler=f.bpf.c]", "x[scheduler=b/f.bpf.c]"]
+    );
     let decls =
         collected("scheduler: \"scx_x\", matrix: #{ args: [[], [\"-v\", \"--slice\", \"5\"]] }")
             .unwrap();

@@ -143,6 +143,9 @@ pub enum Op {
     AskSocket {
         /// Absolute path of the socket.
         path: String,
+        /// Whose connection is used: it is kept for the next request of the same asker, since
+        /// schedulers tell what changed since the last answer on the same connection.
+        asker: String,
         /// What to send, without the line's end.
         line: String,
         /// How long all of it may take.

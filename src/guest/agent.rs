@@ -21,6 +21,7 @@ use crate::jobs::{Job, Task, World};
 use crate::maps::Held;
 use crate::process::Ended;
 use crate::sched::Scheduler;
+use crate::socket::Lines;
 use crate::sys::reason;
 use crate::text::{clean, parse_list};
 use crate::transport::{Link, Received};
@@ -68,6 +69,7 @@ impl Agent {
             workers: Workers::default(),
             sched: Scheduler::default(),
             held: Held::default(),
+            lines: Lines::default(),
             events: Vec::new(),
             ended: Vec::new(),
             now: Instant::now(),
@@ -222,8 +224,14 @@ impl Agent {
         let world = &mut self.world;
         let groups = &mut world.groups;
         Ok(match op {
-            Op::Attach(plan) => later(attach(plan, world)?),
-            Op::Detach => later(DetachTask::default()),
+            Op::Attach(plan) => {
+                world.lines.clear();
+                later(attach(plan, world)?)
+            }
+            Op::Detach => {
+                world.lines.clear();
+                later(DetachTask::default())
+            }
             Op::SchedulerState => now(Answer::Scheduler(world.sched.state(&world.workers))),
             Op::CgroupCreate { name, set } => done(groups.create(&name, &set)?),
             Op::CgroupSet { name, set } => done(groups.set(&name, &set)?),
@@ -255,8 +263,9 @@ impl Agent {
             Op::WriteFile { path, mode, append, bytes } => {
                 done(write_file(&path, mode, append, &bytes)?)
             }
-            Op::AskSocket { path, line, timeout_ms } => {
-                later(socket::ask(&path, &line, Duration::from_millis(timeout_ms))?)
+            Op::AskSocket { path, asker, line, timeout_ms } => {
+                let timeout = Duration::from_millis(timeout_ms);
+                later(socket::ask(&path, &asker, line, timeout, &mut world.lines)?)
             }
             Op::Dmesg => {
                 let log = kmsg::Mark::start().map_err(|e| {

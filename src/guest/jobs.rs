@@ -11,6 +11,7 @@ use crate::cgroup::Groups;
 use crate::maps::Held;
 use crate::process::Ended;
 use crate::sched::Scheduler;
+use crate::socket::Lines;
 use crate::work::Workers;
 
 /// Everything that requests act on.
@@ -19,6 +20,7 @@ pub(crate) struct World {
     pub(crate) workers: Workers,
     pub(crate) sched: Scheduler,
     pub(crate) held: Held,
+    pub(crate) lines: Lines,
     /// What the host is to be told, before any answer of this round.
     pub(crate) events: Vec<Event>,
     /// Children that were reaped in this round of the loop.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 /*
- * A scheduler as a program that serves statistics, and misbehaves on request: a child of it holds
- * the scheduler, itself it answers on the socket. The target of a request says how.
+ * A scheduler as a program that serves statistics, and misbehaves on request: itself it holds the
+ * scheduler, a child of it answers on the socket, with a child of its own for each connection. The
+ * target of a request says how.
  *
  * statsched HOLDER OBJECT
  */
@@ -10,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -17,7 +19,9 @@
 #include <unistd.h>
 
 static const char *const path = "/var/run/scx/root/stats";
-static unsigned long asked;
+/* By all connections together; by this one. */
+static unsigned long *asked;
+static unsigned long here;
 
 static void say(int fd, const char *text)
 {
@@ -32,7 +36,8 @@ static void say(int fd, const char *text)
 	}
 }
 
-static void answer(int fd, const char *line)
+/* Whether the connection goes on. */
+static int answer(int fd, const char *line)
 {
 	char text[256];
 
@@ -40,8 +45,8 @@ static void answer(int fd, const char *line)
 		say(fd, "{\"errno\":0,\"args\":{\"resp\":{\"nr_asked\":\"how often it was asked\"}}}\n");
 	} else if (strstr(line, "\"top\"")) {
 		snprintf(text, sizeof(text),
-			 "{\"errno\":0,\"args\":{\"resp\":{\"nr_asked\":%lu,\"cpus\":[{\"load\":0.5}]}}}\n",
-			 ++asked);
+			 "{\"errno\":0,\"args\":{\"resp\":{\"nr_asked\":%lu,\"nr_here\":%lu,\"cpus\":[{\"load\":0.5}]}}}\n",
+			 __sync_add_and_fetch(asked, 1), ++here);
 		say(fd, text);
 	} else if (strstr(line, "\"slow\"")) {
 		const char *all = "{\"errno\":0,\"args\":{\"resp\":{\"slow\":true}}}\n";
@@ -58,8 +63,10 @@ static void answer(int fd, const char *line)
 
 		while (recv(fd, &byte, 1, 0) > 0)
 			;
+		return 0;
 	} else if (strstr(line, "\"half\"")) {
 		say(fd, "{\"errno\":0,");
+		return 0;
 	} else if (strstr(line, "\"flood\"")) {
 		for (int i = 0; i < 300; i++) {
 			static char block[1025];
@@ -78,8 +85,30 @@ static void answer(int fd, const char *line)
 		for (int i = 0; i < 20000; i++)
 			say(fd, "[");
 		say(fd, "\n");
-	} else if (!strstr(line, "\"close\"")) {
+	} else if (strstr(line, "\"close\"")) {
+		return 0;
+	} else {
 		say(fd, "{\"errno\":22,\"args\":{\"resp\":\"no such target\"}}\n");
+	}
+	return 1;
+}
+
+static void converse(int conn)
+{
+	static char line[300 << 10];
+	size_t len = 0;
+
+	while (len < sizeof(line) - 1) {
+		ssize_t n = recv(conn, line + len, sizeof(line) - 1 - len, 0);
+		if (n <= 0)
+			return;
+		len += n;
+		line[len] = 0;
+		if (line[len - 1] != '\n')
+			continue;
+		if (!answer(conn, line))
+			return;
+		len = 0;
 	}
 }
 
@@ -100,21 +129,16 @@ static void serve(void)
 	}
 	printf("serving\n");
 	fflush(stdout);
+	signal(SIGCHLD, SIG_IGN);
 	for (;;) {
 		int conn = accept(fd, NULL, NULL);
-		static char line[300 << 10];
-		size_t len = 0;
 
-		while (len < sizeof(line) - 1) {
-			ssize_t n = recv(conn, line + len, sizeof(line) - 1 - len, 0);
-			if (n <= 0)
-				break;
-			len += n;
-			if (line[len - 1] == '\n')
-				break;
+		if (fork() == 0) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			close(fd);
+			converse(conn);
+			exit(0);
 		}
-		line[len] = 0;
-		answer(conn, line);
 		close(conn);
 	}
 }
@@ -125,6 +149,9 @@ int main(int argc, char **argv)
 
 	if (argc < 3)
 		return 2;
+	asked = mmap(NULL, sizeof(*asked), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (asked == MAP_FAILED)
+		return 1;
 	server = fork();
 	if (server == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);

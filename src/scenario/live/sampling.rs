@@ -158,6 +158,7 @@ impl Taker {
         let most = self.order.boundaries.interval() / 2;
         let (mut i, mut lead, mut asking) = (0, LEAD, most.clamp(LEAD, ASKING));
         let mut troubled = false;
+        self.begin_statistics();
         while let Some(due) = self.order.boundaries.due(i) {
             let ready_by = due.saturating_sub(lead);
             let Some(stats) = self.ask(ready_by, &mut asking) else { return };
@@ -199,6 +200,16 @@ impl Taker {
             if !self.shared.wait(left.clamp(shortest, GLANCE)) {
                 return false;
             }
+        }
+    }
+
+    /// Asks once before the first sample, whose statistics often are what changed since then.
+    fn begin_statistics(&self) {
+        let Some(first) = self.order.boundaries.due(0) else { return };
+        let time = (first.saturating_sub(self.elapsed()) / 2).min(ASKING);
+        if time >= LEAD && self.order.stats.serves() == Ok(true) {
+            // When it does not answer, the samples say so.
+            let _ = self.order.stats.ask(TOP, &BTreeMap::new(), Some(time));
         }
     }
 

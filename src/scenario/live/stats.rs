@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ use super::machine::{CallError, Machine};
 use crate::scenario::cell::Cancel;
 use crate::scenario::stats;
 use crate::snapshot::MissingStatsReason;
-use crate::wire::{Answer, Op};
+use crate::wire::{Answer, Op, Refusal, RefusalKind};
 
 /// How long the scheduler may take when a script asks.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -22,7 +22,7 @@ pub(super) struct Stats {
     machine: Arc<dyn Machine>,
     cancel: Cancel,
     /// Whether the attached scheduler is a program, which may serve statistics.
-    serves: Arc<Mutex<bool>>,
+    pub(super) serves: Arc<Mutex<bool>>,
 }
 
 impl Stats {
@@ -65,8 +65,15 @@ impl Stats {
         }
         let time = within.unwrap_or(PATIENCE);
         let timeout_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let (path, line) = (stats::SOCKET.to_owned(), line.to_owned());
-        let op = Op::AskSocket { path, line, timeout_ms };
+        let op = Op::AskSocket {
+            path: stats::SOCKET.to_owned(),
+            // Each tells what changed since its own last answer.
+            asker: if within.is_some() { "samples" } else { "script" }.to_owned(),
+            line: line.to_owned(),
+            timeout_ms,
+        };
+        let stood = || self.machine.standstill().total(Instant::now());
+        let before = stood();
         let answer = match within {
             Some(within) => self.machine.call(op, within),
             None => super::call_while_wanted(&self.machine, op, PATIENCE + CALL, &self.cancel)
@@ -77,7 +84,11 @@ impl Stats {
             Ok(Answer::Line { text: None, size }) => Err(stats::too_large(size)),
             Ok(other) => Err(R::NoScheduler { reason: super::unexpected(&other).to_string() }),
             Err(_) if self.cancel.is_raised() => Err(R::Cancelled),
-            Err(_) if self.machine.is_paused() => Err(R::DuringFreeze),
+            // Its time ran on while it could not answer.
+            Err(
+                CallError::Timeout(_)
+                | CallError::Refused(Refusal { kind: RefusalKind::Timeout, .. }),
+            ) if stood() > before => Err(R::DuringFreeze),
             Err(CallError::Refused(refusal)) => Err(R::NoScheduler { reason: refusal.message }),
             Err(CallError::Timeout(_)) => {
                 let reason = format!("{} did not answer within {timeout_ms} ms", stats::SOCKET);

@@ -1,6 +1,7 @@
 //! The laboratory against a machine that only pretends.
 
 mod sampling;
+mod stats;
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
@@ -18,6 +19,9 @@ use crate::snapshot::{
 use crate::vm::topology::Topology;
 use crate::vm::{ExitInfo, ExitKind, Standstill};
 use crate::wire::{Refusal, RefusalKind};
+
+/// Something that happens to it.
+type Happening = Box<dyn FnOnce(&Fake) + Send>;
 
 /// A machine that answers from a list, and by rote where the list says nothing.
 #[derive(Default)]
@@ -39,6 +43,8 @@ struct Fake {
     takes: AtomicU64,
     /// Freezes do not come about.
     late: AtomicBool,
+    /// What happens during the next call.
+    happens: Mutex<Option<Happening>>,
 }
 
 impl Fake {
@@ -48,6 +54,10 @@ impl Fake {
 
     fn event(&self, event: Event) {
         self.events.lock().unwrap().push_back(event);
+    }
+
+    fn during_a_call(&self, happens: impl FnOnce(&Fake) + Send + 'static) {
+        *self.happens.lock().unwrap() = Some(Box::new(happens));
     }
 
     fn scheduler_leaves(&self, reason: &str) {
@@ -68,6 +78,9 @@ impl Fake {
 impl Machine for Fake {
     fn call(&self, op: Op, within: Duration) -> Result<Answer, CallError> {
         self.asked.lock().unwrap().push(op.clone());
+        if let Some(happens) = self.happens.lock().unwrap().take() {
+            happens(self);
+        }
         if self.silent.load(Ordering::Relaxed) {
             std::thread::sleep(within);
             return Err(CallError::Timeout("no answer".into()));

@@ -4,7 +4,7 @@ use super::*;
 use crate::scenario::lab::SampleOps;
 use crate::scenario::samples::{SampleOptions, SampleReport, SampleTimes};
 
-fn ms(ms: u64) -> Duration {
+pub(super) fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
@@ -42,11 +42,11 @@ fn sampled(options: &SampleOptions, duration: Duration, set: impl FnOnce(&Fake))
     (bench, told)
 }
 
-fn all(lab: &Lab) -> Vec<Arc<Snapshot>> {
+pub(super) fn all(lab: &Lab) -> Vec<Arc<Snapshot>> {
     (0..).map_while(|i| lab.sample(i).unwrap()).collect()
 }
 
-fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+pub(super) fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let until = Instant::now() + Duration::from_secs(60);
     while !done() {
         assert!(Instant::now() < until, "waited in vain for {what}");

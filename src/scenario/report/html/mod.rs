@@ -119,6 +119,10 @@ impl Cell {
                 fresh.attempt = *attempt;
                 *self = fresh;
             }
+            RunEvent::Sampled { report, .. } => {
+                let (text, at) = (report.to_string(), None);
+                self.records.push(Record::Note { text, at });
+            }
             RunEvent::CellFinished(end) => self.end = Some(end.clone()),
             _ => self.left_out += 1,
         }
@@ -153,6 +157,11 @@ impl Html {
     pub fn create(dir: &Path, trouble: &Trouble) -> Result<Self, String> {
         fs::create_dir_all(dir).map_err(|e| plain(&e))?;
         let path = dir.join("index.html");
+        // What a run that was killed while it wrote has left behind.
+        let part = path.with_extension("html.part");
+        if is_ours(&part).unwrap_or(false) {
+            let _ = fs::remove_file(&part);
+        }
         let empty = fs::read_dir(dir).map_err(|e| plain(&e))?.next().is_none();
         if !empty && !is_ours(&path).map_err(|e| plain(&e))? {
             return Err("holds something else than an earlier report; \

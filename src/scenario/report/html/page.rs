@@ -274,7 +274,7 @@ fn records(id: usize, cell: &Cell, out: &mut String) {
     for (i, record) in cell.records.iter().enumerate() {
         match record {
             Record::Plot(plot) => {
-                out.push_str("<li>");
+                out.push_str("<li class=\"drawn\">");
                 chart(&format!("plot-{id}-{i}"), plot, &phases, &freezes, out);
                 out.push_str("</li>\n");
             }

@@ -3,10 +3,10 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test setup build fmt clippy licences unit vm test-kvm repeat kernel-examples fuzz bench clean
+.PHONY: help demo test setup build fmt clippy licences unit vm test-kvm repeat kernel-examples published-schedulers fuzz bench clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 29
 
 demo: setup ## set everything up, boot a real kernel, judge an example scheduler
 	@tools/say "building cryoscope"
@@ -46,6 +46,9 @@ repeat: setup ## the smoke scripts ten times over kernels, boot paths and topolo
 
 kernel-examples: setup ## build the kernel's own example schedulers, compare what they print with snapshots
 	tools/kernel-examples
+
+published-schedulers: setup ## build a scheduler of the Rust registry, compare what it tells with snapshots
+	tools/published-schedulers
 
 fuzz: ## search for inputs that break the parsers, TIME seconds (60) for each target
 	@tools/setup g++

@@ -265,7 +265,7 @@ impl Agent {
             }
             Op::AskSocket { path, asker, line, timeout_ms } => {
                 let timeout = Duration::from_millis(timeout_ms);
-                later(socket::ask(&path, &asker, line, timeout, &mut world.lines)?)
+                later(socket::ask(&path, &asker, line, timeout, world.now, &mut world.lines)?)
             }
             Op::Dmesg => {
                 let log = kmsg::Mark::start().map_err(|e| {

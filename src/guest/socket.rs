@@ -3,7 +3,7 @@
 //! ```text
 //!  (none) ──connect──▶ asked ──a line──▶ kept ──the same asker──▶ asked ..
 //!                        │                ▲
-//!                        └── time is up ──┘  owing a line, which is thrown away
+//!                        └── time is up ──┘  owing a line, which is thrown away when it comes
 //! ```
 //!
 //! A connection is kept, since schedulers of the scx project tell what changed since the last answer
@@ -27,6 +27,11 @@ use crate::text::clean;
 
 /// Connections that are kept at most.
 const MOST_KEPT: usize = 8;
+
+/// Lines that a connection may owe.
+const MOST_OWED: u32 = 8;
+/// How long it may owe one: after that it may never say anything again.
+const OWED_FOR: Duration = Duration::from_secs(3);
 
 /// Connections that wait for the next request of whom they are kept for.
 #[derive(Default)]
@@ -54,9 +59,9 @@ impl Lines {
     }
 
     /// The connection of this asker, if it still stands.
-    fn take(&mut self, whose: &Whose) -> Option<Talk> {
+    fn take(&mut self, whose: &Whose, now: Instant) -> Option<Talk> {
         let at = self.0.iter().position(|(known, _)| known == whose)?;
-        Some(self.0.remove(at).1).filter(Talk::stands)
+        Some(self.0.remove(at).1).filter(|talk| talk.stands(now))
     }
 }
 
@@ -69,8 +74,10 @@ struct Talk {
     received: Vec<u8>,
     /// Bytes of the line that is coming.
     size: u64,
-    /// Whether one comes before it, the answer to a request whose time was up.
-    owed: bool,
+    /// Lines that come before it: answers to requests whose time was up.
+    owed: u32,
+    /// Since when what is owed is waited for.
+    owes_since: Option<Instant>,
     /// Something came behind the line.
     more: bool,
 }
@@ -97,17 +104,20 @@ impl Talk {
 
     fn over(socket: OwnedFd) -> Talk {
         let (left, received) = (Vec::new(), Vec::new());
-        Talk { socket, left, received, size: 0, owed: false, more: false }
+        Talk { socket, left, received, size: 0, owed: 0, owes_since: None, more: false }
     }
 
-    /// Whether the other side is still there, and has said what it owes and nothing else. One that
-    /// still owes may never say anything again.
-    fn stands(&self) -> bool {
+    /// Whether the other side is still there, has said nothing that it does not owe, and does not
+    /// owe it for long.
+    fn stands(&self, now: Instant) -> bool {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         match recv(&self.socket, &mut [0u8; 1][..], flags) {
             Ok((0, _)) => false,
-            Ok(_) => self.owed,
-            Err(error) => error == Errno::AGAIN && !self.owed,
+            Ok(_) => self.owed > 0,
+            Err(Errno::AGAIN) => {
+                self.owes_since.is_none_or(|since| now.duration_since(since) < OWED_FOR)
+            }
+            Err(_) => false,
         }
     }
 
@@ -138,17 +148,17 @@ impl Talk {
             if self.size > MAX_LINE as u64 {
                 return None;
             }
-            if !self.owed {
+            if self.owed == 0 {
                 self.more = !rest.is_empty();
                 self.size = 0;
                 self.received.extend(line);
                 return Some(std::mem::take(&mut self.received));
             }
-            (self.owed, self.size) = (false, 0);
+            (self.owed, self.owes_since, self.size) = (self.owed - 1, None, 0);
         }
         self.size += new.len() as u64;
         // Beyond the cap it is thrown away, so that a flood takes no memory.
-        if !self.owed && self.size <= MAX_LINE as u64 {
+        if self.owed == 0 && self.size <= MAX_LINE as u64 {
             self.received.extend(new);
         }
         None
@@ -170,10 +180,12 @@ impl Talk {
         (!open).then_some(Heard::Closed(self.size))
     }
 
-    /// Gives up waiting; whether the connection can be used again.
-    fn give_up(&mut self) -> bool {
+    /// Gives up waiting for what was asked then; whether the connection can be used again.
+    fn give_up(&mut self, asked: Instant) -> bool {
         self.received = Vec::new();
-        self.left.is_empty() && !std::mem::replace(&mut self.owed, true)
+        self.owed += 1;
+        self.owes_since.get_or_insert(asked);
+        self.left.is_empty() && self.owed <= MOST_OWED
     }
 }
 
@@ -186,6 +198,7 @@ pub(crate) struct AskTask {
     /// Whether others were answered on the connection before.
     kept: bool,
     timeout: Duration,
+    asked: Instant,
 }
 
 fn failed(path: &str, error: Errno) -> Refusal {
@@ -203,6 +216,7 @@ pub(crate) fn ask(
     asker: &str,
     line: String,
     timeout: Duration,
+    now: Instant,
     lines: &mut Lines,
 ) -> Result<AskTask, Refusal> {
     if line.len() > MAX_LINE || line.contains('\n') {
@@ -210,8 +224,8 @@ pub(crate) fn ask(
         return Err(refuse(RefusalKind::Invalid, message));
     }
     let whose = Whose { path: path.to_owned(), asker: asker.to_owned() };
-    let kept = lines.take(&whose);
-    let mut task = AskTask { whose, line, talk: None, kept: kept.is_some(), timeout };
+    let kept = lines.take(&whose, now);
+    let mut task = AskTask { whose, line, talk: None, kept: kept.is_some(), timeout, asked: now };
     task.begin(kept)?;
     Ok(task)
 }
@@ -274,7 +288,8 @@ impl Task for AskTask {
 
     fn timed_out(&mut self, world: &mut World) -> Refusal {
         let came = self.talk.as_ref().map_or(0, |talk| talk.size);
-        if let Some(talk) = self.talk.take_if(Talk::give_up) {
+        let asked = self.asked;
+        if let Some(talk) = self.talk.take_if(|talk| talk.give_up(asked)) {
             world.lines.keep(self.whose.clone(), talk);
         }
         let time = self.timeout.as_millis();
@@ -313,7 +328,7 @@ mod tests {
         }
         there.write_all(b"\n").unwrap();
         assert_eq!(talk.step(), Some(Heard::Line(b"{\"a\":1}".to_vec())));
-        assert!(talk.stands() && !talk.more);
+        assert!(talk.stands(Instant::now()) && !talk.more);
         there.write_all(b"again\nand more").unwrap();
         assert_eq!(talk.step(), Some(Heard::Line(b"again".to_vec())));
         assert!(talk.more, "nobody asked for that");
@@ -350,39 +365,44 @@ mod tests {
         talk.say("one");
         there.write_all(b"first ha").unwrap();
         assert_eq!(talk.step(), None);
-        assert!(talk.give_up());
-        assert!(!talk.stands(), "what it owes is not whole yet, and nothing came since");
+        let then = Instant::now();
+        assert!(talk.give_up(then));
+        assert!(talk.stands(then + OWED_FOR / 2));
+        assert!(!talk.stands(then + OWED_FOR), "it says nothing any more");
         talk.say("two");
         assert_eq!(talk.step(), None);
         there.write_all(b"lf\n").unwrap();
         assert_eq!(talk.step(), None);
+        assert!(talk.stands(then + OWED_FOR), "nothing is owed now");
         there.write_all(b"second\n").unwrap();
         assert_eq!(talk.step(), Some(Heard::Line(b"second".to_vec())));
 
-        talk.say("three");
-        assert_eq!(talk.step(), None);
-        assert!(talk.give_up());
-        there.write_all(b"third\nfourth\n").unwrap();
-        assert!(talk.stands(), "that is owed");
-        talk.say("four");
-        assert_eq!(talk.step(), Some(Heard::Line(b"fourth".to_vec())));
+        for asked in ["three", "four"] {
+            talk.say(asked);
+            assert_eq!(talk.step(), None);
+            assert!(talk.give_up(then));
+        }
+        there.write_all(b"third\nfourth\nfifth\n").unwrap();
+        assert!(talk.stands(then), "that is owed");
+        talk.say("five");
+        assert_eq!(talk.step(), Some(Heard::Line(b"fifth".to_vec())));
 
-        for usable in [true, false] {
+        for owed in 1..=MOST_OWED + 1 {
             talk.say("x");
             assert_eq!(talk.step(), None);
-            assert_eq!(talk.give_up(), usable);
+            assert_eq!(talk.give_up(then), owed <= MOST_OWED, "{owed}");
         }
     }
 
     #[test]
     fn a_connection_that_ended_or_says_too_much_is_not_used_again() {
         let (talk, mut there) = pair();
-        assert!(talk.stands());
+        assert!(talk.stands(Instant::now()));
         there.write_all(b"x").unwrap();
-        assert!(!talk.stands());
+        assert!(!talk.stands(Instant::now()));
         let (mut talk, there) = pair();
         drop(there);
-        assert!(!talk.stands());
+        assert!(!talk.stands(Instant::now()));
         assert_eq!(talk.step(), Some(Heard::Closed(0)));
         let (mut talk, mut there) = pair();
         there.write_all(b"half").unwrap();
@@ -397,7 +417,7 @@ mod tests {
         lines: &mut Lines,
         serve: impl FnOnce(&AskTask),
     ) -> Result<Answer, Refusal> {
-        let mut task = ask(path, asker, "x".into(), Duration::ZERO, lines)?;
+        let mut task = ask(path, asker, "x".into(), Duration::ZERO, Instant::now(), lines)?;
         assert!(task.advance(lines).is_none());
         serve(&task);
         task.advance(lines).expect("it is over")
@@ -428,7 +448,8 @@ mod tests {
         // One that is closed in between, or while a request is under way, is made anew.
         drop(first.take());
         assert_eq!(asked(path, "a", &mut lines, |_| accepted(&mut first)), line);
-        let mut task = ask(path, "a", "x".into(), Duration::ZERO, &mut lines).unwrap();
+        let mut task =
+            ask(path, "a", "x".into(), Duration::ZERO, Instant::now(), &mut lines).unwrap();
         drop(first.take());
         assert!(task.advance(&mut lines).is_none());
         accepted(&mut first);
@@ -459,6 +480,7 @@ mod tests {
             lines.keep(whose(i), talk);
         }
         assert_eq!(lines.0.len(), MOST_KEPT);
-        assert!(lines.take(&whose(11)).is_none() && lines.take(&whose(12)).is_some());
+        let mut has = |i| lines.take(&whose(i), Instant::now()).is_some();
+        assert!(!has(11) && has(12));
     }
 }

@@ -37,7 +37,7 @@ const GLANCE: Duration = Duration::from_millis(20);
 const LEAD: Duration = Duration::from_millis(2);
 
 /// The most time before a boundary at which the scheduler is asked for its statistics.
-const ASKING: Duration = Duration::from_millis(200);
+const ASKING: Duration = Duration::from_secs(1);
 
 /// The samples of a laboratory, and what takes them.
 #[derive(Default)]
@@ -155,10 +155,8 @@ struct Taker {
 
 impl Taker {
     fn run(&self) {
-        let most = self.order.boundaries.interval() / 2;
-        let (mut i, mut lead, mut asking) = (0, LEAD, most.clamp(LEAD, ASKING));
+        let (mut i, mut lead, mut asking) = (0, LEAD, self.begin_statistics());
         let mut troubled = false;
-        self.begin_statistics();
         while let Some(due) = self.order.boundaries.due(i) {
             let ready_by = due.saturating_sub(lead);
             let Some(stats) = self.ask(ready_by, &mut asking) else { return };
@@ -203,13 +201,24 @@ impl Taker {
         }
     }
 
-    /// Asks once before the first sample, whose statistics often are what changed since then.
-    fn begin_statistics(&self) {
-        let Some(first) = self.order.boundaries.due(0) else { return };
-        let time = (first.saturating_sub(self.elapsed()) / 2).min(ASKING);
-        if time >= LEAD && self.order.stats.serves() == Ok(true) {
+    /// The longest time before a boundary at which the scheduler is asked.
+    fn most_asking(&self) -> Duration {
+        (self.order.boundaries.interval() * 3 / 4).clamp(LEAD, ASKING)
+    }
+
+    /// Asks once before the first sample, whose statistics often are what changed since then; how
+    /// long before that one to ask again.
+    fn begin_statistics(&self) -> Duration {
+        let (begun, most) = (Instant::now(), self.most_asking());
+        let first = self.order.boundaries.due(0).unwrap_or_default();
+        let time = (first.saturating_sub(self.elapsed()) / 2).min(most);
+        if time < LEAD || self.order.stats.serves() != Ok(true) {
+            return most;
+        }
+        match self.order.stats.ask(TOP, &BTreeMap::new(), Some(time)) {
+            Ok(_) => (begun.elapsed() * 2).clamp(LEAD, most),
             // When it does not answer, the samples say so.
-            let _ = self.order.stats.ask(TOP, &BTreeMap::new(), Some(time));
+            Err(_) => most,
         }
     }
 
@@ -227,13 +236,13 @@ impl Taker {
         let begun = Instant::now();
         let left = by.saturating_sub(self.elapsed()).max(Duration::from_millis(1));
         let said = self.order.stats.ask(TOP, &BTreeMap::new(), Some(left));
-        // Twice what it takes; one that did not answer in time gets more of it.
+        // Twice the longest that it took lately, since an answer that is in time may be a little
+        // older, but one that is late is lost.
         let wanted = match &said {
-            Ok(_) => (*lead + begun.elapsed() * 2) / 2,
+            Ok(_) => (begun.elapsed() * 2).max(*lead * 7 / 8),
             Err(_) => *lead * 2,
         };
-        let most = (self.order.boundaries.interval() / 2).min(ASKING);
-        *lead = wanted.clamp(LEAD, most.max(LEAD));
+        *lead = wanted.clamp(LEAD, self.most_asking());
         Some(said)
     }
 

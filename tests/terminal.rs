@@ -79,9 +79,15 @@ impl Terminal {
         self
     }
 
+    /// Empties the screen, and waits until it is empty: what it showed before may look as if what is
+    /// typed next had been done already, and what is typed ahead of that may be lost.
+    fn clear(&self) -> String {
+        self.press("C-l").wait("an empty screen", |screen| screen == ">")
+    }
+
     /// Types a line on an empty screen and gives what stands between it and the next prompt.
     fn says(&self, line: &str) -> String {
-        self.press("C-l").ends(">");
+        self.clear();
         self.types(line).press("Enter");
         let screen = self.wait(&format!("the end of {line}"), |screen| {
             screen.lines().count() > 1 && screen.lines().last() == Some(">")
@@ -113,7 +119,7 @@ fn a_session_with_a_machine() {
     it.says("vm.hold(\"300ms\"); vm.freeze(\"a\");");
 
     // Names of globals, by what the snapshot has.
-    it.press("C-l").ends(">");
+    it.clear();
     it.types("snap.global(\"nr_").press("Tab");
     let names = it.wait("names of globals", |screen| screen.contains("nr_running"));
     assert!(names.contains("nr_enqueued"), "{names}");
@@ -121,7 +127,7 @@ fn a_session_with_a_machine() {
     it.press("Enter").wait("its value", |screen| screen.contains("\nnr_enqueued  "));
 
     // A path of members, from the types of the map.
-    it.press("C-l").ends(">");
+    it.clear();
     it.types("snap.map(\"task_c").press("Tab").ends("> snap.map(\"task_ctx\")");
     it.types(".at(0).value.ru").press("Tab").ends("> snap.map(\"task_ctx\").at(0).value.runs");
     it.types(".").press("Tab");
@@ -130,7 +136,7 @@ fn a_session_with_a_machine() {
 
     // A loop is stopped, and the machine is not.
     let before: i64 = it.says("vm.elapsed_ms").parse().unwrap();
-    it.press("C-l").ends(">");
+    it.clear();
     it.types("print(\"looping\"); loop {}").press("Enter");
     it.wait("the loop", |screen| screen.lines().any(|line| line == "looping"));
     it.press("C-c");
@@ -142,7 +148,7 @@ fn a_session_with_a_machine() {
     assert_eq!(it.says("pids.len"), "3", "variables stay");
 
     // A closure of several lines.
-    it.press("C-l").ends(">");
+    it.clear();
     for line in ["let heavy = |task| {", "    task.tid > 0", "};"] {
         it.types(line).press("Enter");
     }
@@ -171,7 +177,7 @@ fn a_session_with_a_machine() {
     it.wait("what was typed before", |screen| screen.contains("snap.global(\"nr_enqueued\")"));
     it.press("Enter");
     it.wait("its value", |screen| screen.contains("\nnr_enqueued  "));
-    it.press("C-l").ends(">");
+    it.clear();
     it.types("open(\"a.c").press("Tab").ends("> open(\"a.cryo");
     it.press("C-c").ends(">");
     it.press("C-d");

@@ -164,6 +164,9 @@ pub struct SchedulerOptions {
     pub staged: Vec<(PathBuf, String)>,
     /// Environment of an executable.
     pub env: Vec<(String, String)>,
+    /// Where an executable serves its statistics in the guest, if not at
+    /// [`stats::SOCKET`].
+    pub stats: Option<String>,
 }
 
 impl SchedulerOptions {
@@ -187,6 +190,7 @@ impl Default for SchedulerOptions {
             defines: Vec::new(),
             staged: Vec::new(),
             env: Vec::new(),
+            stats: None,
         }
     }
 }

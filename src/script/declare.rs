@@ -54,7 +54,8 @@ const COUNTING: [(&str, &str); 2] =
 const LATER: &[&str] = &[];
 
 /// Options of `scheduler: #{ .. }`.
-const SCHEDULER: &[&str] = &["src", "rodata", "args", "include", "defines", "staged", "env"];
+const SCHEDULER: &[&str] =
+    &["src", "rodata", "args", "include", "defines", "staged", "env", "stats"];
 
 /// Scenarios of one script.
 const MAX_SCENARIOS: usize = 10_000;
@@ -395,5 +396,6 @@ fn scheduler(read: &Options<'_>) -> Result<Option<SchedulerOptions>, Mistake> {
         env: inner
             .texts("env", "a map of texts, like #{ RUST_LOG: \"debug\" }")?
             .unwrap_or_default(),
+        stats: inner.socket("stats")?,
     }))
 }

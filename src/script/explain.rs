@@ -40,6 +40,8 @@ pub(crate) struct Known<'a> {
     pub(crate) functions: &'a [(String, usize)],
     /// Words of the script.
     pub(crate) words: &'a [String],
+    /// Members of maps that schedulers answered with, and what they mean or nothing.
+    pub(crate) members: &'a [(String, String)],
     /// How many steps the script was allowed.
     pub(crate) operations: u64,
 }
@@ -79,6 +81,7 @@ impl Known<'_> {
             E::ErrorPropertyNotFound(name, _) => {
                 told(format!("the map has no property \"{name}\""))
                     .help(format!("ask with `\"{name}\" in map` before, or look at map.keys()"))
+                    .maybe(self.nearest_member(name))
             }
             E::ErrorDotExpr(text, _) => self.no_property(text),
             E::ErrorIndexingType(text, _) => no_index(text),
@@ -160,6 +163,19 @@ impl Known<'_> {
                 told(format!("{first}{}", chars.as_str()))
             }
         }
+    }
+
+    /// The member of a scheduler's statistics that may be meant.
+    fn nearest_member(&self, name: &str) -> Option<String> {
+        let near = nearest(name, self.members.iter().map(|(member, _)| member.as_str()))?;
+        if near == name {
+            return None;
+        }
+        let meaning = self.members.iter().find(|(member, _)| member == near).map(|(_, m)| m);
+        Some(match meaning.filter(|meaning| !meaning.is_empty()) {
+            Some(meaning) => format!("did you mean {near} ({meaning})?"),
+            None => format!("did you mean {near}?"),
+        })
     }
 
     fn no_variable(&self, name: &str) -> Told {

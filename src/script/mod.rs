@@ -13,6 +13,7 @@
 //! | `vm.rs`, `cgroup.rs` | the live machine |
 //! | `expect.rs`, `globals.rs` | judging |
 //! | `data.rs`, `values.rs` | snapshots and values |
+//! | `statistics.rs` | what the scheduler tells of itself |
 //! | `series.rs`, `series/` | samples over time, and patterns over them |
 //! | `repl.rs`, `repl/` | inputs of the REPL, and what could stand next in one |
 //! | `modules.rs` | `import`, and who called whom |
@@ -39,6 +40,7 @@ mod series;
 mod session;
 mod shape;
 mod source;
+mod statistics;
 pub mod surface;
 mod topology;
 mod units;

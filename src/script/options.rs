@@ -11,6 +11,9 @@ use crate::words::nearest;
 use super::units;
 use super::values::described;
 
+/// Bytes that the path of a Unix socket has room for, with the 0 at its end (`sun_path`).
+const SOCKET_PATH: usize = 108;
+
 /// A mistake in an option map: the key that it is about, if any, and what to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mistake {
@@ -83,6 +86,20 @@ impl<'a> Options<'a> {
             Ok(text) => Ok(Some(text)),
             Err(_) => Err(self.not_a(key, "a string", value)),
         }
+    }
+
+    /// The path of a Unix socket in the guest.
+    pub(crate) fn socket(&self, key: &str) -> Read<String> {
+        self.parsed(key, "a path of a socket in the guest", |path| {
+            match path.starts_with('/') && path.len() < SOCKET_PATH && !path.contains('\0') {
+                true => Ok(path.to_owned()),
+                false => Err(format!(
+                    "a path of a socket in the guest begins with / and has less than {SOCKET_PATH} \
+                     bytes, like \"{}\"",
+                    crate::scenario::stats::SOCKET
+                )),
+            }
+        })
     }
 
     /// A string that `read` understands; `want` describes it.

@@ -372,7 +372,9 @@ pub(super) fn known<T>(
     let mut words: Vec<String> = words.map(str::to_string).collect();
     words.extend(session.lock().variables.iter().cloned());
     let operations = session.limits.operations;
-    tell(&Known { surface: &surface, functions: &functions, words: &words, operations })
+    let members = session.lock().statistics.names();
+    let (functions, words, members) = (&functions[..], &words[..], &members[..]);
+    tell(&Known { surface: &surface, functions, words, members, operations })
 }
 
 /// Everything that scripts can name, with cryoscope's own modules, and definition files for

@@ -12,6 +12,7 @@ use super::expect::what_was_thrown;
 use super::fault::{Fault, Native};
 use super::register::Package;
 use super::session::Session;
+use super::statistics;
 use super::values::{described, from_scalar, incomparable, to_scalar};
 use super::vm::{Vm, no_such};
 use crate::scenario::lab::LabOps;
@@ -185,7 +186,7 @@ fn variables(pkg: &mut Package<'_>, session: &Arc<Session>) {
                 }
                 match snapshot.stats() {
                     Ok(stats) => {
-                        let args = (data::json(stats.clone()),);
+                        let args = (statistics::value(&session, stats.clone()),);
                         value_or_error(label, f.call_within_context::<Dynamic>(&ctx, args))
                     }
                     Err(error) => Ok(Err(error)),

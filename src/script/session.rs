@@ -19,6 +19,7 @@ use super::End;
 use super::engine::Limits;
 use super::fault::{Fault, Native, terminate};
 use super::source::{Source, Sources};
+use super::statistics::Told;
 
 /// Boots the machine that a declaration asks for.
 pub type Boot = Arc<dyn Fn(&ScenarioDecl) -> LabResult<Arc<dyn LabOps>> + Send + Sync>;
@@ -72,6 +73,8 @@ pub(crate) struct State {
     pub(crate) outline: Outline,
     /// Variables that earlier inputs have left.
     pub(crate) variables: Vec<String>,
+    /// What schedulers told of themselves.
+    pub(crate) statistics: Told,
     /// Functions of the modules imported so far: names and numbers of parameters.
     pub(crate) module_functions: BTreeSet<(String, usize)>,
     /// Whether the one scenario that was asked for has run.

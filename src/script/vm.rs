@@ -7,8 +7,7 @@ use std::sync::Arc;
 use rhai::{Array, Dynamic, INT, Map, NativeCallContext};
 
 use crate::scenario::lab::{ExecOutcome, LabOps, Span};
-use crate::scenario::stats::TOP;
-use crate::snapshot::{CaptureRequest, MAX_RAM, MissingStatsReason, SnapshotError};
+use crate::snapshot::{CaptureRequest, MAX_RAM};
 use crate::vm::topology::Topology;
 
 use super::cgroup::{Cgroup, work};
@@ -54,7 +53,7 @@ pub(crate) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {
     groups(pkg, session);
     scheduler(pkg, session);
     changing(pkg, session);
-    statistics(pkg, session);
+    super::statistics::register(pkg, session);
     incomparable::<Vm>(pkg, "Vm");
     incomparable::<Scheduler>(pkg, "Scheduler");
 }
@@ -400,60 +399,4 @@ fn changing(pkg: &mut Package<'_>, session: &Arc<Session>) {
         "Detaches it and brings it up again: its maps begin anew.",
         move |ctx: NativeCallContext<'_>, x: &mut Scheduler| s.lab(&ctx, x.lab.scheduler_restart()),
     );
-}
-
-fn statistics(pkg: &mut Package<'_>, session: &Arc<Session>) {
-    let s = session.clone();
-    pkg.func(
-        "stats(self: Vm) -> any",
-        "Asks the scheduler for its statistics (scx_stats, target `top`), as a map. Throws \
-         `MissingStats` with the reason: only an executable serves them.",
-        move |ctx: NativeCallContext<'_>, t: &mut Vm| stats(&s, &ctx, t, TOP, &Map::new()),
-    );
-    let s = session.clone();
-    pkg.func(
-        "stats(self: Vm, target: string) -> any",
-        "The same of another target.",
-        move |ctx: NativeCallContext<'_>, t: &mut Vm, target: &str| {
-            stats(&s, &ctx, t, target, &Map::new())
-        },
-    );
-    let s = session.clone();
-    pkg.func(
-        "stats(self: Vm, target: string, args: map) -> any",
-        "The same with further arguments, which are texts.",
-        move |ctx: NativeCallContext<'_>, t: &mut Vm, target: &str, args: Map| {
-            stats(&s, &ctx, t, target, &args)
-        },
-    );
-    let s = session.clone();
-    pkg.func(
-        "stats_meta(self: Vm) -> any",
-        "Which statistics the scheduler has: their names and what they mean, in its own words.",
-        move |ctx: NativeCallContext<'_>, t: &mut Vm| answered(s.lab(&ctx, t.lab.stats_meta())?),
-    );
-}
-
-fn stats(
-    s: &Session,
-    ctx: &NativeCallContext<'_>,
-    t: &Vm,
-    target: &str,
-    args: &Map,
-) -> Native<Dynamic> {
-    let text = |(name, value): (&rhai::Identifier, &Dynamic)| match value.clone().into_string() {
-        Ok(text) => Ok((name.to_string(), text)),
-        Err(_) => {
-            let found = described(value);
-            Err(Fault::argument(format!("stats(..): the argument {name} is {found}, not a text")))
-        }
-    };
-    let args = args.iter().map(text).collect::<Result<_, _>>()?;
-    answered(s.lab(ctx, t.lab.stats(target, &args))?)
-}
-
-/// What came of a question to the scheduler.
-fn answered(answer: Result<serde_json::Value, MissingStatsReason>) -> Native<Dynamic> {
-    let missing = |reason| SnapshotError::MissingStats { tag: String::new(), reason };
-    answer.map(data::json).map_err(|reason| data::thrown(missing(reason)))
 }

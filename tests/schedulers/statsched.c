@@ -4,7 +4,7 @@
  * scheduler, a child of it answers on the socket, with a child of its own for each connection. The
  * target of a request says how.
  *
- * statsched HOLDER OBJECT
+ * statsched HOLDER OBJECT [SOCKET]
  */
 #define _GNU_SOURCE
 #include <signal.h>
@@ -18,7 +18,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-static const char *const path = "/var/run/scx/root/stats";
+static const char *path = "/var/run/scx/root/stats";
 /* By all connections together; by this one. */
 static unsigned long *asked;
 static unsigned long here;
@@ -152,6 +152,8 @@ int main(int argc, char **argv)
 	asked = mmap(NULL, sizeof(*asked), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (asked == MAP_FAILED)
 		return 1;
+	if (argc > 3)
+		path = argv[3];
 	server = fork();
 	if (server == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);

@@ -128,7 +128,7 @@ impl Lab {
         let parts = Parts {
             facts,
             expect_exit: options.expect_exit.clone(),
-            scheduler: Current::of(&scheduler),
+            scheduler: Current::of(&scheduler, &options.scheduler),
             staged: scheduler.files,
             preparer: Some(preparer),
             events: setup.events.clone(),

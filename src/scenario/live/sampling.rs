@@ -39,6 +39,9 @@ const LEAD: Duration = Duration::from_millis(2);
 /// The most time before a boundary at which the scheduler is asked for its statistics.
 const ASKING: Duration = Duration::from_secs(1);
 
+/// How many times as far ahead as it took lately.
+const MARGIN: u32 = 4;
+
 /// The samples of a laboratory, and what takes them.
 #[derive(Default)]
 pub(super) struct Sampler {
@@ -216,7 +219,7 @@ impl Taker {
             return most;
         }
         match self.order.stats.ask(TOP, &BTreeMap::new(), Some(time)) {
-            Ok(_) => (begun.elapsed() * 2).clamp(LEAD, most),
+            Ok(_) => (begun.elapsed() * MARGIN).clamp(LEAD, most),
             // When it does not answer, the samples say so.
             Err(_) => most,
         }
@@ -236,10 +239,10 @@ impl Taker {
         let begun = Instant::now();
         let left = by.saturating_sub(self.elapsed()).max(Duration::from_millis(1));
         let said = self.order.stats.ask(TOP, &BTreeMap::new(), Some(left));
-        // Twice the longest that it took lately, since an answer that is in time may be a little
-        // older, but one that is late is lost.
+        // Some times the longest that it took lately, since an answer that is in time may be a
+        // little older, but one that is late is lost.
         let wanted = match &said {
-            Ok(_) => (begun.elapsed() * 2).max(*lead * 7 / 8),
+            Ok(_) => (begun.elapsed() * MARGIN).max(*lead * 7 / 8),
             Err(_) => *lead * 2,
         };
         *lead = wanted.clamp(LEAD, self.most_asking());

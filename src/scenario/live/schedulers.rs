@@ -14,6 +14,7 @@ use super::{CALL, Lab, unexpected};
 use crate::kernel::{CacheDir, KernelImage};
 use crate::scenario::SchedulerOptions;
 use crate::scenario::lab::{LabError, LabResult};
+use crate::scenario::stats;
 use crate::scenario::verdict::Recorder;
 use crate::scheduler::{AttachPlan, Prepared, StagedFile, Toolchain};
 use crate::vm::initramfs::Initramfs;
@@ -23,7 +24,7 @@ use crate::wire::{Answer, Op};
 const CHUNK: usize = 1 << 20;
 
 /// The scheduler under test.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Current {
     /// What to call it.
     pub(super) name: String,
@@ -33,18 +34,22 @@ pub(super) struct Current {
     pub(super) attached: bool,
     /// Whether it left by itself.
     pub(super) left: bool,
+    /// Where it serves statistics, if the author says so.
+    pub(super) socket: Option<String>,
 }
 
 impl Current {
     /// One that was just attached.
-    pub(super) fn of(prepared: &Prepared) -> Current {
+    pub(super) fn of(prepared: &Prepared, asked: &SchedulerOptions) -> Current {
         let (name, plan) = (prepared.name.clone(), prepared.attach.clone());
-        Current { name, attached: plan.is_some(), plan, left: false }
+        let (attached, socket) = (plan.is_some(), asked.stats.clone());
+        Current { name, attached, plan, left: false, socket }
     }
 
-    /// Whether it is a program that may serve statistics.
-    pub(super) fn serves(&self) -> bool {
-        self.attached && matches!(self.plan, Some(AttachPlan::Program { .. }))
+    /// Where statistics are asked for, of a program that may serve them.
+    pub(super) fn serves(&self) -> Option<String> {
+        let program = self.attached && matches!(self.plan, Some(AttachPlan::Program { .. }));
+        program.then(|| self.socket.clone().unwrap_or_else(|| stats::SOCKET.to_owned()))
     }
 }
 
@@ -93,7 +98,7 @@ impl Lab {
         self.runs("attach a scheduler")?;
         self.attached(false, "attach")?;
         let prepared = self.made_ready(asked)?;
-        self.bring_up(&prepared)
+        self.bring_up(&prepared, asked)
     }
 
     pub(super) fn replace_scheduler(&self, asked: &SchedulerOptions) -> LabResult<()> {
@@ -102,20 +107,16 @@ impl Lab {
         self.attached(true, "replace")?;
         let prepared = self.made_ready(asked)?;
         self.detach_scheduler()?;
-        self.bring_up(&prepared)
+        self.bring_up(&prepared, asked)
     }
 
     pub(super) fn restart_scheduler(&self) -> LabResult<()> {
         self.go_on()?;
         self.runs("restart the scheduler")?;
         self.attached(true, "restart")?;
-        let (name, plan) = {
-            let state = self.state();
-            (state.scheduler.name.clone(), state.scheduler.plan.clone())
-        };
-        let Some(plan) = plan else { return Ok(()) };
+        let again = self.state().scheduler.clone();
         self.detach_scheduler()?;
-        self.load(&name, &plan)
+        self.load(again)
     }
 
     pub(super) fn detach_scheduler(&self) -> LabResult<()> {
@@ -126,7 +127,7 @@ impl Lab {
         match self.call(Op::Detach)? {
             Answer::Detached { .. } => {
                 self.state().scheduler.attached = false;
-                self.stats.changed(false);
+                self.stats.changed(None);
                 Ok(())
             }
             other => Err(unexpected(&other)),
@@ -178,26 +179,23 @@ impl Lab {
         Ok(())
     }
 
-    fn bring_up(&self, prepared: &Prepared) -> LabResult<()> {
-        match &prepared.attach {
-            Some(plan) => self.load(&prepared.name, plan),
-            None => Ok(()),
-        }
+    fn bring_up(&self, prepared: &Prepared, asked: &SchedulerOptions) -> LabResult<()> {
+        self.load(Current::of(prepared, asked))
     }
 
     /// Loads a scheduler whose files are in the guest, and expects it to leave some time.
-    fn load(&self, name: &str, plan: &AttachPlan) -> LabResult<()> {
+    fn load(&self, scheduler: Current) -> LabResult<()> {
+        let Some(plan) = &scheduler.plan else { return Ok(()) };
         let op = Op::Attach(stage::attach_op(plan, ATTACH));
         let within = ATTACH + CALL;
         match super::call_while_wanted(&self.machine, op, within, &self.parts.cancel)? {
             Ok(Answer::Attached { .. }) => {}
             Ok(other) => return Err(unexpected(&other)),
             Err(_) if self.machine.exited().is_some() => return self.is_well(),
-            Err(error) => return Err(error.into_lab_of_attach(name)),
+            Err(error) => return Err(error.into_lab_of_attach(&scheduler.name)),
         }
-        let (name, plan) = (name.to_owned(), Some(plan.clone()));
         let mut state = self.state();
-        state.scheduler = Current { name, plan, attached: true, left: false };
+        state.scheduler = Current { attached: true, left: false, ..scheduler };
         state.under_test = true;
         self.stats.changed(state.scheduler.serves());
         drop(state);

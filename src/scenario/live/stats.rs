@@ -21,23 +21,23 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) struct Stats {
     machine: Arc<dyn Machine>,
     cancel: Cancel,
-    /// Whether the attached scheduler is a program, which may serve statistics.
-    pub(super) serves: Arc<Mutex<bool>>,
+    /// Where the attached scheduler is asked, when it is a program, which may serve statistics.
+    pub(super) socket: Arc<Mutex<Option<String>>>,
 }
 
 impl Stats {
     pub(super) fn new(machine: Arc<dyn Machine>, cancel: Cancel) -> Stats {
-        Stats { machine, cancel, serves: Arc::default() }
+        Stats { machine, cancel, socket: Arc::default() }
     }
 
     /// Another scheduler is attached, or none any more.
-    pub(super) fn changed(&self, serves: bool) {
-        *self.serves.lock().unwrap_or_else(PoisonError::into_inner) = serves;
+    pub(super) fn changed(&self, socket: Option<String>) {
+        *self.socket.lock().unwrap_or_else(PoisonError::into_inner) = socket;
     }
 
     /// Whether there is anybody to ask.
     pub(super) fn serves(&self) -> Result<bool, MissingStatsReason> {
-        Ok(*self.serves.lock()?)
+        Ok(self.socket.lock()?.is_some())
     }
 
     /// Statistics of a target; an answer that comes later than `within` is thrown away.
@@ -57,16 +57,14 @@ impl Stats {
 
     fn send(&self, line: &str, within: Option<Duration>) -> Result<Value, MissingStatsReason> {
         use MissingStatsReason as R;
-        if !self.serves()? {
-            return Err(R::NoSchedulerBinary);
-        }
+        let Some(path) = self.socket.lock()?.clone() else { return Err(R::NoSchedulerBinary) };
         if self.machine.is_paused() {
             return Err(R::DuringFreeze);
         }
         let time = within.unwrap_or(PATIENCE);
         let timeout_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let op = Op::AskSocket {
-            path: stats::SOCKET.to_owned(),
+            path: path.clone(),
             // Each tells what changed since its own last answer.
             asker: if within.is_some() { "samples" } else { "script" }.to_owned(),
             line: line.to_owned(),
@@ -91,7 +89,7 @@ impl Stats {
             ) if stood() > before => Err(R::DuringFreeze),
             Err(CallError::Refused(refusal)) => Err(R::NoScheduler { reason: refusal.message }),
             Err(CallError::Timeout(_)) => {
-                let reason = format!("{} did not answer within {timeout_ms} ms", stats::SOCKET);
+                let reason = format!("{path} did not answer within {timeout_ms} ms");
                 Err(R::NoScheduler { reason })
             }
             Err(error) => Err(R::NoScheduler { reason: error.into_lab().to_string() }),

@@ -239,6 +239,7 @@ fn bench(expect_exit: ExpectExit) -> Bench {
             }),
             attached: true,
             left: false,
+            socket: None,
         },
         staged: Vec::new(),
         preparer: None,

@@ -135,12 +135,6 @@ fn fired(trigger: &Trigger) -> Dynamic {
 /// What a sample has that other snapshots lack.
 fn sampled(pkg: &mut Package<'_>) {
     pkg.getter(
-        "stats(self: Snapshot) -> any",
-        "Of a periodic sample: what the scheduler's statistics said just before its time, as a map. \
-         Throws `MissingStats` with the reason.",
-        |s: Snap| native(s.stats().cloned()).map(super::json),
-    )
-    .getter(
         "step_index(self: Snapshot) -> int",
         "Which `t.step(..)` it falls in, from 1; 0 before the first.",
         |s: Snap| int(s.meta().step_index),

@@ -13,10 +13,12 @@ use rhai::{Dynamic, Scope};
 
 use super::{Interactive, text};
 use crate::scenario::text::clean;
+use crate::script::data;
 use crate::script::explain::type_name;
 use crate::script::modules::STDLIB;
 use crate::script::source::{Tokens, open_quote};
 use crate::script::surface::{FunctionDoc, Kind};
+use crate::script::vm::Vm;
 use crate::snapshot::{Entry, Field, Map, Sched, Snapshot};
 
 /// Something that could stand next.
@@ -245,6 +247,11 @@ impl Interactive {
             ("Vm", "cgroup") => {
                 Some(closed(self.lab.as_ref().map(|lab| lab.cgroups()).unwrap_or_default()))
             }
+            ("SampleSeries", "stats") => {
+                let paths = self.session.lock().statistics.paths(typed).into_iter();
+                let close = |ends| if ends { "\")" } else { "" };
+                Some(paths.map(|(path, ends)| Candidate::closed(&path, close(ends))).collect())
+            }
             ("Snapshot", "save") => None,
             // Other texts of ours are no files.
             ("Vm" | "Snapshot" | "SnapshotMap" | "SnapshotSched" | "Cgroup" | "Scheduler", _) => {
@@ -323,6 +330,9 @@ impl Interactive {
 
     /// What a step gives, where it only reads what was captured.
     fn read(&self, value: &Dynamic, step: &Step<'_, '_>) -> Option<Dynamic> {
+        if let (Step::Call(name, []), true) = (step, value.is::<Vm>()) {
+            return self.session.lock().statistics.last(name).cloned().map(data::json);
+        }
         let plain = value.is_map() || value.is_array();
         let captured = value.is::<Arc<Snapshot>>()
             || value.is::<Map>()

@@ -40,7 +40,7 @@ fn every_option_arrives() {
     let text = "\
 scenario(\"all\", #{
     scheduler: #{ src: \"a.bpf.c\", rodata: #{ slice_ns: 5_000_000 }, args: [\"-v\"],
-        include: \"inc\", defines: [\"X=1\"], staged: #{ \"f\": \"/f\" }, env: #{ A: 1 } },
+        include: \"inc\", defines: [\"X=1\"], staged: #{ \"f\": \"/f\" }, env: #{ A: 1 }, stats: \"/s\" },
     topology: \"1n2l2c1t\", memory: \"1G\", huge_pages: true, pin: \"2-5\", kernel: \"debian:7.2\", boot: \"bzimage\",
     duration: \"4s\", tags: [\"smoke\", \"x\"], timeout: \"1m\", expect_exit: \"stall\",
     allow_inconclusive: true, requires: [\"llcs\"], kargs: [\"quiet\"], bpf_stats: true,
@@ -57,6 +57,7 @@ scenario(\"none\", |t| {});";
     assert_eq!(scheduler.defines, ["X=1"]);
     assert_eq!(scheduler.staged, [("f".into(), "/f".into())]);
     assert_eq!(scheduler.env, [("A".into(), "1".into())]);
+    assert_eq!(scheduler.stats.as_deref(), Some("/s"));
     assert_eq!((all.topology.as_str(), all.memory), ("1n2l2c1t", 1 << 30));
     assert_eq!((all.huge_pages, all.pin.as_deref()), (true, Some("2-5")));
     assert_eq!((all.kernel.as_str(), all.boot), ("debian:7.2", BootPath::BzImage));

@@ -14,6 +14,9 @@ use crate::snapshot::MissingStatsReason;
 use crate::snapshot::{CaptureRequest, Meta, Place, Scalar, Snapshot, Trigger};
 use crate::vm::topology::Topology;
 
+/// A scheduler that is a program.
+const PROGRAM: &str = "scx_bpfland";
+
 pub(crate) struct FakeLab {
     facts: LabFacts,
     /// Whether `fifo` runs; without it the machine has no scheduler of its own.
@@ -42,6 +45,8 @@ pub(crate) struct FakeLab {
     leaves: bool,
     /// Samples that are taken.
     samples: Option<SampleOptions>,
+    /// The scheduler as the scenario has it.
+    src: String,
 }
 
 impl FakeLab {
@@ -71,6 +76,7 @@ impl FakeLab {
             trouble: None,
             watches: Mutex::default(),
             leaves: false,
+            src: String::new(),
             samples: None,
         }
     }
@@ -82,6 +88,7 @@ impl FakeLab {
         lab.facts.duration = decl.options.duration;
         lab.facts.scheduler = if decl.options.scheduler.is_none() { "none" } else { "fifo" }.into();
         lab.samples.clone_from(&decl.options.samples);
+        lab.src.clone_from(&decl.options.scheduler.src);
         lab.leaves = decl.options.expect_exit != ExpectExit::None;
         // What leaves leaves the same behind.
         lab.fifo = decl.options.scheduler.src.ends_with("fifo.bpf.c") || lab.leaves;
@@ -136,10 +143,21 @@ impl FakeLab {
                     spread: self.spread.load(Ordering::Relaxed),
                     slice_ns: self.slice_ns,
                     kernel: self.kernel,
+                    told: matches!(trigger, Trigger::Periodic { .. })
+                        .then(|| self.told(elapsed_ms))
+                        .filter(|_| self.src == PROGRAM),
                 },
                 trigger,
             ),
         }
+    }
+
+    /// What a scheduler that is a program tells of itself.
+    fn told(&self, elapsed_ms: u64) -> Result<serde_json::Value, MissingStatsReason> {
+        Ok(serde_json::json!({
+            "nr_cpus": self.facts.topology.cpus(), "nr_running": 2,
+            "nr_direct_dispatches": elapsed_ms, "nr_shared_dispatches": 3,
+        }))
     }
 
     fn known(&self, group: &str) -> LabResult<()> {
@@ -391,6 +409,8 @@ impl LabOps for FakeLab {
     ) -> LabResult<Result<serde_json::Value, MissingStatsReason>> {
         self.ask(format!("stats {target} {args:?}"));
         Ok(match target {
+            "top" if self.src == PROGRAM => self.told(self.elapsed_ms()),
+            "top" if self.src.ends_with(".bpf.c") => Err(MissingStatsReason::NoSchedulerBinary),
             "top" => Ok(serde_json::json!({ "nr_queued": 7, "cpus": [{ "load": 0.5 }] })),
             _ => {
                 let args = serde_json::json!({ "resp": "no such target" });
@@ -400,7 +420,12 @@ impl LabOps for FakeLab {
     }
 
     fn stats_meta(&self) -> LabResult<Result<serde_json::Value, MissingStatsReason>> {
-        Ok(Err(MissingStatsReason::NoSchedulerBinary))
+        if self.src != PROGRAM {
+            return Ok(Err(MissingStatsReason::NoSchedulerBinary));
+        }
+        let desc = "Number of running tasks";
+        let fields = serde_json::json!({ "nr_running": { "datum": "u64", "desc": desc } });
+        Ok(Ok(serde_json::json!({ "Metrics": { "fields": fields, "top": "true" } })))
     }
 
     fn watching(&self) -> &dyn WatchOps {

@@ -295,11 +295,26 @@ fn what_could_come_next_is_offered() {
         let offered = repl.offered(text);
         assert!(offered.iter().any(|o| o == has) || text == has, "{text}: {offered:?}");
     }
+    // What the scheduler told once is known, and asked for again only by the author.
+    let nothing = repl.offered("vm.stats().nr_");
+    assert_eq!(nothing, [""; 0]);
+    repl.eval("vm.stats();");
+    let cases: [(&str, &[&str]); 6] = [
+        ("vm.stats().nr_", &["vm.stats().nr_queued"]),
+        ("vm.stats().cpus[0].lo", &["vm.stats().cpus[0].load"]),
+        ("vm.series().stats(\"nr", &["vm.series().stats(\"nr_queued\")"]),
+        ("vm.series().stats(\"cp", &["vm.series().stats(\"cpus"]),
+        ("vm.series().stats(\"cpus.", &[]),
+        ("vm.stats_meta().nr", &[]),
+    ];
+    for (text, want) in cases {
+        assert_eq!(repl.offered(text), want, "{text}");
+    }
     for nothing in ["nope.", "1.", "// sna", "`sna", "vm.exec([\"ls\"]).cod", "snap.statss"] {
         assert_eq!(repl.offered(nothing), [""; 0], "{nothing}");
     }
     // Nothing was asked of the machine for it.
-    assert_eq!(repl.lab.asked.lock().unwrap().len(), 2);
+    assert_eq!(repl.lab.asked.lock().unwrap().len(), 3);
     let (_, found) = repl.interactive.complete("snap.map(\"ta", true);
     assert_eq!(found[0].text, "task_ctx", "something follows already");
 }

@@ -265,6 +265,36 @@ fn a_series_is_saved_and_opened() {
 }
 
 #[test]
+fn a_member_of_statistics_that_is_not_there_names_the_nearest() {
+    let helped = |body: &str| {
+        let ran = run_with("scheduler: \"scx_bpfland\", samples: 3", body);
+        let told = ran.one();
+        let (told, help) = told.split_once('\n').unwrap();
+        assert!(told.ends_with("the map has no property \"nr_runing\""), "{told}");
+        help.to_owned()
+    };
+    assert_eq!(helped("t.stats().nr_runing;"), "help: did you mean nr_running?");
+    assert_eq!(
+        helped("t.stats_meta(); t.stats().nr_runing;"),
+        "help: did you mean nr_running (Number of running tasks)?"
+    );
+    assert_eq!(
+        helped("t.hold(\"100%\"); t.series()[1].stats.nr_runing;"),
+        "help: did you mean nr_running?"
+    );
+    let no_idea = helped("let m = #{ a: 1 }; m.nr_runing;");
+    assert!(no_idea.starts_with("help: ask with `\"nr_runing\" in map` before"), "{no_idea}");
+    let ran = run_with(
+        "scheduler: \"scx_bpfland\", samples: 3",
+        "t.hold(\"100%\"); let f = t.series().stats(\"x\", |told| told.nr_runing);\n\
+         expect(f.errors().len).eq(3); expect(f.errors()[0].error.kind).eq(\"ProjectionFailed\");\n\
+         f = t.series().stats(\"nr_runing\");\n\
+         expect(f.errors()[0].error.available[0]).eq(\"nr_running\");",
+    );
+    assert_eq!(ran.outcome, Outcome::Pass, "{ran:#?}");
+}
+
+#[test]
 fn statistics_are_maps_and_say_why_there_are_none() {
     passes(
         "let s = t.stats(); expect(s.nr_queued).eq(7); expect(s.cpus[0].load).eq(0.5);\n\

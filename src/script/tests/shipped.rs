@@ -113,8 +113,8 @@ fn the_scripts_of_the_book_run() {
 }
 
 #[test]
-fn the_scripts_about_samples_and_series_run() {
-    for page in ["docs/sampling.md", "docs/series.md", "docs/ci.md"] {
+fn the_scripts_about_samples_series_statistics_and_ci_run() {
+    for page in ["docs/sampling.md", "docs/series.md", "docs/stats.md", "docs/ci.md"] {
         let page = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
         let page = fs::read_to_string(page).unwrap();
         let scripts: Vec<&str> =

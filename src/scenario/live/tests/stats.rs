@@ -8,9 +8,11 @@ use super::sampling::{all, ms, wait_for};
 use super::*;
 use crate::scenario::lab::SampleOps;
 use crate::scenario::samples::{SampleOptions, SampleTimes};
+use crate::scheduler::AttachPlan;
 use crate::snapshot::MissingStatsReason as R;
 use crate::wire::MAX_LINE;
 
+const SOCKET: &str = "/var/run/scx/root/stats";
 const TOP_LINE: &str = r#"{"errno":0,"args":{"resp":{"nr":7}}}"#;
 
 fn line(text: &str) -> Result<Answer, CallError> {
@@ -25,7 +27,7 @@ fn refused(kind: RefusalKind, message: &str) -> Result<Answer, CallError> {
 /// A laboratory whose scheduler is a program.
 fn serving() -> Bench {
     let bench = bench(ExpectExit::None);
-    bench.lab.stats.changed(true);
+    bench.lab.stats.changed(Some(SOCKET.into()));
     bench
 }
 
@@ -49,7 +51,7 @@ fn the_agent_is_given_the_line_and_the_answer_is_taken_apart() {
     assert_eq!(asked.len(), 2);
     for (op, want) in asked.into_iter().zip(want) {
         let Op::AskSocket { path, asker, line, timeout_ms } = op else { panic!("{op:?}") };
-        assert_eq!((path.as_str(), asker.as_str()), ("/var/run/scx/root/stats", "script"));
+        assert_eq!((path.as_str(), asker.as_str()), (SOCKET, "script"));
         assert_eq!((line.as_str(), timeout_ms), (want, 10_000));
     }
 }
@@ -57,7 +59,6 @@ fn the_agent_is_given_the_line_and_the_answer_is_taken_apart() {
 #[test]
 fn each_reason_has_its_condition() {
     let Bench { lab, fake, .. } = serving();
-    let socket = "/var/run/scx/root/stats";
     let cases = [
         (
             line(r#"{"errno":22,"args":{"resp":"no"}}"#),
@@ -72,7 +73,7 @@ fn each_reason_has_its_condition() {
         (refused(RefusalKind::Timeout, "2 bytes came"), no_scheduler("2 bytes came")),
         (
             Err(CallError::Timeout("AskSocket".into())),
-            no_scheduler(&format!("{socket} did not answer within 10000 ms")),
+            no_scheduler(&format!("{SOCKET} did not answer within 10000 ms")),
         ),
         (
             line("hello"),
@@ -99,7 +100,7 @@ fn each_reason_has_its_condition() {
     assert_eq!(top(&lab), Err(R::DuringFreeze));
     assert_eq!(lab.stats_meta().unwrap(), Err(R::DuringFreeze));
     lab.resume().unwrap();
-    lab.stats.changed(false);
+    lab.stats.changed(None);
     assert_eq!(top(&lab), Err(R::NoSchedulerBinary));
     assert_eq!(fake.asked().len(), 0);
 }
@@ -113,6 +114,26 @@ fn detaching_leaves_nobody_to_ask() {
     // One that is given as a BPF object has no program, either.
     assert!(!fake.asked().iter().any(|op| matches!(op, Op::AskSocket { .. })));
     assert_eq!(bench(ExpectExit::None).lab.stats.serves(), Ok(false));
+}
+
+#[test]
+fn a_program_is_asked_where_it_listens() {
+    let Bench { lab, fake, .. } = bench(ExpectExit::None);
+    let object = lab.state().scheduler.clone();
+    assert_eq!(object.serves(), None);
+    let program = AttachPlan::Program { argv: vec!["/bin/x".into()], env: Vec::new() };
+    let usual = Current { plan: Some(program), ..object };
+    assert_eq!(usual.serves().as_deref(), Some(SOCKET));
+    let own = Current { socket: Some("/run/own".into()), ..usual };
+    // Restarted, it listens there again.
+    lab.state().scheduler = own;
+    lab.scheduler_restart().unwrap();
+    fake.asked();
+    fake.answer(line(TOP_LINE));
+    assert_eq!(top(&lab), Ok(json!({ "nr": 7 })));
+    let asked = fake.asked();
+    let [Op::AskSocket { path, .. }] = &asked[..] else { panic!("{asked:?}") };
+    assert_eq!(path, "/run/own");
 }
 
 #[test]
@@ -149,7 +170,7 @@ fn a_panic_with_the_clients_lock_is_told() {
     let Bench { lab, fake, .. } = serving();
     let stats = lab.stats.clone();
     let panicked = std::thread::spawn(move || {
-        let _held = stats.serves.lock().unwrap();
+        let _held = stats.socket.lock().unwrap();
         std::panic::resume_unwind(Box::new("on purpose"));
     });
     assert!(panicked.join().is_err());

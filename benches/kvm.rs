@@ -9,8 +9,10 @@
 //! | `soak` | a thousand freezes, and fifty with a CPU that is held back |
 //! | `host` | RAM of huge pages, and a CPU that is bound; in the outer guest only |
 //! | `timing` | time to the agent's hello over QEMU's on the same KVM, and pauses by their parts |
+//! | `course` | `scripts/course.rhai` `TIMES` (20) times on the first kernel; only when it is named |
 //!
-//! Names of parts as arguments choose some of them.
+//! Names of parts as arguments choose some of them; `scripts` can be narrowed to kernels and
+//! topologies, as in `scripts debian:7.3 1n2l2c1t`.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -31,7 +33,7 @@ use support::machine::Machine;
 use support::outer::{INNER, Outer, SELF, kvm_is_real, speak_up};
 use support::{Guest, scripts, shape, shapes};
 
-const PARTS: [&str; 6] = ["scripts", "shapes", "zoo", "soak", "timing", "host"];
+const PARTS: [&str; 7] = ["scripts", "shapes", "zoo", "soak", "timing", "host", "course"];
 const KERNELS: [&str; 2] = ["debian:7.2", "debian:7.3"];
 const CPUS: [&str; 3] = ["1n1l1c1t", "1n1l2c1t", "1n2l2c1t"];
 /// RAM of the outer guest in MiB.
@@ -74,31 +76,56 @@ fn archive_in_guest(name: &str) -> String {
     format!("{INNER}/{name}.cpio")
 }
 
-fn all_scripts(images: &[KernelImage], outer: Option<&Outer>) {
-    for image in images {
-        for cpus in CPUS {
-            let begin = Instant::now();
-            match outer {
-                Some(outer) => {
-                    let kernel = scripts::kernel_in_guest(image);
-                    outer.run(&[SELF, "inner", "scripts", &kernel, cpus], PATIENCE);
-                }
-                None => {
-                    let mut command = Command::new(env!("CARGO_BIN_EXE_cryoscope"));
-                    command.arg("run").arg(support::project("scripts"));
-                    command.args(["--engine", "kvm", "--kernel", &image.spec, "--topology", cpus]);
-                    assert!(command.status().expect("it starts").success(), "a script fails");
-                }
-            }
-            println!("scripts     {} {cpus}: passed in {:?}", image.release, begin.elapsed());
+/// Runs scripts of the project on our machine, with options other than the kernel.
+fn run_scripts(
+    image: &KernelImage,
+    outer: Option<&Outer>,
+    what: &str,
+    options: &[&str],
+) -> Duration {
+    let begin = Instant::now();
+    // What was compiled for them is found again by whole paths.
+    let what = support::project(what).display().to_string();
+    match outer {
+        Some(outer) => {
+            let kernel = scripts::kernel_in_guest(image);
+            let words = [SELF, "inner", "scripts", &what, "--kernel", &kernel];
+            outer.run(&[&words[..], options].concat(), PATIENCE);
+        }
+        None => {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_cryoscope"));
+            command.arg("run").arg(what).args(options);
+            command.args(["--engine", "kvm", "--kernel", &image.spec]);
+            assert!(command.status().expect("it starts").success(), "a script fails");
+        }
+    }
+    begin.elapsed()
+}
+
+fn all_scripts(images: &[KernelImage], outer: Option<&Outer>, narrowed: &[String]) {
+    let named = |name: &str, all: &[&str]| {
+        let some = all.iter().any(|one| narrowed.iter().any(|n| n == one));
+        !some || narrowed.iter().any(|n| n == name)
+    };
+    for image in images.iter().filter(|image| named(&image.spec, &KERNELS)) {
+        for cpus in CPUS.into_iter().filter(|cpus| named(cpus, &CPUS)) {
+            let took = run_scripts(image, outer, "scripts", &["--topology", cpus]);
+            println!("scripts     {} {cpus}: passed in {took:?}", image.release);
         }
     }
 }
 
-fn scripts_in_guest(kernel: &str, cpus: &str) {
-    let scripts = support::project("scripts").display().to_string();
-    let words = ["--engine", "kvm", "--jobs", "1", "--kernel", kernel, "--topology", cpus];
-    let args: Vec<String> = std::iter::once(scripts).chain(words.map(str::to_owned)).collect();
+fn courses(image: &KernelImage, outer: Option<&Outer>) {
+    let times = std::env::var("TIMES").map_or(20, |n| n.parse().expect("TIMES is a number"));
+    for n in 1..=times {
+        let took = run_scripts(image, outer, "scripts/course.rhai", &[]);
+        println!("course      {n} of {times} on {}: passed in {took:?}", image.release);
+    }
+}
+
+fn scripts_in_guest(args: &[&str]) {
+    let args = [args, &["--engine", "kvm", "--jobs", "1"]].concat();
+    let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
     assert!(scripts::run(&args), "a script fails");
 }
 
@@ -158,7 +185,7 @@ fn inner(args: &[String]) {
     speak_up(Duration::from_secs(600));
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words[..] {
-        ["scripts", kernel, cpus] => scripts_in_guest(kernel, cpus),
+        ["scripts", ref args @ ..] => scripts_in_guest(args),
         ["host", kernel, archive] => from_the_host(&Cargo::in_guest(kernel, archive)),
         ["shapes", kernel, archive] => our_shapes(&Cargo::in_guest(kernel, archive)),
         ["soak", kernel, archive] => soak(&Cargo::in_guest(kernel, archive)),
@@ -175,13 +202,19 @@ fn inner(args: &[String]) {
 }
 
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let mut args: Vec<String> = std::env::args().skip(1).collect();
     if args.first().is_some_and(|first| first == "inner") {
         return inner(&args[1..]);
     }
-    let unknown = args.iter().find(|part| !PARTS.contains(&part.as_str()));
+    // Cargo adds options of its own.
+    args.retain(|arg| !arg.starts_with('-'));
+    let known = [&PARTS[..], &KERNELS, &CPUS].concat();
+    let unknown = args.iter().find(|part| !known.contains(&part.as_str()));
     assert_eq!(unknown, None, "parts are {PARTS:?}");
-    let wanted = |part: &str| args.is_empty() || args.iter().any(|arg| arg == part);
+    let named = |part: &str| args.iter().any(|arg| arg == part);
+    let parts = PARTS.iter().any(|part| named(part));
+    assert!(args.is_empty() || parts, "{args:?} narrow the part `scripts`, which is to be named");
+    let wanted = |part: &str| named(part) || args.is_empty();
     let images = KERNELS.map(support::kernel);
     let (image, real) = (&images[0], kvm_is_real());
     let zoo = zoo::Zoo::prepare(image);
@@ -225,6 +258,9 @@ fn main() {
         zoo.compare(image, outer.as_ref(), &kernel);
     }
     if wanted("scripts") {
-        all_scripts(&images, outer.as_ref());
+        all_scripts(&images, outer.as_ref(), &args);
+    }
+    if named("course") {
+        courses(image, outer.as_ref());
     }
 }

@@ -25,7 +25,7 @@
 //! | [`scheduler`] | `btf`, `kernel`, `child` | a scheduler spec becomes files to stage |
 //! | [`vm`] | `mem`, `wire`, `kernel`, `scheduler`, `child` | machines: topology, initramfs, channel, engines |
 //! | [`introspect`] | `mem`, `btf` | paging, symbols, typed reads, BPF maps, from RAM alone |
-//! | [`snapshot`] | `btf`; `introspect` and `mem` in `capture.rs`, `decoded.rs`, `edit.rs`, `ram.rs` and `symbols.rs` only | what was copied at a freeze, read by name |
+//! | [`snapshot`] | `btf`; `introspect` and `mem` in `capture.rs`, `decoded.rs`, `edit.rs`, `monitor.rs`, `points.rs`, `ram.rs` and `symbols.rs` only | what was copied at a freeze, read by name |
 //! | [`series`] | `snapshot` | samples over time, projections, temporal patterns |
 //! | [`freeze`] | `vm`, `snapshot`, `mem` | stop, copy, go on |
 //! | [`scenario`] | all of the above | declarations, cells, verdicts, reports |

@@ -11,10 +11,14 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 
-use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap,
 };
+
+use own::Own;
+
+mod own;
 
 /// A guest-physical address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -131,13 +135,45 @@ pub trait GuestMem: Send + Sync {
     }
 }
 
-/// Guest RAM that files or memfds back, mapped once and shared with the machine that runs on it.
+/// Guest RAM, mapped once: of files or memfds, and shared with the machine that runs on it, or of
+/// this process alone.
 pub struct MappedMem {
+    // Before what backs it.
     mem: GuestMemoryMmap,
     regions: Vec<Region>,
-    /// What backs each region: a file and where in it the region starts.
-    backing: Vec<(File, u64)>,
+    /// What backs each region.
+    backing: Vec<Backing>,
     writable: bool,
+}
+
+/// What backs a region.
+enum Backing {
+    /// A file, and where in it the region starts.
+    File(File, u64),
+    /// Nothing but this process; `/proc/self/pagemap` tells which pages are there.
+    Own(Own, Option<File>),
+}
+
+impl Backing {
+    /// The runs of a region that hold something, as offsets into it; none where a file system
+    /// cannot tell.
+    fn populated(&self, len: u64) -> Vec<(u64, u64)> {
+        match self {
+            Backing::File(file, start) => {
+                let (mut runs, mut at) = (Vec::new(), *start);
+                let end = start + len;
+                while let Some((data, hole)) = next_data(file, at).filter(|(data, _)| *data < end) {
+                    runs.push((data - start, hole.min(end) - data));
+                    at = hole;
+                }
+                runs
+            }
+            Backing::Own(own, Some(pages)) => {
+                own.populated(pages).iter().map(|r| (r.start as u64, r.len() as u64)).collect()
+            }
+            Backing::Own(_, None) => vec![(0, len)],
+        }
+    }
 }
 
 impl MappedMem {
@@ -175,44 +211,70 @@ impl MappedMem {
         &self.mem
     }
 
+    /// RAM of a machine that runs in this process, which nobody else has to have. Where the host
+    /// gives huge pages, it is made of those: a guest then leaves for its first touch of 2 MiB
+    /// rather than of 4 KiB.
+    ///
+    /// # Errors
+    /// As [`MappedMem::new`].
+    pub fn own(regions: Vec<Region>) -> Result<Self, MemError> {
+        let pages = File::open("/proc/self/pagemap").ok();
+        let mut parts = Vec::with_capacity(regions.len());
+        for region in regions {
+            let len = length(region)?;
+            let own = Own::new(len).map_err(|e| host(&e))?;
+            let pages = pages.as_ref().and_then(|pages| pages.try_clone().ok());
+            let builder = MmapRegionBuilder::new(len)
+                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+                .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            // SAFETY: the mapping is that long and has these rights. It stays for as long as
+            // `own`, which is kept beside the region and dropped after it.
+            #[allow(unsafe_code)]
+            let builder = unsafe { builder.with_raw_mmap_pointer(own.as_ptr()) };
+            let map = builder.build().map_err(|e| host(&e))?;
+            parts.push((region, map, Backing::Own(own, pages)));
+        }
+        Self::of(parts, true)
+    }
+
     fn mapped(parts: Vec<(Region, File, u64)>, prot: i32) -> Result<Self, MemError> {
-        let host = |e: &dyn fmt::Display| MemError::Host(e.to_string());
         let mut mapped = Vec::with_capacity(parts.len());
-        let (mut regions, mut backing) = (Vec::new(), Vec::new());
         for (region, file, offset) in parts {
             let shared = file.try_clone().map_err(|e| host(&e))?;
-            let len = usize::try_from(region.len).map_err(|e| host(&e))?;
-            let map = MmapRegionBuilder::new(len)
+            let map = MmapRegionBuilder::new(length(region)?)
                 .with_file_offset(FileOffset::new(shared, offset))
                 .with_mmap_prot(prot)
                 .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
                 .build()
                 .map_err(|e| host(&e))?;
+            mapped.push((region, map, Backing::File(file, offset)));
+        }
+        Self::of(mapped, prot & libc::PROT_WRITE != 0)
+    }
+
+    fn of(parts: Vec<(Region, MmapRegion, Backing)>, writable: bool) -> Result<Self, MemError> {
+        let mut mapped = Vec::with_capacity(parts.len());
+        let (mut regions, mut backing) = (Vec::new(), Vec::new());
+        for (region, map, behind) in parts {
             let guest = GuestRegionMmap::new(map, GuestAddress(region.start.0))
                 .ok_or_else(|| MemError::Host("a region ends beyond the address space".into()))?;
             mapped.push(guest);
             regions.push(region);
-            backing.push((file, offset));
+            backing.push(behind);
         }
         let mem = GuestMemoryMmap::from_regions(mapped).map_err(|e| host(&e))?;
-        let writable = prot & libc::PROT_WRITE != 0;
         Ok(MappedMem { mem, regions, backing, writable })
     }
 
-    /// The runs of RAM behind which the files hold data, ascending; none where the file system
-    /// cannot tell.
+    /// The runs of RAM that hold data, ascending; none where a file system cannot tell.
     fn extents(&self) -> Vec<Region> {
-        let mut out = Vec::new();
-        for (region, (file, offset)) in self.regions.iter().zip(&self.backing) {
-            let (start, end) = (*offset, offset + region.len);
-            let mut at = start;
-            while let Some((data, hole)) = next_data(file, at).filter(|(data, _)| *data < end) {
-                let gpa = Gpa(region.start.0 + (data - start));
-                out.push(Region { start: gpa, len: hole.min(end) - data });
-                at = hole;
-            }
-        }
-        out
+        let behind = self.regions.iter().zip(&self.backing);
+        let runs = |(region, backing): (&Region, &Backing)| {
+            let start = region.start.0;
+            let runs = backing.populated(region.len);
+            runs.into_iter().map(move |(at, len)| Region { start: Gpa(start + at), len })
+        };
+        behind.flat_map(runs).collect()
     }
 
     /// Populates the page tables of this process for a run of RAM.
@@ -228,6 +290,14 @@ impl MappedMem {
             }
         }
     }
+}
+
+fn host(e: &dyn fmt::Display) -> MemError {
+    MemError::Host(e.to_string())
+}
+
+fn length(region: Region) -> Result<usize, MemError> {
+    usize::try_from(region.len).map_err(|e| host(&e))
 }
 
 impl GuestMem for MappedMem {
@@ -264,7 +334,8 @@ impl GuestMem for MappedMem {
         done.map_err(not_ram)
     }
 
-    /// Only pages that hold data are populated: touching a hole of a memfd would allocate it.
+    /// Only pages that hold data are populated: touching a hole of a memfd would allocate it. What
+    /// is this process's own is there once it holds data.
     fn prefault(&self) {
         self.extents().into_iter().for_each(|run| self.populate(run));
     }
@@ -430,6 +501,29 @@ mod tests {
         let mut fake = FakeMem::new();
         fake.write(Gpa(0), &[1]);
         assert_eq!(fake.store(Gpa(0), &[2]), Err(MemError::ReadOnly));
+    }
+
+    #[test]
+    fn memory_of_its_own_is_zeros_until_it_is_written() {
+        const MIB: u64 = 1 << 20;
+        let region = |start, len| Region { start: Gpa(start), len };
+        let regions = vec![region(0, 6 * MIB), region(4096 * MIB, 4 * MIB)];
+        let mem = MappedMem::own(regions.clone()).unwrap();
+        assert_eq!(mem.regions(), regions);
+        assert!(mem.populated().is_empty());
+        let mut found = [1; 16];
+        mem.read(Gpa(6 * MIB - 16), &mut found).unwrap();
+        assert_eq!(found, [0; 16]);
+        assert_eq!(mem.store(Gpa(6 * MIB - 4), &[9; 8]), {
+            Err(MemError::NotRam { at: Gpa(6 * MIB - 4), len: 8 })
+        });
+        mem.store(Gpa(4099 * MIB), &[1, 2, 3, 4]).unwrap();
+        mem.read(Gpa(4099 * MIB), &mut found[..4]).unwrap();
+        assert_eq!(found[..4], [1, 2, 3, 4]);
+        mem.prefault();
+        let holds = |run: &Region| (run.start.0..run.start.0 + run.len).contains(&(4099 * MIB));
+        assert!(mem.populated().iter().any(holds), "{:?}", mem.populated());
+        assert!(MappedMem::own(vec![region(0, u64::MAX / 4)]).is_err());
     }
 
     #[test]

@@ -15,8 +15,14 @@
 use serde::{Deserialize, Serialize};
 
 pub use frame::{Decoder, Encoder, WireError};
+#[cfg(test)]
+pub(crate) use report::testing;
+pub use report::{
+    BUCKETS, Bucket, MAX_REPORTS, MAX_STEP_CPUS, WorkerReport, bucket_end, bucket_of, percentile,
+};
 
 mod frame;
+mod report;
 
 /// The protocol's version, carried in [`Hello`]; host and agent must agree exactly.
 pub const VERSION: u32 = 1;
@@ -109,6 +115,12 @@ pub enum Op {
     },
     /// Start workers; answered by [`Answer::Workers`].
     Start(Work),
+    /// What these workers, of which there may be [`MAX_REPORTS`], did so far; answered by
+    /// [`Answer::Reports`], which leaves out those that the agent no longer knows.
+    WorkerReports {
+        /// Their pids.
+        pids: Vec<u32>,
+    },
     /// Run a program to its end; answered by [`Answer::Exec`]. It leads a process group of its
     /// own, of which nothing is left when the answer comes.
     Exec {
@@ -345,6 +357,8 @@ pub enum Answer {
     Pids(Vec<u32>),
     /// Workers started, in order.
     Workers(Vec<u32>),
+    /// What workers did, in the order in which they were asked for.
+    Reports(Vec<WorkerReport>),
     /// A program has ended.
     Exec(Exec),
     /// File name to contents.
@@ -452,6 +466,8 @@ pub struct SchedulerState {
 pub const MAX_STRAYS: usize = 64;
 /// Workers at one time; each takes some hundred kilobytes of the guest's memory.
 pub const MAX_WORKERS: u32 = 1024;
+/// Workers that have ended whose last reports are kept.
+pub const MAX_LAST_REPORTS: usize = 1024;
 /// The number of the policy SCHED_EXT (kernel: `include/uapi/linux/sched.h`).
 pub const SCHED_EXT: u32 = 7;
 

@@ -4,8 +4,10 @@
 use std::fs;
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use place::{Place, Said};
+use rustix::process::{Pid, Signal, kill_process};
 
 mod place;
 
@@ -258,6 +260,47 @@ fn a_run_that_is_killed_leaves_whole_lines_that_replay_as_far_as_they_go() {
     assert!(seen[0], "some run was killed on its way");
 }
 
+/// Waits until a file has this text so many times.
+fn until_it_says(place: &Place, file: &str, text: &str, times: usize) -> String {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        let said = place.read(file);
+        if said.matches(text).count() >= times {
+            return said;
+        }
+        assert!(Instant::now() < until, "no {text:?} ({times}) in\n{said}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn watched_scripts_run_again_when_something_changes() {
+    let place = Place::with_own_cache();
+    place.file("a.rhai", "import \"lib\" as lib;\nexpect(lib::two(), \"two\").eq(2);\n");
+    place.file("lib.rhai", "fn two() { 3 }\n");
+    let to = |name: &str| std::fs::File::create(place.path().join(name)).unwrap();
+    let mut command = place.command(&["run", "a.rhai", "--watch"]);
+    let mut watch = command.stdout(to("out")).stderr(to("err")).spawn().unwrap();
+    until_it_says(&place, "err", "watching 2 files; Ctrl-C ends", 1);
+    until_it_says(&place, "out", "1 failed in", 1);
+
+    // Saved by renaming; what does not compile is told and watched on.
+    place.file("new", "fn two() { 2 \n");
+    std::fs::rename(place.path().join("new"), place.path().join("lib.rhai")).unwrap();
+    let err = until_it_says(&place, "err", "watching 2 files", 2);
+    assert!(err.contains("lib.rhai has changed\n"), "{err}");
+    assert!(
+        err.contains("error: 1 script cannot be used") || place.read("out").contains("lib.rhai:2")
+    );
+    place.file("lib.rhai", "fn two() { 2 }\n");
+    until_it_says(&place, "out", "1 passed in", 1);
+    until_it_says(&place, "err", "watching 2 files", 3);
+
+    let pid = Pid::from_child(&watch);
+    kill_process(pid, Signal::INT).unwrap();
+    assert_eq!(watch.wait().unwrap().code(), Some(0), "as the last run: {}", place.read("err"));
+}
+
 #[test]
 fn what_failed_last_runs_again_alone() {
     let place = scripts();
@@ -267,9 +310,19 @@ fn what_failed_last_runs_again_alone() {
     place.file("b.rhai", "expect(1).eq(1);\n");
     place.run(&["run", "b.rhai"]);
     assert_eq!(place.run(&all).out, "c.rhai: c\n");
-    let part = place.run(&["run", "a.rhai", "b.rhai", "c.rhai", "--shard", "2/2", "--list"]);
-    assert_eq!(part.out, "b.rhai: b\n");
-    let none = place.run(&["run", "a.rhai", "--shard", "2/2"]);
+    // Which part has what is the same on every machine, in whatever order the paths are given.
+    for paths in [["a.rhai", "b.rhai", "c.rhai"], ["c.rhai", "b.rhai", "a.rhai"]] {
+        let lines = |shard| {
+            let out =
+                place.run(&[&["run"], &paths[..], &["--shard", shard, "--list"]].concat()).out;
+            let mut lines: Vec<String> = out.lines().map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        assert_eq!(lines("1/2"), ["b.rhai: b"]);
+        assert_eq!(lines("2/2"), ["a.rhai: a", "c.rhai: c"]);
+    }
+    let none = place.run(&["run", "a.rhai", "--shard", "1/2"]);
     assert_eq!((none.code, none.out.as_str()), (Some(0), ""));
     assert_eq!(none.err, "cryoscope: this part of the scenarios is empty\n");
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use cryoscope::snapshot::{CaptureRequest, Meta};
 use cryoscope::vm::initramfs::Initramfs;
 use cryoscope::vm::{Boot, EngineChoice, VmSpec};
+use cryoscope::wire::{Answer, Op, PORT_NAME, TTY_ARG};
 use support::machine::Machine;
 use support::outer::{INNER, Outer, SELF, kvm_is_real, speak_up};
 use support::{scripts, traps};
@@ -20,6 +21,7 @@ type Body = (&'static str, fn(&mut Machine));
 /// One after the other on each machine: two CPUs with an LLC each, and nothing in it but the agent.
 const BODIES: &[Body] = &[
     ("the shape is what was asked", the_shape_is_what_was_asked),
+    ("the console has all that the kernel says", the_console_has_all_that_the_kernel_says),
     ("freezes show the guest", freezes_show_the_guest),
     ("pauses are hidden from it", pauses_are_hidden_from_it),
     ("all CPUs have one TSC", all_cpus_have_one_tsc),
@@ -34,6 +36,27 @@ fn the_shape_is_what_was_asked(machine: &mut Machine) {
         assert_eq!(cpu(n, "topology/thread_siblings_list"), n.to_string());
         assert_eq!(cpu(n, "topology/package_cpus_list"), "0-1");
     }
+}
+
+/// What KVM gathers of it comes whole and in order.
+fn the_console_has_all_that_the_kernel_says(machine: &mut Machine) {
+    let Answer::Text(log) = machine.call(Op::Dmesg) else { panic!("no log") };
+    let console = machine.freezer.engine().console().text();
+    let words = |line: &str| line.split_once("] ").map(|(_, words)| words.trim().to_owned());
+    let said: Vec<String> = console.lines().filter_map(words).collect();
+    // What is said before there is a console comes again when there is one.
+    let mut at = said.iter().rposition(|line| line.starts_with("Linux version")).expect("a start");
+    let mut nr = 0;
+    for line in log.lines().filter_map(words).filter(|line| !line.is_empty()) {
+        match said[at..].iter().position(|other| *other == line) {
+            Some(more) => at += more,
+            None => panic!("the console lacks {line:?} after {:?}:\n{console}", said[at]),
+        }
+        nr += 1;
+    }
+    assert!(nr > 100, "{nr} lines");
+    let exits = machine.freezer.engine().exits();
+    println!("{nr} lines in {} bytes; exits: {exits:?}", console.len());
 }
 
 fn freezes_show_the_guest(machine: &mut Machine) {
@@ -95,11 +118,26 @@ fn all_cpus_have_one_tsc(machine: &mut Machine) {
     }
 }
 
+/// The port is there for whoever wants it, and frames went where they should.
+fn frames_went_over(machine: &Machine, by: &str) {
+    assert_eq!(machine.file("/sys/class/virtio-ports/vport0p0/name"), PORT_NAME);
+    let exits = machine.freezer.engine().exits();
+    let touched = |what: &str| exits.iter().filter(|(n, _)| n.contains(what)).map(|e| e.1).sum();
+    let (port, line): (u64, u64) = (touched("virtio port"), touched("frames's register"));
+    let wanted = if by == "virtio" { port > 500 && line < 100 } else { port < 500 && line > 500 };
+    assert!(wanted, "{by}: {port} and {line} of {exits:?}");
+}
+
 fn suite(kernels: Vec<Boot>, archive: &[u8]) {
-    for kernel in kernels {
+    for (kernel, by) in kernels.into_iter().zip(["virtio", "ttyS1"]) {
         let topology = "1n2l1c1t".parse().expect("a topology");
         let mut spec = VmSpec::new(kernel, archive.to_vec().into(), topology, 256 << 20);
-        spec.kargs = vec!["earlyprintk=serial,ttyS0,115200".to_owned()];
+        // All that the log has is to be on the console.
+        let kargs = ["earlyprintk=serial,ttyS0,115200", "ignore_loglevel"];
+        spec.kargs = kargs.map(str::to_owned).to_vec();
+        if by != "virtio" {
+            spec.kargs.push(format!("{TTY_ARG}={by}"));
+        }
         let mut machine = Machine::boot(&spec, EngineChoice::Kvm);
         println!("{}: hello after {:?}", machine.hello.release, machine.took);
         for (what, body) in BODIES {
@@ -107,6 +145,7 @@ fn suite(kernels: Vec<Boot>, archive: &[u8]) {
             body(&mut machine);
             println!("{what}: {:?}", begin.elapsed());
         }
+        frames_went_over(&machine, by);
         machine.power_off();
     }
 }

@@ -60,7 +60,7 @@ fn api_prints_the_language() {
         assert!(text.contains(part), "{part} is missing");
     }
     // Scripts call functions of the modules with two colons too.
-    let modules = ["bpf", "cgroup", "checks", "cpus", "load", "sched"];
+    let modules = ["bpf", "cgroup", "checks", "cpus", "load", "sched", "topologies"];
     let text = modules.iter().fold(text, |text, name| text.replace(&format!("{name}::"), "_."));
     for rust in ["::", "Dynamic", "ImmutableString", ": i64", "-> i64", "&mut", "Box<"] {
         let line = text.lines().find(|l| l.contains(rust));

@@ -18,10 +18,11 @@ const FUNCTION_LINES: usize = 80;
 const LEAVES: [&str; 5] = ["mem", "wire", "btf", "child", "words"];
 
 /// The files of the model that know introspection.
-const SEES_KERNELS: [&str; 6] = [
+const SEES_KERNELS: [&str; 7] = [
     "snapshot/capture.rs",
     "snapshot/decoded.rs",
     "snapshot/edit.rs",
+    "snapshot/monitor.rs",
     "snapshot/points.rs",
     "snapshot/ram.rs",
     "snapshot/symbols.rs",
@@ -68,7 +69,7 @@ fn may_import(file: &str) -> Option<Vec<&'static str>> {
 
 fn may_be_unsafe(file: &str) -> bool {
     ["mem.rs", "child.rs"].contains(&file)
-        || ["vm/kvm/", "vm/qemu", "guest/"].iter().any(|p| file.starts_with(p))
+        || ["mem/", "vm/kvm/", "vm/qemu", "guest/"].iter().any(|p| file.starts_with(p))
 }
 
 fn may_name_rhai(file: &str) -> bool {

@@ -39,6 +39,18 @@ fn casts_are_proven(snap: &Arc<Snapshot>) -> SnapshotResult<()> {
     Ok(())
 }
 
+/// Whether something is held, and no task is being made or dying: the program knows of such a
+/// one before the kernel lists it, and after.
+fn is_settled(snap: &Arc<Snapshot>) -> SnapshotResult<bool> {
+    let mut pids = vec![snap.global("held_pid")?.as_i64()?, snap.global("last.pid")?.as_i64()?];
+    for map in ["shapes", "selves"] {
+        for entry in snap.map(map)?.entries()? {
+            pids.push(entry.key().as_i64()?);
+        }
+    }
+    Ok(pids.iter().all(|pid| snap.task(*pid).is_ok()))
+}
+
 fn pointers_lead_to_tasks(snap: &Arc<Snapshot>) -> SnapshotResult<usize> {
     let mut seen = 0;
     for entry in snap.map("shapes")?.entries()? {
@@ -102,12 +114,9 @@ fn values(spec: &str, boot: fn(&cryoscope::kernel::KernelImage) -> Boot) {
     guest.call(Op::Start(Work { kind, count: 5, cgroup, policy, nice, affinity, period_us }));
     let mut freezer = Freezer::new(guest.take_engine());
     let request = CaptureRequest::default();
-    // Tasks are being made; the first of several freezes at which no task was just missing.
-    let snap = (0..50).map(|_| freeze(&mut freezer, &request)).find(|snap| {
-        let held = snap.global("held_pid").and_then(|f| f.as_i64());
-        held.is_ok_and(|pid| snap.task(pid).is_ok())
-    });
-    let snap = snap.expect("a task that is held");
+    let settled = |snap: &Arc<Snapshot>| is_settled(snap).is_ok_and(|settled| settled);
+    let snap = (0..50).map(|_| freeze(&mut freezer, &request)).find(settled);
+    let snap = snap.expect("a freeze with every task in its place");
     casts_are_proven(&snap).unwrap_or_else(|e| panic!("{e}"));
     let seen = pointers_lead_to_tasks(&snap).unwrap_or_else(|e| panic!("{e}"));
     assert!(seen > 20, "{seen}");
@@ -216,6 +225,10 @@ fn kptrs_lead_to_what_is_held(snap: &Arc<Snapshot>) -> SnapshotResult<()> {
     let mut masks = 0;
     for kept in snap.map("storage")?.entries()? {
         let pid = kept.get("pid")?.as_i64()?;
+        // One that is just being made has no mask yet, and the kernel does not list it.
+        if snap.task(pid).is_err() {
+            continue;
+        }
         let cpus = ["", "0", "1", "0-1"][(pid & 3) as usize];
         assert_eq!(kept.get("mask")?.as_cpus()?, cpus, "of task {pid}");
         masks += 1;
@@ -250,10 +263,13 @@ fn specials(spec: &str, boot: fn(&cryoscope::kernel::KernelImage) -> Boot) {
     guest.call(Op::Start(Work { kind, count: 5, cgroup, policy, nice, affinity, period_us }));
     let mut freezer = Freezer::new(guest.take_engine());
     let request = CaptureRequest::default();
-    // The first of several freezes at which something was held already.
+    // The first of several freezes at which everything was held already.
     let snap = (0..50).map(|_| freeze(&mut freezer, &request)).find(|snap| {
-        let held = snap.global("held_pid").and_then(|f| f.as_i64());
-        held.is_ok_and(|pid| pid != 0 && snap.task(pid).is_ok())
+        let number = |name: &str| snap.global(name).and_then(|f| f.as_i64());
+        let once = |name: &str| number(name).is_ok_and(|nr| nr == 1);
+        once("nr_held")
+            && once("nr_worked")
+            && number("held_pid").is_ok_and(|pid| snap.task(pid).is_ok())
     });
     let snap = snap.expect("a task that is held");
     println!(

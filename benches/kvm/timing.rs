@@ -17,7 +17,7 @@ use super::support::machine::{HELLO, Machine};
 use super::{Cargo, INNER_MIB};
 
 const QEMU: &str = "qemu-system-x86_64";
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 const FREEZES: usize = 100;
 const SHAPE: &str = "1n1l2c1t";
 /// Where Debian has QEMU's firmware.
@@ -104,21 +104,28 @@ fn qemu(machine: &str, cargo: &Cargo, archive: &str) -> Result<Duration, String>
     })
 }
 
-fn ours(cargo: &Cargo) -> Duration {
+fn ours(cargo: &Cargo) -> (Duration, Vec<(String, u64)>) {
     let mut spec = cargo.spec(SHAPE);
     spec.kargs = vec!["noxsave".to_owned()];
-    Machine::boot(&spec, EngineChoice::Kvm).took
+    let machine = Machine::boot(&spec, EngineChoice::Kvm);
+    (machine.took, machine.freezer.engine().exits())
 }
 
-fn median(mut all: Vec<Duration>) -> f64 {
+/// The median, printed with the least and the most.
+fn median(name: &str, mut all: Vec<Duration>, of: &str) -> f64 {
     all.sort();
-    all[all.len() / 2].as_secs_f64()
+    let at = |n: usize| all[n].as_secs_f64();
+    let (least, median, most) = (at(0), at(all.len() / 2), at(all.len() - 1));
+    println!("{name:<11} {median:8.2} s {of}, {least:.2} to {most:.2} in {} rounds", all.len());
+    median
 }
 
 pub(super) fn measure(cargo: &Cargo, archive: &str) {
-    let (mut mine, mut theirs) = (Vec::new(), Vec::new());
+    let (mut mine, mut theirs, mut exits) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        mine.push(ours(cargo));
+        let (took, left) = ours(cargo);
+        mine.push(took);
+        exits = left;
         for (n, (name, machine)) in MACHINES.iter().enumerate() {
             theirs.resize(MACHINES.len(), Ok(Vec::new()));
             match (&mut theirs[n], qemu(machine, cargo, archive)) {
@@ -128,21 +135,21 @@ pub(super) fn measure(cargo: &Cargo, archive: &str) {
             }
         }
     }
-    let hello = median(mine);
-    println!("hello       {hello:8.2} s on our machine, median of {ROUNDS}");
+    let hello = median("hello", mine, "on our machine");
     let mut best = f64::MAX;
     for ((name, _), took) in MACHINES.iter().zip(theirs) {
         match took {
             Ok(all) => {
-                let took = median(all);
-                best = best.min(took);
-                println!("{name:<11} {took:8.2} s under QEMU");
+                best = best.min(median(name, all, "under QEMU"));
             }
             Err(why) => println!("{name:<11} does not get there: {why}"),
         }
     }
     assert!(best < f64::MAX, "QEMU got nowhere");
     println!("ratio       {:8.2}   ours over QEMU's fastest; aim: at most 0.6", hello / best);
+    for (what, count) in exits.iter().take(8) {
+        println!("exits       {count:8}   {what}");
+    }
     for cpus in [2, 8] {
         pauses(cargo, cpus);
     }

@@ -39,7 +39,7 @@ u64 nr_dispatched;
 s64 nr_queued;
 u64 nr_tasks;
 u64 nr_running;
-u64 nr_long;		/* runs that took four slices and more */
+u64 nr_long;		/* runs that began with more than four slices */
 
 struct task_ctx {
 	u64 runtime_ns;
@@ -92,6 +92,7 @@ void BPF_STRUCT_OPS(fair_enqueue, struct task_struct *p, u64 enq_flags)
 {
 	u64 vtime = p->scx.dsq_vtime, slice = slice_ns, queue = QUEUE;
 	struct task_ctx *ctx = ctx_of(p);
+	s32 idle;
 
 	if (BUG == NARROW)
 		nr_enqueued = (nr_enqueued + 1) & 0xff;
@@ -115,6 +116,10 @@ void BPF_STRUCT_OPS(fair_enqueue, struct task_struct *p, u64 enq_flags)
 		return;
 	}
 	scx_bpf_dsq_insert_vtime(p, queue, slice, vtime, enq_flags);
+	/* Nobody wakes a CPU for a task that just lost its own, or that may use more of them now. */
+	idle = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+	if (idle >= 0)
+		scx_bpf_kick_cpu(idle, SCX_KICK_IDLE);
 }
 
 void BPF_STRUCT_OPS(fair_dispatch, s32 cpu, struct task_struct *prev)
@@ -147,6 +152,9 @@ void BPF_STRUCT_OPS(fair_running, struct task_struct *p)
 	if (before(vtime_now, p->scx.dsq_vtime))
 		vtime_now = p->scx.dsq_vtime;
 	__sync_fetch_and_add(&nr_running, 1);
+	/* What it was given, not what it took: a CPU of a VM may be held up. */
+	if (p->scx.slice > 4 * slice_ns)
+		__sync_fetch_and_add(&nr_long, 1);
 	cpu = bpf_map_lookup_elem(&cpu_stats, &zero);
 	if (cpu)
 		cpu->nr_running++;
@@ -171,8 +179,6 @@ void BPF_STRUCT_OPS(fair_stopping, struct task_struct *p, bool runnable)
 	ctx->started_at = 0;
 	ctx->runtime_ns += ran;
 	ctx->nr_runs++;
-	if (ran > 4 * slice_ns)
-		__sync_fetch_and_add(&nr_long, 1);
 	cpu = bpf_map_lookup_elem(&cpu_stats, &zero);
 	if (cpu)
 		cpu->busy_ns += ran;

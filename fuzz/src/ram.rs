@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use cryoscope::mem::{Gpa, GuestMem, MemError, Region};
-use cryoscope::snapshot::{CaptureRequest, Capturer, Meta, Snapshot};
+use cryoscope::scenario::monitor::{Course, MonitorOptions, Watcher};
+use cryoscope::snapshot::{CaptureRequest, Capturer, Meta, Observation, Snapshot};
 
 use super::program::Program;
 use super::walk;
@@ -196,6 +197,7 @@ fn freeze(mem: Arc<dyn GuestMem>, prepared: bool, all: bool) -> Option<Arc<Snaps
     if prepared {
         let _ = capturer.prepare(&request);
     }
+    monitor(&capturer);
     let raw = capturer.capture(&request).ok()?;
     assert!(
         raw.bytes() <= 2 * BYTES + ram.unwrap_or(0),
@@ -203,6 +205,25 @@ fn freeze(mem: Arc<dyn GuestMem>, prepared: bool, all: bool) -> Option<Arc<Snaps
         raw.bytes()
     );
     Some(raw.finish(Meta { tag: "fuzz".to_owned(), ..Meta::default() }))
+}
+
+/// Reads it twice, as a monitor does while it runs; whether there was anything.
+fn monitor(capturer: &Capturer) -> bool {
+    let (mut watcher, mut course) = (Watcher::default(), Course::new(&MonitorOptions::default()));
+    let second = Duration::from_secs(1);
+    for i in 1..=2 {
+        let Ok(reading) = capturer.monitor() else { return false };
+        assert!(reading.queues.len() <= 64 && reading.doubts.len() <= 8, "{reading:?}");
+        let seen = watcher.observe(reading, second * i, second * i);
+        for name in Observation::FIELDS {
+            let _ = seen.field(name);
+        }
+        for (cpu, name) in (0..4).zip(Observation::OF_CPU) {
+            let _ = seen.of_cpu(cpu, name);
+        }
+        course.take(&seen, 1);
+    }
+    !course.report().to_string().is_empty() && course.report().imbalance.is_some()
 }
 
 /// Some changes, then everything that can be asked.
@@ -233,6 +254,9 @@ pub(crate) fn run(data: &[u8]) {
 /// Every image gives maps and tasks.
 pub(crate) fn check_seeds() {
     assert!(!images().is_empty(), "there are no seeds of RAM");
+    let machines = images().iter().map(|image| Mutant::new(image.clone()));
+    let capturers = machines.filter_map(|machine| Capturer::open(Arc::new(machine)).ok());
+    assert!(capturers.filter(monitor).count() > 0, "nothing can be monitored");
     for image in images() {
         let name = &image.name;
         let part = freeze(Arc::new(Mutant::new(image.clone())), true, false);

@@ -34,7 +34,7 @@ use btf_rs::BtfType as _;
 pub use basics::Basics;
 pub use check::BtfError;
 pub use field::{BitRange, Field, FieldError};
-pub use shape::{EnumShape, Linkage, Member, Param, SecVar, Shape, StructShape};
+pub use shape::{EnumShape, Last, Linkage, Member, Param, SecVar, Shape, StructShape};
 pub use special::{Contains, Special, SpecialAt};
 pub(crate) use spell::{Names, declaration, keyword};
 
@@ -326,17 +326,25 @@ impl Btf {
     /// # Errors
     /// As [`Btf::resolve`]; also when a size does not fit 64 bits.
     pub fn shape(&self, id: TypeId) -> Result<Arc<Shape>, BtfError> {
+        // What has a shape already is no modifier.
+        if let Some(shape) = self.slot(id).and_then(OnceLock::get) {
+            return Ok(shape.clone());
+        }
         let id = self.resolve(id)?;
         if let Some(base) = self.base.as_ref().filter(|b| id < b.len()) {
             return base.shape(id);
         }
-        let missing = BtfError::NoSuchType { id, len: self.len() };
-        let slot = self.parsed.shapes.get((id - self.first_id()) as usize).ok_or(missing)?;
+        let slot = self.slot(id).ok_or(BtfError::NoSuchType { id, len: self.len() })?;
         if let Some(shape) = slot.get() {
             return Ok(shape.clone());
         }
         let shape = Arc::new(shape::build(self, id)?);
         Ok(slot.get_or_init(|| shape).clone())
+    }
+
+    /// Where the shape of a type of its own is kept.
+    fn slot(&self, id: TypeId) -> Option<&OnceLock<Arc<Shape>>> {
+        self.parsed.shapes.get(id.checked_sub(self.first_id())? as usize)
     }
 
     /// Bytes that a value of the type takes; `None` for types without a size (`void`,

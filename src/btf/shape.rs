@@ -1,5 +1,7 @@
 //! A type as its users need it: looked through typedefs and qualifiers, with names and sizes.
 
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
 use btf_rs::BtfType;
 
 use super::{Btf, BtfError, Kind, TypeId};
@@ -93,6 +95,8 @@ pub enum Shape {
         vars: Vec<SecVar>,
         /// Places in `vars` in the order of names.
         by_name: Vec<u32>,
+        /// The variable that was found last.
+        last: Last,
     },
     /// A tag on another declaration.
     DeclTag {
@@ -126,6 +130,38 @@ impl Shape {
         }
     }
 }
+
+/// A place that was looked up last, and is likely to be asked for next: a series asks for the same
+/// variable in each sample. It is no part of what a type is.
+#[derive(Debug, Default)]
+pub struct Last(AtomicU32);
+
+impl Last {
+    /// The place.
+    #[must_use]
+    pub fn place(&self) -> u32 {
+        self.0.load(Relaxed)
+    }
+
+    /// Remembers another.
+    pub fn remember(&self, place: u32) {
+        self.0.store(place, Relaxed);
+    }
+}
+
+impl Clone for Last {
+    fn clone(&self) -> Self {
+        Last(AtomicU32::new(self.place()))
+    }
+}
+
+impl PartialEq for Last {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Last {}
 
 /// A struct or a union.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -277,15 +313,19 @@ pub(super) fn build(btf: &Btf, id: TypeId) -> Result<Shape, BtfError> {
             linkage: linkage(v.is_static(), v.is_extern()),
         },
         btf_rs::Type::Datasec(sec) => {
-            let vars: Vec<SecVar> = sec.variables.iter().map(|v| sec_var(btf, v)).collect();
-            let mut by_name: Vec<u32> = (0..).take(vars.len()).collect();
-            by_name.sort_by(|a, b| vars[*a as usize].name.cmp(&vars[*b as usize].name));
-            Shape::Datasec { name: name(), size: u64::from(header.size_or_type), vars, by_name }
+            let vars = sec.variables.iter().map(|v| sec_var(btf, v)).collect();
+            section(name(), header.size_or_type, vars)
         }
         btf_rs::Type::DeclTag(_) => Shape::DeclTag { name: name(), to: header.size_or_type },
         // Modifiers were looked through by the caller.
         _ => Shape::Void,
     })
+}
+
+fn section(name: String, size: u32, vars: Vec<SecVar>) -> Shape {
+    let mut by_name: Vec<u32> = (0..).take(vars.len()).collect();
+    by_name.sort_by(|a, b| vars[*a as usize].name.cmp(&vars[*b as usize].name));
+    Shape::Datasec { name, size: u64::from(size), vars, by_name, last: Last::default() }
 }
 
 fn text(btf: &Btf, named: &dyn BtfType) -> String {

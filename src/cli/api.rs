@@ -10,6 +10,8 @@ use crate::script::surface::{FunctionDoc, Kind, Surface};
 use crate::script::{ModuleDoc, Reference, reference};
 use crate::words::nearest;
 
+mod page;
+
 /// What `cryoscope api` takes.
 #[derive(Debug, Args)]
 pub struct ApiArgs {
@@ -18,6 +20,9 @@ pub struct ApiArgs {
     /// Rhai's own functions too
     #[arg(long)]
     all: bool,
+    /// As a page in Markdown, all of it
+    #[arg(long, conflicts_with_all = ["name", "all", "definitions"])]
+    markdown: bool,
     /// Write definition files for editors (`.d.rhai`) into this directory instead
     #[arg(long, value_name = "DIR", conflicts_with_all = ["name", "all"])]
     definitions: Option<PathBuf>,
@@ -33,6 +38,10 @@ pub fn run(args: &ApiArgs) -> Result<u8, Failure> {
         return definitions(&reference, dir);
     }
     let (surface, modules) = (reference.surface(args.all), reference.modules());
+    if args.markdown {
+        super::print(&page::markdown(&surface, &modules));
+        return Ok(0);
+    }
     let text = match &args.name {
         None => everything(&surface, &modules),
         Some(name) => about(&surface, &modules, name)?,
@@ -66,11 +75,7 @@ fn everything(surface: &Surface, modules: &[ModuleDoc]) -> String {
     for function in surface.of_type(None).filter(|f| is_offered(f)) {
         out.push_str(&entry(function));
     }
-    // Types of ours, then Rhai's own that were given methods.
-    let ours: BTreeSet<&str> = surface.types.iter().map(|t| t.name.as_str()).collect();
-    let named = surface.functions.iter().filter(|f| f.kind != Kind::Operator);
-    let owners: BTreeSet<&str> = named.filter_map(|f| f.owner.as_deref()).collect();
-    for ty in ours.iter().chain(owners.difference(&ours)) {
+    for ty in owners(surface) {
         out.push('\n');
         out.push_str(&of_type(surface, ty));
     }
@@ -79,6 +84,14 @@ fn everything(surface: &Surface, modules: &[ModuleDoc]) -> String {
         out.push_str(&of_module(module));
     }
     out
+}
+
+/// Types of ours, then Rhai's own that were given methods.
+fn owners(surface: &Surface) -> Vec<&str> {
+    let ours: BTreeSet<&str> = surface.types.iter().map(|t| t.name.as_str()).collect();
+    let named = surface.functions.iter().filter(|f| f.kind != Kind::Operator);
+    let owners: BTreeSet<&str> = named.filter_map(|f| f.owner.as_deref()).collect();
+    ours.iter().chain(owners.difference(&ours)).copied().collect()
 }
 
 /// What there is to say about one name.
@@ -119,18 +132,22 @@ fn of_type(surface: &Surface, name: &str) -> String {
             out.push_str(&format!("  {line}\n"));
         }
     }
-    let mut signs = Vec::new();
-    for function in surface.of_type(Some(name)).filter(|f| is_offered(f)) {
-        match function.kind {
-            Kind::Operator => signs.push(function.name.as_str()),
-            _ => out.push_str(&entry(function)),
-        }
-    }
-    signs.dedup();
+    let (members, signs) = members(surface, name);
+    members.into_iter().for_each(|function| out.push_str(&entry(function)));
     if !signs.is_empty() {
         out.push_str(&format!("    operators {}\n", signs.join(" ")));
     }
     out
+}
+
+/// What a type offers: what can be called or read, and the signs of its operators.
+fn members<'s>(surface: &'s Surface, name: &'s str) -> (Vec<&'s FunctionDoc>, Vec<&'s str>) {
+    let offered = surface.of_type(Some(name)).filter(|f| is_offered(f));
+    let (operators, members): (Vec<_>, Vec<_>) =
+        offered.partition(|function| function.kind == Kind::Operator);
+    let mut signs: Vec<&str> = operators.iter().map(|operator| operator.name.as_str()).collect();
+    signs.dedup();
+    (members, signs)
 }
 
 /// Whether a function is there to be used, not to say why it cannot be.

@@ -322,6 +322,7 @@ fn clang(config: &Config) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm::Breakpoints;
     use std::time::Duration;
 
     fn good() -> Facts {
@@ -334,7 +335,7 @@ mod tests {
             agent: Ok("/usr/bin/cryoscope-agent".into()),
             kernels: Ok(vec![("debian:7.2".into(), true)]),
             kvm: Ok(KvmSpeed { round: Duration::from_nanos(1) }),
-            kvm_traps: KvmTraps { watchpoints: false, breakpoints: true },
+            kvm_traps: KvmTraps { watchpoints: false, breakpoints: Breakpoints::Fire },
             seccomp: Ok(()),
             landlock: Landlock::Offered(6),
             memory: Some(4 << 30),

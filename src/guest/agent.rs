@@ -237,7 +237,7 @@ impl Agent {
             Op::CgroupSet { name, set } => done(groups.set(&name, &set)?),
             Op::CgroupFreeze { name, frozen } => {
                 let events = groups.freeze(&name, frozen)?;
-                later(FreezeTask { name, frozen, events })
+                later(FreezeTask { name, frozen, events, leaving: None })
             }
             Op::CgroupProcs { name } => now(Answer::Pids(groups.procs(&name)?)),
             Op::CgroupStats { name } => now(Answer::Files(groups.statistics(&name)?)),
@@ -256,6 +256,7 @@ impl Agent {
                 later(StopTask { pids: world.workers.kill(pids.into_iter()) })
             }
             Op::Start(work) => later(work::start(&work, world)?),
+            Op::WorkerReports { pids } => now(Answer::Reports(world.workers.reports(&pids))),
             Op::Exec { argv, timeout_ms } => {
                 later(exec::start(&argv, Duration::from_millis(timeout_ms), world.now)?)
             }

@@ -163,6 +163,16 @@ impl Groups {
         Ok(events)
     }
 
+    /// Whether every thread of the group sleeps, off its CPU: the kernel then names the function
+    /// that it waits in (`/proc/PID/wchan`; kernels without the file are taken at their word).
+    pub(crate) fn rests(&self, name: &str) -> bool {
+        let Ok(dir) = self.find(name) else { return true };
+        let threads = fs::read_to_string(dir.join("cgroup.threads")).unwrap_or_default();
+        let place = |tid: &str| fs::read(format!("/proc/{tid}/wchan"));
+        let awake = |tid: &str| place(tid).is_ok_and(|place| place == b"0");
+        !threads.lines().any(awake)
+    }
+
     /// Kills everything in the group and opens `cgroup.events`.
     pub(crate) fn kill(&self, name: &str) -> Result<File, Refusal> {
         let dir = self.find(name)?;

@@ -71,16 +71,30 @@ fn cut(text: &mut String) {
 
 /// `6,339,5140900,-;message\n KEY=value\n` as `[    5.140900] message\n`.
 fn format_record(record: &[u8]) -> Option<String> {
-    let record = clean(record);
-    let (head, body) = record.split_once(';')?;
-    let micros: u64 = head.split(',').nth(2)?.parse().ok()?;
-    let message = body.lines().next().unwrap_or("");
+    let head = record.iter().position(|b| *b == b';')?;
+    let micros = std::str::from_utf8(&record[..head]).ok()?.split(',').nth(2)?;
+    let micros: u64 = micros.parse().ok()?;
+    let message = record[head + 1..].split(|b| *b == b'\n').next().unwrap_or_default();
     let mut lines = String::new();
-    // Line breaks inside a message are written as \x0a.
-    for line in message.split("\\x0a") {
+    for line in clean(&unescape(message)).split('\n') {
         lines += &format!("[{:5}.{:06}] {line}\n", micros / 1_000_000, micros % 1_000_000);
     }
     Some(lines)
+}
+
+/// What is not printable ASCII, and the backslash, the kernel writes as `\x0a`.
+fn unescape(message: &[u8]) -> Vec<u8> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let (mut plain, mut rest) = (Vec::with_capacity(message.len()), message);
+    while let Some((first, after)) = rest.split_first() {
+        let coded = match *rest {
+            [b'\\', b'x', high, low, ..] => digit(high).zip(digit(low)),
+            _ => None,
+        };
+        rest = if coded.is_some() { &rest[4..] } else { after };
+        plain.push(coded.map_or(*first, |(high, low)| (high * 16 + low) as u8));
+    }
+    plain
 }
 
 /// Leaves a line in the kernel's log, and so on the console. Unlike the console itself, the log
@@ -146,6 +160,9 @@ mod tests {
         assert_eq!(format_record(record).unwrap(), "[    5.140900] NET: Registered PF_INET6\n");
         let two = format_record(b"6,340,7,-;one\\x0atwo\n").unwrap();
         assert_eq!(two, "[    0.000007] one\n[    0.000007] two\n");
+        let coded = b"6,340,7,-;rcu: \\x09a \\x5c_SB_ \\xc3\\xa4; \\x1b[1m \\xff \\x4\n K=v\n";
+        let plain = "[    0.000007] rcu: \ta \\_SB_ \u{e4}; \u{fffd}[1m \u{fffd} \\x4\n";
+        assert_eq!(format_record(coded).unwrap(), plain);
         assert_eq!(format_record(b"6,1,x,-;m"), None);
         assert_eq!(format_record(b"no record"), None);
     }

@@ -16,6 +16,7 @@ mod cgroup;
 mod exec;
 mod jobs;
 mod kmsg;
+mod ledger;
 mod loader;
 mod maps;
 mod menagerie;

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::thread::CpuSet;
-use rustix::time::{ClockId, clock_gettime};
 
+use crate::ledger::now;
 use crate::sys::reason;
 
 /// Of each CPU's longest gaps this many are told.
@@ -28,13 +28,6 @@ struct Seen {
     behind: u64,
     /// How long, and when they began; the longest first.
     gaps: Vec<(u64, u64)>,
-}
-
-/// The clock that programs measure time by.
-fn now() -> u64 {
-    let time = clock_gettime(ClockId::Monotonic);
-    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
 }
 
 pub(crate) fn main(args: &[String]) -> bool {

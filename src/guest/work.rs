@@ -1,44 +1,65 @@
 //! Workers as the agent sees them: started, placed, watched, stopped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use cryoscope::wire::{
-    Answer, Event, MAX_STRAYS, MAX_WORKERS, Policy, Refusal, RefusalKind, SCHED_EXT, Work, WorkKind,
+    Answer, Event, MAX_LAST_REPORTS, MAX_REPORTS, MAX_STRAYS, MAX_WORKERS, Policy, Refusal,
+    RefusalKind, SCHED_EXT, Work, WorkKind, WorkerReport,
 };
 use rustix::event::PollFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::jobs::{Task, World};
+use crate::ledger::{self, Pages};
 use crate::process::{Ended, read_some};
 use crate::sys::{self, Role, Start, reason};
-use crate::worker::{self, READY, name};
+use crate::worker::{self, Place, READY, name};
 use crate::{kmsg, refuse};
 
 /// How long workers may take to be ready or to be gone.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Worker {
+    kind: WorkKind,
+    /// Where it writes down what it does: this one of these pages.
+    pages: Rc<Pages>,
+    index: usize,
     /// Whether it had no policy of its own and follows the scheduler under test.
     follows: bool,
     /// Whether its end is an event: it was started, and was not told to end.
     expected: bool,
 }
 
-/// Those alive, or dead and not yet reaped.
+impl Worker {
+    fn report(&self, pid: u32) -> WorkerReport {
+        ledger::report(pid, self.kind, self.pages.page(self.index))
+    }
+}
+
+/// All workers.
 #[derive(Default)]
 pub(crate) struct Workers {
+    /// Those alive, or dead and not yet reaped.
     alive: BTreeMap<u32, Worker>,
+    /// What others had done when they ended, the last ones of them.
+    gone: VecDeque<WorkerReport>,
 }
 
 impl Workers {
     /// Takes note of an ended child; an event when it was a worker that should be alive.
     pub(crate) fn ended(&mut self, pid: u32, how: Ended) -> Option<Event> {
         let worker = self.alive.remove(&pid)?;
+        // One that was killed was looked at before, when the kernel still knew of it.
+        if self.last_report(pid).is_none() {
+            let report = worker.report(pid);
+            self.keep(report);
+        }
         let reason = how.to_string();
         worker.expected.then_some(Event::WorkerExited { pid, reason })
     }
@@ -49,13 +70,37 @@ impl Workers {
         for pid in pids {
             // Only workers, which this process has not reaped: the number is still theirs.
             let Some(worker) = self.alive.get_mut(&pid) else { continue };
+            let report = worker.expected.then(|| worker.report(pid));
             worker.expected = false;
+            if let Some(report) = report {
+                self.keep(report);
+            }
             if let Some(target) = pid.try_into().ok().and_then(Pid::from_raw) {
                 let _ = kill_process(target, Signal::KILL);
             }
             killed.push(pid);
         }
         killed
+    }
+
+    fn last_report(&self, pid: u32) -> Option<&WorkerReport> {
+        self.gone.iter().rev().find(|report| report.pid == pid)
+    }
+
+    fn keep(&mut self, report: WorkerReport) {
+        if self.gone.len() >= MAX_LAST_REPORTS {
+            self.gone.pop_front();
+        }
+        self.gone.push_back(WorkerReport { ended: true, waiting_us: 0, ..report });
+    }
+
+    /// What these did so far, of those that are known.
+    pub(crate) fn reports(&self, pids: &[u32]) -> Vec<WorkerReport> {
+        let report = |pid: &u32| match self.alive.get(pid).filter(|worker| worker.expected) {
+            Some(worker) => Some(worker.report(*pid)),
+            None => self.last_report(*pid).cloned(),
+        };
+        pids.iter().take(MAX_REPORTS).filter_map(report).collect()
     }
 
     pub(crate) fn all(&self) -> Vec<u32> {
@@ -129,8 +174,15 @@ pub(crate) fn start(work: &Work, world: &mut World) -> Result<StartTask, Refusal
         policy: work.policy,
         line: None,
     };
-    let started = spawn_all(work, entrance.as_ref().map(AsFd::as_fd), &mut task, &mut |pid| {
-        world.workers.alive.insert(pid, Worker { follows, expected: false });
+    let pages = Pages::new(work.count as usize).map(Rc::new);
+    let started = pages.and_then(|pages| {
+        spawn_all(work, entrance.as_ref().map(AsFd::as_fd), &pages, &mut task, &mut |pid, index| {
+            let pages = pages.clone();
+            // The kernel may give a number again.
+            world.workers.gone.retain(|report| report.pid != pid);
+            let worker = Worker { kind: work.kind, pages, index, follows, expected: false };
+            world.workers.alive.insert(pid, worker);
+        })
     });
     if let Err(error) = started {
         world.workers.kill(task.pids.iter().copied());
@@ -143,8 +195,9 @@ pub(crate) fn start(work: &Work, world: &mut World) -> Result<StartTask, Refusal
 fn spawn_all(
     spec: &Work,
     cgroup: Option<BorrowedFd<'_>>,
+    pages: &Pages,
     task: &mut StartTask,
-    note: &mut dyn FnMut(u32),
+    note: &mut dyn FnMut(u32, usize),
 ) -> io::Result<()> {
     let null = File::options().read(true).write(true).open("/dev/null")?;
     let console = rustix::stdio::stderr();
@@ -158,9 +211,13 @@ fn spawn_all(
             cgroup,
             go: Some(go.as_fd()),
         };
-        let pid =
-            Pid::as_raw(Some(sys::spawn(Role::Own(&|| worker::main(spec, leads)), &start)?)) as u32;
-        note(pid);
+        let index = task.pids.len();
+        // Those of a pair come one after the other.
+        let other = if spec.kind == WorkKind::Pipe { index ^ 1 } else { index };
+        let place = Place { leads, page: pages.page(index), partner: pages.page(other) };
+        let role = Role::Own(&|| worker::main(spec, &place));
+        let pid = Pid::as_raw(Some(sys::spawn(role, &start)?)) as u32;
+        note(pid, index);
         task.pids.push(pid);
         task.waiting.push((pid, ours, Vec::new()));
         io::Result::Ok(())
@@ -206,6 +263,10 @@ impl StartTask {
                 return fail(self, world, message);
             }
             worker.expected = true;
+        }
+        let began = ledger::now();
+        for worker in self.pids.iter().filter_map(|pid| world.workers.alive.get(pid)) {
+            worker.pages.page(worker.index).begin(began);
         }
         self.line = None;
         Ok(Answer::Workers(self.pids.clone()))
@@ -280,16 +341,35 @@ pub(crate) struct FreezeTask {
     pub(crate) name: String,
     pub(crate) frozen: bool,
     pub(crate) events: File,
+    /// When the kernel said so and members could still be seen on CPUs.
+    pub(crate) leaving: Option<Instant>,
 }
+
+/// How long members may take to leave their CPUs once the kernel calls them frozen. A kernel that
+/// cannot tell where tasks sleep shows them as leaving for ever.
+const LEAVING: Duration = Duration::from_secs(2);
 
 impl Task for FreezeTask {
     fn fds<'a>(&'a self, out: &mut Vec<(BorrowedFd<'a>, PollFlags)>) {
         out.push((self.events.as_fd(), PollFlags::PRI));
     }
 
-    fn step(&mut self, _: &mut World) -> Option<Result<Answer, Refusal>> {
+    /// The kernel counts a task as frozen just before it leaves its CPU; a virtual CPU that the
+    /// host interrupts in between lets it "run" on, by the clock, for as long as that lasts.
+    fn step(&mut self, world: &mut World) -> Option<Result<Answer, Refusal>> {
         let value = if self.frozen { "1" } else { "0" };
-        crate::cgroup::event_is(&self.events, "frozen", value).then_some(Ok(Answer::Done))
+        if !crate::cgroup::event_is(&self.events, "frozen", value) {
+            return None;
+        }
+        if self.frozen && !world.groups.rests(&self.name) {
+            let since = *self.leaving.get_or_insert_with(Instant::now);
+            return (since.elapsed() >= LEAVING).then_some(Ok(Answer::Done));
+        }
+        Some(Ok(Answer::Done))
+    }
+
+    fn wake(&self, now: Instant) -> Option<Instant> {
+        self.leaving.map(|_| now + Duration::from_millis(5))
     }
 
     fn timed_out(&mut self, _: &mut World) -> Refusal {

@@ -4,19 +4,35 @@
 use std::ffi::CString;
 use std::hint::black_box;
 use std::io;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use cryoscope::wire::{Work, WorkKind};
-use rustix::thread::CpuSet;
+use rustix::io::Errno;
+use rustix::thread::{ClockId, CpuSet, Timespec, clock_nanosleep_absolute};
 
+use crate::ledger::{Page, now};
 use crate::sys;
 
 /// What a worker says on its report pipe when it is ready.
 pub(crate) const READY: &[u8] = b"ready";
-/// Steps of [`compute`] between two rests of the workers that rest: some ten microseconds.
+/// Steps of [`compute`] in a unit of the workers that rest: some ten microseconds.
 const A_LITTLE: u32 = 5_000;
+/// Steps of [`compute`] in a unit of those that do not: some thirty microseconds, beside which it
+/// does not count that a clock is read.
+const A_LOT: u32 = 1 << 14;
 /// Sleep of `sleep` workers when none is asked for.
 const DEFAULT_PERIOD: Duration = Duration::from_millis(1);
+
+/// What a worker is told of its place among those that were started with it.
+pub(crate) struct Place<'a> {
+    /// Whether it makes the first move of a `pipe` pair.
+    pub(crate) leads: bool,
+    /// Where it writes down what it does,
+    pub(crate) page: &'a Page,
+    /// and where the other one of a pair does.
+    pub(crate) partner: &'a Page,
+}
 
 /// The name of a kind, which is also the worker's `comm`.
 pub(crate) fn name(kind: WorkKind) -> &'static str {
@@ -28,8 +44,8 @@ pub(crate) fn name(kind: WorkKind) -> &'static str {
     }
 }
 
-/// The whole life of a worker; `leads` says whether it makes the first move of a `pipe` pair.
-pub(crate) fn main(work: &Work, leads: bool) -> i32 {
+/// The whole life of a worker.
+pub(crate) fn main(work: &Work, place: &Place<'_>) -> i32 {
     let report = sys::take_report();
     if let Err(why) = become_what_was_asked(work) {
         let _ = rustix::io::write(&report, why.as_bytes());
@@ -41,10 +57,12 @@ pub(crate) fn main(work: &Work, leads: bool) -> i32 {
     drop(report);
     sys::wait_for_go();
     match work.kind {
-        WorkKind::Spin => spin(),
-        WorkKind::Yield => yielding(),
-        WorkKind::Sleep => sleep(work.period_us.map_or(DEFAULT_PERIOD, Duration::from_micros)),
-        WorkKind::Pipe => pipe(leads),
+        WorkKind::Spin => compute_with(place.page, A_LOT, || {}),
+        WorkKind::Yield => compute_with(place.page, A_LITTLE, rustix::thread::sched_yield),
+        WorkKind::Sleep => {
+            sleep(place.page, work.period_us.map_or(DEFAULT_PERIOD, Duration::from_micros))
+        }
+        WorkKind::Pipe => pipe(place),
     }
 }
 
@@ -91,43 +109,62 @@ fn compute(mut state: u64, steps: u32) -> u64 {
     state
 }
 
-fn spin() -> ! {
+/// Computes for ever, and does something else after each unit.
+fn compute_with(page: &Page, steps: u32, after: impl Fn()) -> ! {
     let mut state = 1;
     loop {
-        state = compute(state, 1 << 20);
+        state = compute(state, steps);
+        page.step(now());
+        after();
     }
 }
 
-fn yielding() -> ! {
+/// Sleeps to an instant, so that what it takes to get there is no part of the delay.
+fn sleep(page: &Page, period: Duration) -> ! {
+    // The kernel would add 50 us to each sleep, to wake up together with others.
+    let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
+    let period = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX);
     let mut state = 1;
     loop {
+        let until = now().saturating_add(period).min(i64::MAX as u64);
+        page.can_run_from(until);
+        let at = Timespec {
+            tv_sec: (until / 1_000_000_000) as i64,
+            tv_nsec: (until % 1_000_000_000) as i64,
+        };
+        while clock_nanosleep_absolute(ClockId::Monotonic, &at) == Err(Errno::INTR) {}
+        page.woke(until, now());
         state = compute(state, A_LITTLE);
-        rustix::thread::sched_yield();
+        page.step(now());
     }
 }
 
-fn sleep(period: Duration) -> ! {
-    let mut state = 1;
-    loop {
-        std::thread::sleep(period);
-        state = compute(state, A_LITTLE);
-    }
-}
-
-/// Ends when the partner does.
-fn pipe(leads: bool) -> i32 {
+/// Hands the instant at which it hands it to and fro; ends when the partner does.
+fn pipe(place: &Place<'_>) -> i32 {
     let (input, output) = (rustix::stdio::stdin(), rustix::stdio::stdout());
-    let mut byte = [0];
-    if leads && rustix::io::write(output, &byte).is_err() {
-        return 1;
+    let hand_over = || {
+        place.page.waits();
+        let at = now();
+        place.partner.can_run_from(at);
+        rustix::io::write(output, &at.to_le_bytes()).is_ok()
+    };
+    if place.leads {
+        if !hand_over() {
+            return 1;
+        }
+    } else {
+        place.page.waits();
     }
+    let mut bytes = [0; 8];
     loop {
-        match rustix::io::read(input, &mut byte) {
-            Ok(1) => {}
-            Err(rustix::io::Errno::INTR) => continue,
+        match rustix::io::read(input, &mut bytes) {
+            Ok(8) => {}
+            Err(Errno::INTR) => continue,
             _ => return 0,
         }
-        if rustix::io::write(output, &byte).is_err() {
+        place.page.woke(u64::from_le_bytes(bytes), now());
+        place.page.step(now());
+        if !hand_over() {
             return 0;
         }
     }

@@ -25,6 +25,9 @@ const UTS_LEN: usize = 65;
 /// More CPUs than x86-64 kernels can be built for.
 const MAX_CPUS: u32 = 8192;
 
+/// NUMA nodes that they can be built for.
+const MAX_NODES: u32 = 1024;
+
 /// More BTF than any kernel has (distribution kernels have 5 to 10 MiB).
 const MAX_BTF: u64 = 128 << 20;
 
@@ -106,6 +109,13 @@ impl Kernel {
     #[must_use]
     pub fn nr_cpu_ids(&self) -> u32 {
         self.cpus.offsets.len() as u32
+    }
+
+    /// One more than the highest number a NUMA node of this machine can have, at most
+    /// [`MAX_NODES`]; a kernel without such a number has one node.
+    pub(crate) fn nr_node_ids(&self) -> u32 {
+        let at = self.symbols().get("nr_node_ids");
+        at.and_then(|at| self.read_u32(at).ok()).unwrap_or(1).min(MAX_NODES)
     }
 
     /// What is added to the address of a per-CPU variable for `cpu`; `None` when there can be no

@@ -46,9 +46,9 @@ pub use place::{New, Place};
 #[cfg(test)]
 pub(crate) use sched::testing as made_up_sched;
 pub use sched::{
-    Cgroup, CpuAt, DomainAt, Domains, Dsq, DsqKind, ExitPoint, GroupAt, Leaving, MAX_TASKS, Memory,
-    ModuleAt, ModuleSymbol, Piece, Psi, PsiAt, RawSched, SchedRequest, ScxSched, ScxState, TaskAt,
-    Variable, Where,
+    Cgroup, CpuAt, CpuReading, DomainAt, Domains, Dsq, DsqKind, ExitPoint, GroupAt, Leaving,
+    MAX_TASKS, Memory, ModuleAt, ModuleSymbol, Piece, Psi, PsiAt, RawSched, Reading, SchedReading,
+    SchedRequest, ScxSched, ScxState, TaskAt, Variable, Where,
 };
 pub use symbols::{Symbol, Symbols};
 #[cfg(test)]

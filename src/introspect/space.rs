@@ -199,6 +199,11 @@ impl AddressSpace {
         self.read_what_is_there(at, buf).first().map_or(buf.len(), |hole| hole.offset)
     }
 
+    /// Bytes of RAM.
+    pub(crate) fn size(&self) -> u64 {
+        self.mem.size()
+    }
+
     pub(crate) fn read_u64(&self, at: Kva) -> Result<u64, ReadError> {
         let mut raw = [0; 8];
         self.read(at, &mut raw)?;

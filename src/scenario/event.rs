@@ -23,6 +23,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::monitor::MonitorReport;
 use super::samples::SampleReport;
 use super::verdict::{Outcome, Record, Verdict};
 
@@ -101,6 +102,22 @@ pub enum RunEvent {
         cell: usize,
         /// What came of them.
         report: SampleReport,
+    },
+    /// The monitor has read the machine for the last time; at most once in an attempt.
+    Monitored {
+        /// Which cell.
+        cell: usize,
+        /// What came of it.
+        report: MonitorReport,
+    },
+    /// A snapshot of a scenario that did not succeed, as `dump(..)` prints it, within bounds.
+    Tree {
+        /// Which cell.
+        cell: usize,
+        /// The snapshot's tag.
+        tag: String,
+        /// Lines, of which those that belong to one are indented below it.
+        text: String,
     },
     /// The script (or the machinery, about the script) said something that counts.
     Recorded {
@@ -265,6 +282,8 @@ impl RunEvent {
             | RunEvent::Phase { cell, .. }
             | RunEvent::Frozen { cell, .. }
             | RunEvent::Sampled { cell, .. }
+            | RunEvent::Monitored { cell, .. }
+            | RunEvent::Tree { cell, .. }
             | RunEvent::Recorded { cell, .. }
             | RunEvent::SchedulerExited { cell, .. }
             | RunEvent::CellRetried { cell, .. }
@@ -292,13 +311,15 @@ impl RunEvent {
             v: u32,
             event: String,
         }
-        const KNOWN: [&str; 10] = [
+        const KNOWN: [&str; 12] = [
             "run_started",
             "cell_started",
             "stage",
             "phase",
             "frozen",
             "sampled",
+            "monitored",
+            "tree",
             "recorded",
             "scheduler_exited",
             "cell_retried",
@@ -402,6 +423,9 @@ fn step(state: CellState, event: &RunEvent) -> Result<CellState, String> {
 }
 
 #[cfg(test)]
+mod page;
+
+#[cfg(test)]
 mod tests {
     use super::super::verdict::{Check, Counts};
     use super::*;
@@ -471,6 +495,15 @@ mod tests {
             RunEvent::Phase { cell: 0, name: "warm".into(), elapsed_ms: 7 },
             RunEvent::Recorded { cell: 0, record: Record::Check(check) },
             RunEvent::Recorded { cell: 0, record: Record::Print { text: "a\nb".into() } },
+            RunEvent::Monitored {
+                cell: 0,
+                report: MonitorReport {
+                    readings: 3,
+                    depth: Some(("local:1".into(), 5)),
+                    events: [("SCX_EV_X".to_owned(), 0.5)].into(),
+                    ..Default::default()
+                },
+            },
             RunEvent::Sampled {
                 cell: 0,
                 report: SampleReport {
@@ -479,12 +512,17 @@ mod tests {
                     ..Default::default()
                 },
             },
+            RunEvent::Tree { cell: 0, tag: "end".into(), text: "a\n  b\n".into() },
             retried(1),
             end(0),
             over(),
         ];
         for event in events {
             let line = event.to_line();
+            // One that is damaged is no event of a later version.
+            let damaged =
+                line.replacen("\"v\":1", "\"v\":1,\"cell\":\"x\",\"cells\":7,\"outcomes\":7", 1);
+            assert!(!RunEvent::is_of_a_later_kind(&damaged), "{damaged}");
             assert!(line.starts_with(r#"{"v":1,"event":""#), "{line}");
             assert_eq!(line.matches('\n').count(), 1, "{line}");
             assert_eq!(RunEvent::from_line(&line), Ok(event));

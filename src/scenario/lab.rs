@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use super::monitor::MonitorOps;
 pub use crate::freeze::WatchCount;
 use crate::series::Sample;
 use crate::snapshot::{
     CaptureRequest, MissingStatsReason, Place, Scalar, Snapshot, SnapshotError, WatchTarget,
 };
 use crate::vm::topology::Topology;
-pub use crate::wire::{Exec as ExecOutcome, Policy, SchedulerState, WorkKind};
+pub use crate::wire::{Exec as ExecOutcome, Policy, SchedulerState, WorkKind, WorkerReport};
 
+use super::monitor::NoMonitor;
 use super::samples::SampleReport;
 use super::verdict::{Check, ScriptPos};
 use super::{SchedulerExit, SchedulerOptions};
@@ -416,6 +418,16 @@ pub trait LabOps: Send + Sync {
     /// No such group, no such CPUs, more workers than sensible.
     fn start(&self, cgroup: Option<&str>, work: &WorkOptions) -> LabResult<Vec<u32>>;
 
+    /// Pids of the workers that were started, in this order; of very many, the last.
+    fn workers(&self) -> Vec<u32>;
+
+    /// What workers did so far, in the order of the pids. Of those that ended long ago nothing may be
+    /// known any more; they are left out.
+    ///
+    /// # Errors
+    /// No such worker was started.
+    fn worker_reports(&self, pids: &[u32]) -> LabResult<Vec<WorkerReport>>;
+
     /// Runs a program in the guest to its end, or kills it when its time is up.
     ///
     /// # Errors
@@ -495,6 +507,11 @@ pub trait LabOps: Send + Sync {
     /// Periodic samples.
     fn sampling(&self) -> &dyn SampleOps {
         &NoSamples
+    }
+
+    /// The monitor.
+    fn monitoring(&self) -> &dyn MonitorOps {
+        &NoMonitor
     }
 
     /// How the scheduler left, when it left unasked.

@@ -8,6 +8,7 @@ pub mod cell;
 pub mod event;
 pub mod lab;
 pub mod live;
+pub mod monitor;
 pub mod plot;
 pub mod process;
 pub mod report;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use monitor::MonitorOptions;
 use samples::SampleOptions;
 use verdict::{Check, Outcome, Rules, ScriptPos};
 
@@ -46,6 +48,17 @@ pub struct ScenarioDecl {
     pub boots: bool,
     /// Its options.
     pub options: ScenarioOptions,
+}
+
+/// What a combination of a matrix is called: `name[topology=1n1l2c1t,kernel=debian:7.2]`; the name
+/// itself without axes.
+#[must_use]
+pub fn with_axes(name: &str, axes: &[(String, String)]) -> String {
+    if axes.is_empty() {
+        return name.to_owned();
+    }
+    let axes = axes.iter().map(|(axis, value)| format!("{axis}={value}"));
+    format!("{name}[{}]", axes.collect::<Vec<_>>().join(","))
 }
 
 impl ScenarioDecl {
@@ -77,6 +90,8 @@ pub struct ScenarioOptions {
     pub duration: Duration,
     /// Samples to take while it runs.
     pub samples: Option<SampleOptions>,
+    /// What to look at all the time.
+    pub monitor: Option<MonitorOptions>,
     /// For choosing scenarios.
     pub tags: Vec<String>,
     /// The longest the whole cell may take, boot included; see [`ScenarioOptions::deadline`].
@@ -111,6 +126,7 @@ impl Default for ScenarioOptions {
             boot: BootPath::Auto,
             duration: Duration::from_secs(10),
             samples: None,
+            monitor: None,
             tags: Vec::new(),
             timeout: None,
             expect_exit: ExpectExit::None,

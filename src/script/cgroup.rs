@@ -10,6 +10,7 @@ use super::fault::{Fault, Native};
 use super::options::{Mistake, Options};
 use super::register::Package;
 use super::session::Session;
+use super::statistics;
 use super::values::incomparable;
 use super::vm::{Vm, no_such, thrown};
 use crate::wire::MAX_WORKERS;
@@ -17,8 +18,8 @@ use crate::wire::MAX_WORKERS;
 /// A cgroup.
 #[derive(Clone)]
 pub(crate) struct Cgroup {
-    lab: Arc<dyn LabOps>,
-    name: String,
+    pub(super) lab: Arc<dyn LabOps>,
+    pub(super) name: String,
 }
 
 const WORKS: [(&str, WorkKind); 4] = [
@@ -27,6 +28,11 @@ const WORKS: [(&str, WorkKind); 4] = [
     ("sleep", WorkKind::Sleep),
     ("pipe", WorkKind::Pipe),
 ];
+
+/// What a kind of work is called.
+pub(super) fn word_of(kind: WorkKind) -> &'static str {
+    WORKS.iter().find(|(_, k)| *k == kind).map_or("work", |(word, _)| word)
+}
 
 impl Cgroup {
     pub(crate) fn make(
@@ -157,6 +163,12 @@ fn workers(pkg: &mut Package<'_>, session: &Arc<Session>) {
     );
     let s = session.clone();
     pkg.func(
+        "reports(self: Cgroup) -> array",
+        "What the workers in it did so far: see `t.reports()`.",
+        move |ctx: NativeCallContext<'_>, g: &mut Cgroup| super::workers::of_group(&s, &ctx, g),
+    );
+    let s = session.clone();
+    pkg.func(
         "move_to(self: Cgroup, other: Cgroup)",
         "Moves all its processes to another cgroup.",
         move |ctx: NativeCallContext<'_>, g: &mut Cgroup, other: Cgroup| {
@@ -219,7 +231,8 @@ fn settings_of(pkg: &mut Package<'_>, session: &Arc<Session>) {
         "Its statistics as the kernel has them: `g.stats[\"cpu.stat\"].usage_usec`, ..",
         move |ctx: NativeCallContext<'_>, g: &mut Cgroup| -> Native<Map> {
             let files = s.lab(&ctx, g.lab.cgroup_stats(&g.name))?;
-            Ok(files.iter().map(|(file, text)| (file.into(), parsed(text))).collect())
+            let stats = files.iter().map(|(file, text)| (file.into(), parsed(text))).collect();
+            Ok(statistics::named(&s, stats))
         },
     );
 }

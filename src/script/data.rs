@@ -25,13 +25,13 @@ mod tests;
 
 use std::sync::Arc;
 
-use rhai::{Array, Dynamic, EvalAltResult, INT, Position, Variant};
+use rhai::{Array, Dynamic, EvalAltResult, Position, Variant};
 
 use crate::snapshot::{Entry, Field, KeyArg, Map, Scalar, Snapshot, SnapshotError, SnapshotResult};
 
 use super::fault::{Fault, Native};
 use super::register::Package;
-use super::values;
+use super::values::{self, int};
 
 pub(crate) use error::{dynamic as json, error_of};
 pub(crate) use lend::lend;
@@ -122,11 +122,6 @@ fn values_of(fields: Vec<Field>) -> Native<Array> {
 /// Throws what went wrong.
 fn native<T>(result: SnapshotResult<T>) -> Native<T> {
     result.map_err(thrown)
-}
-
-/// A count as a script's integer.
-fn int(n: usize) -> INT {
-    INT::try_from(n).unwrap_or(INT::MAX)
 }
 
 /// A key as the author wrote it.

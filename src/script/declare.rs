@@ -17,6 +17,7 @@ use super::End;
 use super::error::ScriptError;
 use super::fault::{Fault, Native, terminate};
 use super::matrix::{self, Variant};
+use super::monitor;
 use super::options::{Mistake, Options};
 use super::register::Package;
 use super::sampling;
@@ -35,6 +36,7 @@ const OPTIONS: &[&str] = &[
     "boot",
     "duration",
     "samples",
+    "monitor",
     "tags",
     "timeout",
     "expect_exit",
@@ -76,7 +78,8 @@ pub(crate) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {
          `huge_pages: true` (RAM of the host's huge pages), `pin: \"2-5\"` (CPUs of the host, one \
          for each of the machine's; engine kvm), `kernel`, `boot`, \
          `duration`, `samples` (how many there are to be inside of 10 % to 90 % of it, or \
-         `#{ every: \"50ms\" }`), `tags`, `timeout`, `expect_exit`, `expect_fail` (the label of the check \
+         `#{ every: \"50ms\" }`), `monitor` (`true`, or limits: `#{ imbalance: 4, depth: 64, stuck: \"2s\", \
+         events: #{ SCX_EV_SELECT_CPU_FALLBACK: \"10/s\" } }`), `tags`, `timeout`, `expect_exit`, `expect_fail` (the label of the check \
          that is meant to fail, or a part of its message), `allow_inconclusive`, `requires`, `kargs`, \
          `include_files`, `matrix` (`#{ topology: [..], kernel: [..], scheduler: [..], args: [..] }`: one \
          scenario for each combination); `schedstats: true` and `bpf_stats: true` have the kernel count what it \
@@ -332,6 +335,7 @@ pub(crate) fn options(what: &'static str, map: &Map) -> Result<ScenarioOptions, 
         return Err(read.wrong(key, "it has to be longer than nothing"));
     }
     out.samples = sampling::option(&read, out.duration)?;
+    out.monitor = monitor::option(&read)?;
     set(&mut out.expect_exit, read.string("expect_exit")?.map(|text| ExpectExit::parse(&text)));
     out.expect_fail = read.string("expect_fail")?;
     if out.expect_fail.as_deref().is_some_and(|text| text.trim().is_empty()) {

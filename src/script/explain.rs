@@ -40,7 +40,7 @@ pub(crate) struct Known<'a> {
     pub(crate) functions: &'a [(String, usize)],
     /// Words of the script.
     pub(crate) words: &'a [String],
-    /// Members of maps that schedulers answered with, and what they mean or nothing.
+    /// Members of maps that the script was given, and what they mean or nothing.
     pub(crate) members: &'a [(String, String)],
     /// How many steps the script was allowed.
     pub(crate) operations: u64,

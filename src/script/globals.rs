@@ -125,6 +125,13 @@ fn no_exit() -> Box<EvalAltResult> {
 }
 
 fn waiting(pkg: &mut Package<'_>, session: &Arc<Session>) {
+    pkg.func(
+        "milliseconds(d: duration) -> float",
+        "A duration as a number: `milliseconds(\"1.5s\")` is 1500.0.",
+        |d: &str| -> Native<FLOAT> {
+            Ok(units::duration(d).map_err(Fault::argument)?.as_secs_f64() * 1e3)
+        },
+    );
     let s = session.clone();
     pkg.func(
         "sleep(d: duration)",

@@ -4,6 +4,7 @@ use rhai::{Array, Dynamic, Map};
 
 use super::options::{Mistake, Options};
 use super::values::{described, render};
+use crate::scenario::with_axes;
 
 /// What a matrix may vary.
 const AXES: [&str; 4] = ["topology", "kernel", "scheduler", "args"];
@@ -21,11 +22,7 @@ pub(crate) struct Variant {
 impl Variant {
     /// `name[topology=1n1l2c1t,kernel=debian:7.2]`; the name itself without a matrix.
     pub(crate) fn name(&self, name: &str) -> String {
-        if self.axes.is_empty() {
-            return name.to_owned();
-        }
-        let axes = self.axes.iter().map(|(axis, value)| format!("{axis}={value}"));
-        format!("{name}[{}]", axes.collect::<Vec<_>>().join(","))
+        with_axes(name, &self.axes)
     }
 }
 

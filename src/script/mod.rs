@@ -14,6 +14,7 @@
 //! | `expect.rs`, `globals.rs` | judging |
 //! | `data.rs`, `values.rs` | snapshots and values |
 //! | `statistics.rs` | what the scheduler tells of itself |
+//! | `monitor.rs` | what is read while the machine runs |
 //! | `series.rs`, `series/` | samples over time, and patterns over them |
 //! | `repl.rs`, `repl/` | inputs of the REPL, and what could stand next in one |
 //! | `modules.rs` | `import`, and who called whom |
@@ -31,6 +32,7 @@ mod fault;
 mod globals;
 mod matrix;
 mod modules;
+mod monitor;
 mod options;
 pub(crate) mod register;
 pub mod repl;
@@ -46,6 +48,7 @@ mod topology;
 mod units;
 mod values;
 mod vm;
+mod workers;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -29,6 +29,7 @@ pub(crate) const STDLIB: &[(&str, &str)] = &[
     ("std/cpus", include_str!("../../stdlib/cpus.rhai")),
     ("std/load", include_str!("../../stdlib/load.rhai")),
     ("std/sched", include_str!("../../stdlib/sched.rhai")),
+    ("std/topologies", include_str!("../../stdlib/topologies.rhai")),
 ];
 
 /// Modules may import modules, but not deeper than this.

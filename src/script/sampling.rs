@@ -9,7 +9,7 @@ use super::fault::{Fault, Native};
 use super::options::{Mistake, Options};
 use super::register::Package;
 use super::session::Session;
-use super::values::described;
+use super::values::{described, int};
 use super::vm::Vm;
 use crate::scenario::samples::{Boundaries, SampleOptions, SampleReport, SampleTimes};
 
@@ -105,7 +105,7 @@ fn no_sample(i: INT, report: &SampleReport) -> Fault {
 }
 
 fn told(report: &SampleReport) -> Map {
-    let int = |n: u64| Dynamic::from(INT::try_from(n).unwrap_or(INT::MAX));
+    let int = |n: u64| Dynamic::from(int(n));
     let first: Array = report.first_missed.iter().map(|n| int(*n)).collect();
     Map::from([
         ("planned".into(), report.planned.map_or(Dynamic::UNIT, int)),

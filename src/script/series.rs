@@ -13,7 +13,7 @@ use super::fault::{Fault, Native};
 use super::register::Package;
 use super::session::Session;
 use super::statistics;
-use super::values::{described, from_scalar, incomparable, to_scalar};
+use super::values::{described, from_scalar, incomparable, int, to_scalar};
 use super::vm::{Vm, no_such};
 use crate::scenario::lab::LabOps;
 use crate::series::{Sample, SampleSeries, SeriesField};
@@ -73,10 +73,6 @@ pub(crate) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {
     incomparable::<SeriesEntry>(pkg, "SeriesEntry");
     incomparable::<SeriesCpustat>(pkg, "SeriesCpustat");
     incomparable::<SeriesCpu>(pkg, "SeriesCpu");
-}
-
-fn int(n: usize) -> INT {
-    INT::try_from(n).unwrap_or(INT::MAX)
 }
 
 fn native<T>(result: SnapshotResult<T>) -> Native<T> {

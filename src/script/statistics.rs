@@ -27,7 +27,8 @@ const MEANING: usize = 200;
 pub(crate) struct Told {
     /// The last answers to `t.stats()` and `t.stats_meta()`, by the call.
     last: BTreeMap<&'static str, Value>,
-    /// Names of fields, each with what it means as far as that was told.
+    /// Names of fields, and of members of other maps that a script was given, each with what it
+    /// means as far as that was told.
     names: BTreeMap<String, String>,
 }
 
@@ -87,6 +88,16 @@ impl Told {
         }
     }
 
+    /// Every name in a map that a script is given.
+    fn learn_map(&mut self, map: &Map) {
+        for (name, value) in map {
+            self.learn(name, "");
+            if let Some(inner) = value.read_lock::<Map>() {
+                self.learn_map(&inner);
+            }
+        }
+    }
+
     /// The fields of each structure that the scheduler describes: `{"Metrics": {"fields":
     /// {"nr_running": {"desc": ".."}}}}`.
     fn learn_meta(&mut self, value: &Value) {
@@ -103,6 +114,12 @@ impl Told {
 pub(crate) fn value(session: &Session, answer: Value) -> Dynamic {
     session.lock().statistics.learn_answer(&answer);
     data::json(answer)
+}
+
+/// A map for a script, whose names are remembered.
+pub(crate) fn named(session: &Session, map: Map) -> Map {
+    session.lock().statistics.learn_map(&map);
+    map
 }
 
 pub(crate) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {

@@ -44,6 +44,11 @@ impl fmt::Display for U64 {
     }
 }
 
+/// A count or a time as a script's integer; what is larger is the largest.
+pub(crate) fn int(n: impl TryInto<INT>) -> INT {
+    n.try_into().unwrap_or(INT::MAX)
+}
+
 /// A value above `i64::MAX`, or an integer that is not negative.
 pub(crate) fn as_u64(value: &Dynamic) -> Option<u64> {
     match value.read_lock::<U64>() {

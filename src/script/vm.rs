@@ -17,8 +17,9 @@ use super::fault::{Fault, Native};
 use super::options::{Mistake, Options};
 use super::register::Package;
 use super::session::Session;
+use super::statistics;
 use super::units;
-use super::values::{described, incomparable};
+use super::values::{described, incomparable, int};
 use crate::words::nearest;
 
 mod memory;
@@ -48,9 +49,11 @@ pub(crate) fn register(pkg: &mut Package<'_>, session: &Arc<Session>) {
     triggers::register(pkg, session);
     super::sampling::register(pkg, session);
     super::series::register(pkg, session);
+    super::monitor::register(pkg);
     memory::register(pkg, session);
     programs(pkg, session);
     groups(pkg, session);
+    super::workers::register(pkg, session);
     scheduler(pkg, session);
     changing(pkg, session);
     super::statistics::register(pkg, session);
@@ -83,7 +86,7 @@ fn facts(pkg: &mut Package<'_>) {
     .getter(
         "elapsed_ms(self: Vm) -> int",
         "Milliseconds of guest time since the scheduler was attached; pauses do not count.",
-        |t: &mut Vm| INT::try_from(t.lab.elapsed_ms()).unwrap_or(INT::MAX),
+        |t: &mut Vm| int(t.lab.elapsed_ms()),
     )
     .func("to_string(self: Vm) -> string", "What machine it is.", |t: &mut Vm| told(t))
     .func("to_debug(self: Vm) -> string", "What machine it is.", |t: &mut Vm| told(t));
@@ -259,7 +262,8 @@ fn exec(s: &Session, ctx: &NativeCallContext<'_>, t: &Vm, argv: &Array, opts: &M
         let why = "exec(..): the array is empty; its first string is the program";
         return Err(Fault::argument(why).into());
     }
-    s.lab(ctx, t.lab.exec(&argv, timeout)).map(outcome)
+    let done = s.lab(ctx, t.lab.exec(&argv, timeout))?;
+    Ok(statistics::named(s, outcome(done)))
 }
 
 fn outcome(done: ExecOutcome) -> Map {
@@ -344,7 +348,7 @@ fn scheduler(pkg: &mut Package<'_>, session: &Arc<Session>) {
          before the kernel's own scheduler takes over; these are `()` when it was not captured.",
         |x: &mut Scheduler| -> Dynamic {
             let Some(exit) = x.lab.scheduler_exit() else { return Dynamic::UNIT };
-            let at = INT::try_from(exit.elapsed_ms).unwrap_or(INT::MAX);
+            let at = int(exit.elapsed_ms);
             let death = x.lab.watching().death();
             Dynamic::from(Map::from([
                 ("reason".into(), exit.reason.into()),

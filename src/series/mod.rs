@@ -12,6 +12,7 @@
 mod field;
 mod judge;
 mod live;
+mod monitor;
 mod patterns;
 mod sample;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use std::sync::Arc;
 
 pub use field::{Point, SeriesField, Stamp};
 pub use judge::{Judged, Judgement};
+pub use monitor::MonitorSeries;
 pub use patterns::Bound;
 pub use sample::Sample;
 

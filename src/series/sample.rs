@@ -33,6 +33,7 @@ impl Sample {
     pub fn filed(mut meta: Meta, shelved: Shelved) -> Sample {
         // They may be large, and are in the file.
         meta.stats = None;
+        meta.monitor = None;
         Sample(Kind::Filed(Arc::new(Filed { meta, at: shelved, open: Mutex::default() })))
     }
 

@@ -14,7 +14,7 @@ mod summary;
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use crate::btf::{self, Btf, FieldError, Shape, TypeId};
 
@@ -28,6 +28,9 @@ use super::kernel::{Place, unreadable};
 use super::path;
 use super::value::{self, FieldKind, Scalar};
 pub(crate) use cpus::set_of;
+
+/// The path of a whole.
+static NO_PATH: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from(""));
 
 /// Elements of one array that are handed out at once.
 const ELEMENTS: usize = 1 << 20;
@@ -155,7 +158,7 @@ impl Field {
                 _ => Type::Untyped,
             }
         };
-        Field { base: Base::Entry(entry, side), ty, path: Arc::from(""), hops: 0 }
+        Field { base: Base::Entry(entry, side), ty, path: NO_PATH.clone(), hops: 0 }
     }
 
     /// The whole of something of the kernel's, as a type of its BTF or as bytes.
@@ -168,7 +171,7 @@ impl Field {
             }
             None => Type::Untyped,
         };
-        Field { base: Base::Kernel(place), ty, path: Arc::from(""), hops: 0 }
+        Field { base: Base::Kernel(place), ty, path: NO_PATH.clone(), hops: 0 }
     }
 
     /// What it is a part of, as errors name it.
@@ -250,7 +253,8 @@ impl Field {
         let Type::Btf { btf, at, root, made } = &self.ty else { return self.clone() };
         let at = btf::Field { offset: at.offset.saturating_add(within.offset), ..within };
         let ty = Type::Btf { btf: btf.clone(), at, root: *root, made: made.clone() };
-        Field { ty, path: Arc::from(join(&self.path, path)), ..self.clone() }
+        let path = Arc::from(join(&self.path, path));
+        Field { base: self.base.clone(), ty, path, hops: self.hops }
     }
 
     /// What is here.

@@ -26,6 +26,7 @@ mod json;
 mod kernel;
 mod key;
 mod map;
+mod monitor;
 mod path;
 mod points;
 mod probe;
@@ -66,6 +67,9 @@ pub use kernel::{
 };
 pub use key::KeyArg;
 pub use map::Map;
+#[cfg(test)]
+pub(crate) use monitor::tests as monitor_tests;
+pub use monitor::{CpuReading, Observation, Reading, SchedReading};
 pub use points::{ExitTrap, Leaving, WatchPlace, WatchTarget};
 pub use probe::{Pick, Probe, Slot, Target, counters};
 pub use ram::{MAX_RAM, Ram};
@@ -125,6 +129,9 @@ pub struct Meta {
     /// nobody asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stats: Option<Box<Result<serde_json::Value, MissingStatsReason>>>,
+    /// What the monitor had seen last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monitor: Option<Box<Observation>>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]

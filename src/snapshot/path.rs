@@ -132,13 +132,20 @@ pub(crate) fn section_var<'v, 'p>(
     section: &'v Shape,
     path: &'p str,
 ) -> Option<(&'v btf::SecVar, &'p str)> {
-    let Shape::Datasec { vars, by_name, .. } = section else { return None };
+    let Shape::Datasec { vars, by_name, last, .. } = section else { return None };
+    if let Some(var) = vars.get(last.place() as usize)
+        && var.name == path
+        && !path.is_empty()
+    {
+        return Some((var, ""));
+    }
     let name = |place: &u32| vars.get(*place as usize).map_or("", |var| var.name.as_str());
     let dots = path.rmatch_indices(['.', '[']).map(|(end, _)| end);
     [path.len()].into_iter().chain(dots).find_map(|end| {
         let wanted = path.get(..end).filter(|name| !name.is_empty())?;
         let first = by_name.partition_point(|place| name(place) < wanted);
         let place = by_name.get(first).filter(|place| name(place) == wanted)?;
+        last.remember(*place);
         Some((vars.get(*place as usize)?, path.get(end..)?))
     })
 }

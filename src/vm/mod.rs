@@ -33,7 +33,7 @@ mod trap;
 
 pub use console::Console;
 pub use exit::{ExitInfo, ExitKind, ExitWatch};
-pub use kvm::{KvmSpeed, KvmTraps, exercise_devices, kvm_speed, kvm_traps};
+pub use kvm::{Breakpoints, KvmSpeed, KvmTraps, exercise_devices, kvm_speed, kvm_traps};
 pub use qemu::{OLDEST as OLDEST_QEMU, Version as QemuVersion, version as qemu_version};
 pub use standstill::Standstill;
 use topology::Topology;
@@ -57,8 +57,7 @@ pub struct VmSpec {
     pub memory: u64,
     /// Whether the CPUs offer five levels of page tables (LA57), which kernels then use.
     pub five_level_paging: bool,
-    /// Whether the guest may have guests of its own: QEMU's CPUs then are AMD's, with SVM, and
-    /// one LLC is all they show.
+    /// Whether the guest may have guests: QEMU's CPUs are AMD's then, with SVM and one LLC.
     pub nested: bool,
     /// Whether RAM is made of the host's huge pages of 2 MiB, of which enough must be reserved.
     pub huge_pages: bool,
@@ -66,12 +65,12 @@ pub struct VmSpec {
     pub pin: Option<topology::CpuSet>,
     /// How many bytes of console output are kept.
     pub console_limit: usize,
-    /// The QEMU program, a path or a name looked up in `PATH`.
+    /// The QEMU program: a path, or a name in `PATH`.
     pub qemu: PathBuf,
 }
 
 impl VmSpec {
-    /// A machine of the usual kind: no further kernel arguments, 1 MiB of console, the QEMU that is in `PATH`.
+    /// The usual kind: no further kernel arguments, 1 MiB of console, the QEMU in `PATH`.
     #[must_use]
     pub fn new(boot: Boot, initramfs: Arc<[u8]>, topology: Topology, memory: u64) -> Self {
         VmSpec {
@@ -328,6 +327,11 @@ pub trait Engine: Send {
     /// from [`Engine::pause`] on, what was hidden after [`Engine::resume`].
     fn stillness(&self) -> Stillness {
         Stillness::default()
+    }
+
+    /// How often the guest has left to the engine, by what for, where the engine counts that.
+    fn exits(&self) -> Vec<(String, u64)> {
+        Vec::new()
     }
 
     /// For tests of what happens when a CPU does not stop: from now on this one does not, until

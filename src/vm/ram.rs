@@ -1,4 +1,5 @@
-//! Guest RAM: one memfd for each node, which the machine has and this process maps.
+//! Guest RAM: one memfd for each node, which the machine has and this process maps; or memory of
+//! this process alone, when the machine is in it.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -58,7 +59,7 @@ pub(super) fn layout(node_mib: &[u64], low_mib: u64) -> Vec<Part> {
 
 /// RAM of a machine, and the host's view of it.
 pub(super) struct Ram {
-    /// One file for each node.
+    /// One file for each node, unless it is this process's own.
     pub(super) files: Vec<File>,
     pub(super) parts: Vec<Part>,
     pub(super) mem: Arc<MappedMem>,
@@ -77,7 +78,6 @@ impl Ram {
     ) -> Result<Self, VmError> {
         let pages =
             if huge { MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB } else { MemfdFlags::empty() };
-        let refused = |reason: String| VmError::Host { what: "make guest RAM".into(), reason };
         let files = node_mib
             .iter()
             .map(|mib| sealed("cryoscope-ram", mib * MIB, pages))
@@ -92,6 +92,22 @@ impl Ram {
         let mem = map(mapped).map_err(|e| refused(e.to_string()))?;
         Ok(Ram { files, parts, mem: Arc::new(mem) })
     }
+
+    /// RAM that nobody but this process needs: of huge pages that the host keeps for such, or of
+    /// what it gives by itself.
+    pub(super) fn own(node_mib: &[u64], low_mib: u64, huge: bool) -> Result<Self, VmError> {
+        if huge {
+            return Ram::new(node_mib, low_mib, huge, MappedMem::writable);
+        }
+        let parts = layout(node_mib, low_mib);
+        let mem = MappedMem::own(parts.iter().map(|part| part.region).collect());
+        let mem = mem.map_err(|e| refused(e.to_string()))?;
+        Ok(Ram { files: Vec::new(), parts, mem: Arc::new(mem) })
+    }
+}
+
+fn refused(reason: String) -> VmError {
+    VmError::Host { what: "make guest RAM".into(), reason }
 }
 
 /// Memory that is a file without a name. Its size is sealed: nobody who holds it can make a read

@@ -113,6 +113,7 @@ fn freezing(lab: &Lab, pid: u32) {
     let freeze = |frozen| Op::CgroupFreeze { name: group("hot"), frozen };
     let ran = || lab.number(pid, "sched", "se.sum_exec_runtime");
     lab.done(freeze(true));
+    assert_ne!(lab.read(&format!("/proc/{pid}/wchan")), "0", "it has left its CPU");
     let before = ran();
     let refusal =
         lab.refused(Op::Start(Work { cgroup: Some(group("hot")), ..work(WorkKind::Spin, 1) }));

@@ -67,7 +67,8 @@ struct {
 
 u64 last;		/* the task that ran last */
 u64 nr_running;
-u32 held_pid;
+u64 claimed;		/* one CPU holds, and it alone */
+u32 held_pid;		/* when everything is in its place */
 u64 counts[8];
 u32 nr_failures;
 
@@ -136,7 +137,7 @@ static __always_inline void hold(struct task_struct *p)
 	mask = bpf_kptr_xchg(&held->mask, mask);
 	if (mask)
 		bpf_cpumask_release(mask);
-	held_pid = p->pid;
+	__sync_fetch_and_add(&held_pid, p->pid);
 }
 
 void BPF_STRUCT_OPS(shapes_running, struct task_struct *p)
@@ -150,7 +151,8 @@ void BPF_STRUCT_OPS(shapes_running, struct task_struct *p)
 		return;
 	shape->mixed = bpf_ktime_get_ns();
 	shape->task = (u64)p;
-	if (!held_pid)
+	/* Two may begin to run at once. */
+	if (!__sync_val_compare_and_swap(&claimed, 0, 1))
 		hold(p);
 }
 

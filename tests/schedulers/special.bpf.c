@@ -93,7 +93,8 @@ u64 expires;
 u64 nr_worked;
 u32 held_pid;
 u64 held_cgroup;
-u64 nr_held;
+u64 claimed;	/* one CPU holds, and it alone */
+u64 nr_held;	/* 1 when everything is in its place */
 u64 nr_masks;
 u64 step;	/* how far the setting up came */
 
@@ -264,7 +265,7 @@ static __always_inline void hold(struct special *all, struct task_struct *p)
 		bpf_cgroup_release(group);
 	held_pid = p->pid;
 	held_cgroup = id;
-	nr_held++;
+	__sync_fetch_and_add(&nr_held, 1);
 }
 
 void BPF_STRUCT_OPS(special_running, struct task_struct *p)
@@ -272,8 +273,9 @@ void BPF_STRUCT_OPS(special_running, struct task_struct *p)
 	u32 key = 1;
 	struct special *all = bpf_map_lookup_elem(&specials, &key);
 
-	/* One that is not in the root of all cgroups. */
-	if (all && !nr_held && p->cgroups->dfl_cgrp->kn->id != 1)
+	/* One that is not in the root of all cgroups. Two may begin to run at once. */
+	if (all && p->cgroups->dfl_cgrp->kn->id != 1 &&
+	    !__sync_val_compare_and_swap(&claimed, 0, 1))
 		hold(all, p);
 }
 

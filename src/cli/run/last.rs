@@ -33,6 +33,13 @@ fn key(file: &Path, name: &str) -> (PathBuf, String) {
     (fs::canonicalize(file).unwrap_or_else(|_| file.to_owned()), name.to_owned())
 }
 
+fn read(path: &Path) -> Known {
+    let fits = fs::metadata(path).is_ok_and(|meta| meta.len() <= LARGEST);
+    let text = if fits { fs::read(path).ok() } else { None };
+    // Whatever else lies there is nothing that is known.
+    text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}
+
 impl LastRun {
     /// What is known of runs from this directory.
     pub(super) fn new(cache: &Path) -> LastRun {
@@ -44,10 +51,7 @@ impl LastRun {
         let digest = Sha256::digest(here.as_os_str().as_encoded_bytes());
         let name: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         let path = cache.join("last-run").join(name + ".json");
-        let fits = fs::metadata(&path).is_ok_and(|meta| meta.len() <= LARGEST);
-        let text = if fits { fs::read(&path).ok() } else { None };
-        // Whatever else lies there is nothing that is known.
-        let known = text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        let known = read(&path);
         LastRun { path, cells: Vec::new(), known }
     }
 
@@ -60,12 +64,23 @@ impl LastRun {
         }
     }
 
-    fn write(&self) {
+    /// Notes what a scenario came to, beside what others have noted meanwhile.
+    fn note(&mut self, key: (PathBuf, String), failed: bool) {
         // It is a convenience: a cache that cannot be written to costs no run its verdict.
         let Some(dir) = self.path.parent() else { return };
+        let _ = fs::create_dir_all(dir);
+        // Held until the end; without it a run at the same time may be forgotten in part.
+        let lock = fs::File::create(self.path.with_extension("lock"));
+        let _ = lock.as_ref().map(fs::File::lock);
+        self.known = read(&self.path);
+        match failed {
+            true => self.known.failed.insert(key),
+            false => self.known.failed.remove(&key),
+        };
         let part = self.path.with_extension(format!("part-{}", std::process::id()));
-        let written = fs::create_dir_all(dir)
-            .and_then(|()| fs::write(&part, serde_json::to_vec(&self.known)?))
+        let written = serde_json::to_vec(&self.known)
+            .map_err(std::io::Error::from)
+            .and_then(|text| fs::write(&part, text))
             .and_then(|()| fs::rename(&part, &self.path));
         if written.is_err() {
             let _ = fs::remove_file(&part);
@@ -80,11 +95,7 @@ impl Sink for LastRun {
             RunEvent::CellFinished(end) => {
                 let Some(info) = self.cells.get(end.cell) else { return };
                 let key = key(&info.file, &info.name);
-                match end.verdict.weight() > Outcome::Pass {
-                    true => self.known.failed.insert(key),
-                    false => self.known.failed.remove(&key),
-                };
-                self.write();
+                self.note(key, end.verdict.weight() > Outcome::Pass);
             }
             _ => {}
         }
@@ -146,6 +157,14 @@ mod tests {
         assert_eq!(names(&LastRun::at(dir.path(), Path::new("/there"))).len(), 3);
         end(&mut last, 0, Outcome::Pass);
         assert_eq!(names(&LastRun::at(dir.path(), Path::new("/here"))), ["c"]);
+        // Another run from here, at the same time.
+        let mut other = LastRun::at(dir.path(), Path::new("/here"));
+        other.event(&started, &RunModel::default());
+        end(&mut last, 0, Outcome::Error);
+        end(&mut other, 1, Outcome::Fail);
+        assert_eq!(names(&LastRun::at(dir.path(), Path::new("/here"))), ["a", "b", "c"]);
+        end(&mut last, 2, Outcome::Pass);
+        assert_eq!(names(&LastRun::at(dir.path(), Path::new("/here"))), ["a", "b"]);
         fs::write(&last.path, "garbage").unwrap();
         assert_eq!(names(&LastRun::at(dir.path(), Path::new("/here"))).len(), 3);
     }

@@ -3,13 +3,14 @@
 mod files;
 mod last;
 mod plan;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use clap::Args as ClapArgs;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -23,12 +24,14 @@ use crate::scenario::report::{
     Fan, Github, Html, JsonLines, Junit, Keep, Terminal, Trouble, cell_dir,
 };
 use crate::scenario::runner::{Planned, Run, default_jobs};
+use crate::scenario::verdict::plural;
 use crate::scenario::{BootPath, ScenarioDecl};
 use crate::script;
 use crate::vm::EngineChoice;
 use crate::vm::topology::{CpuSet, Topology};
 use crate::words::plain;
 use last::LastRun;
+use watch::Watched;
 
 /// Run scenarios: each boots a machine of its own
 #[derive(Debug, ClapArgs)]
@@ -81,9 +84,12 @@ pub(super) struct Args {
     /// Run what fails or cannot be judged again, so often, and mark what passed only then
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100))]
     retries: u32,
-    /// Run part K of N of the scenarios, as in 2/4: every N-th, from the K-th on
+    /// Run part K of N of the scenarios, as in 2/4: even parts, chosen by the names of script and scenario
     #[arg(long, value_name = "K/N", value_parser = shard)]
     shard: Option<Shard>,
+    /// Run again whenever a script, a module or a scheduler's source changes, until Ctrl-C
+    #[arg(short, long, conflicts_with = "list")]
+    watch: bool,
     /// Only what did not succeed when it last ran; everything, where nothing is known
     #[arg(long)]
     last_failed: bool,
@@ -129,24 +135,46 @@ pub(super) fn topology(text: &str) -> Result<String, String> {
 }
 
 pub(super) fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
+    let interrupts = Interrupts::watch()?;
+    if !args.watch {
+        let decls = collect(args)?;
+        return once(args, config, &interrupts, decls);
+    }
+    loop {
+        let (code, decls) = match collect(args) {
+            Ok(decls) => (once(args, config, &interrupts, decls.clone()), decls),
+            Err(failure) => (Err(failure), Vec::new()),
+        };
+        let code = code.unwrap_or_else(|failure| {
+            say(&format!("error: {}\n", failure.message));
+            failure.code
+        });
+        if interrupts.stop.is_asked() {
+            return Ok(code);
+        }
+        let look = || Watched::now(&args.paths, &decls);
+        let watched = look();
+        say(&format!("watching {}; Ctrl-C ends\n", plural(watched.len() as u64, "file")));
+        interrupts.wait_with(code);
+        let changed = watched.wait(look);
+        interrupts.wait_with(INTERRUPTED);
+        say(&format!("\n{} has changed\n", changed.display()));
+    }
+}
+
+/// All that the scripts declare.
+fn collect(args: &Args) -> Result<Vec<ScenarioDecl>, Failure> {
     let scripts = files::find(&args.paths)?;
-    let compile = |path: &Path| script::collect(path).map_err(|e| e.to_string());
-    let decls = plan::select(plan::collect(&scripts, &compile)?, args.filter.as_deref())?;
-    let memory = config.cache().ok().map(|cache| LastRun::new(cache.path()));
-    let decls = match &memory {
-        Some(memory) if args.last_failed => memory.failed(decls),
-        _ => decls,
-    };
-    let decls = plan::part(decls, args.shard);
-    if decls.is_empty() {
-        say("cryoscope: this part of the scenarios is empty\n");
-        return Ok(0);
-    }
-    if args.list {
-        print(&plan::list(&decls));
-        return Ok(0);
-    }
-    super::engine::check(&args.engine)?;
+    plan::collect(&scripts, &|path| script::collect(path).map_err(|e| e.to_string()))
+}
+
+/// Runs what is wanted of that.
+fn once(
+    args: &Args,
+    config: &Config,
+    interrupts: &Interrupts,
+    decls: Vec<ScenarioDecl>,
+) -> Result<u8, Failure> {
     let overrides = Overrides {
         kernel: args.kernel.clone(),
         topology: args.topology.clone(),
@@ -156,10 +184,25 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
         engine: Some(args.engine.clone()),
         clang: args.clang.clone(),
     };
-    let decls: Vec<_> = decls.into_iter().map(|d| plan::overridden(d, &overrides)).collect();
+    let (decls, declared) = plan::overridden(decls, &overrides);
+    // First the part, which is the same on every machine, and then what is known on this one.
+    let decls = plan::part(plan::select(decls, args.filter.as_deref())?, args.shard);
+    let memory = config.cache().ok().map(|cache| LastRun::new(cache.path()));
+    let decls = match &memory {
+        Some(memory) if args.last_failed => memory.failed(decls),
+        _ => decls,
+    };
+    if decls.is_empty() {
+        say("cryoscope: this part of the scenarios is empty\n");
+        return Ok(0);
+    }
+    if args.list {
+        print(&plan::list(&decls));
+        return Ok(0);
+    }
+    super::engine::check(&args.engine)?;
     let cache = config.cache()?;
     config.agent()?;
-    let interrupts = Interrupts::watch()?;
     let kernels = find_kernels(&decls, args, cache)?;
     let trouble = Trouble::default();
     let mut sinks = Fan::default();
@@ -184,7 +227,7 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     if let Some(memory) = memory {
         sinks.add(memory);
     }
-    let cells = cells(decls, &overrides, &kernels, args, cache)?;
+    let cells = cells(decls, &declared, &overrides, &kernels, args, cache)?;
     // The very program that runs, even when its file is replaced meanwhile.
     let program = Program { path: "/proc/self/exe".into(), args: vec!["cell".into()] };
     let jobs = args.jobs.unwrap_or_else(|| jobs_for(&cells));
@@ -197,6 +240,7 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     };
     interrupts.running.store(true, Ordering::SeqCst);
     let summary = run.cells(&cells, &mut sinks);
+    interrupts.running.store(false, Ordering::SeqCst);
     let code = summary.exit_code(args.no_skips);
     if let Some(what) = trouble.first() {
         say(&format!("cryoscope: {what}; free some space, or choose another place\n"));
@@ -247,6 +291,7 @@ fn kernel_spec(decl: &ScenarioDecl, args: &Args) -> String {
 
 fn cells(
     decls: Vec<ScenarioDecl>,
+    declared: &plan::Declared,
     overrides: &Overrides,
     kernels: &Kernels,
     args: &Args,
@@ -279,7 +324,9 @@ fn cells(
             attempt: 1,
             file: decl.file.clone(),
             index: decl.index,
-            name: decl.name.clone(),
+            name: declared
+                .get(&(decl.file.clone(), decl.index))
+                .map_or_else(|| decl.name.clone(), String::clone),
             overrides: overrides.clone(),
             kernel: kernel.and_then(|k| k.as_ref().ok().cloned()),
             deadline: options.deadline(),
@@ -305,7 +352,12 @@ fn jobs_for(cells: &[Planned]) -> usize {
 struct Interrupts {
     stop: Stop,
     running: Arc<AtomicBool>,
+    /// The exit code for when nothing runs.
+    code: Arc<AtomicU8>,
 }
+
+/// The exit code of what was interrupted.
+const INTERRUPTED: u8 = 130;
 
 impl Interrupts {
     fn watch() -> Result<Self, Failure> {
@@ -314,20 +366,27 @@ impl Interrupts {
         let running = Arc::new(AtomicBool::new(false));
         let mut signals =
             signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(cannot)?;
-        let (asked, begun) = (stop.clone(), running.clone());
+        let code = Arc::new(AtomicU8::new(INTERRUPTED));
+        let (asked, begun, ends_with) = (stop.clone(), running.clone(), code.clone());
         let watcher = std::thread::Builder::new().name("signals".into());
         let watching = watcher.spawn(move || {
             for _ in signals.forever() {
                 if !begun.load(Ordering::SeqCst) {
                     // Downloads and compilers end with us; unfinished cache entries have no name.
-                    say("\ncryoscope: interrupted\n");
-                    std::process::exit(130);
+                    let code = ends_with.load(Ordering::SeqCst);
+                    say(if code == INTERRUPTED { "\ncryoscope: interrupted\n" } else { "\n" });
+                    std::process::exit(code.into());
                 }
                 asked.ask();
             }
         });
         watching.map_err(cannot)?;
-        Ok(Interrupts { stop, running })
+        Ok(Interrupts { stop, running, code })
+    }
+
+    /// From now on an interrupt ends us with this exit code.
+    fn wait_with(&self, code: u8) {
+        self.code.store(code, Ordering::SeqCst);
     }
 }
 

@@ -1,13 +1,16 @@
 //! Which scenarios are meant, and what they become on this command line.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
 
 use super::Shard;
 use super::files::Script;
 use crate::cli::Failure;
-use crate::scenario::ScenarioDecl;
 use crate::scenario::cell::Overrides;
 use crate::scenario::verdict::plural;
+use crate::scenario::{ScenarioDecl, with_axes};
 use crate::words::nearest;
 
 /// Compiles a script and gives what it declares, or says what is wrong with it.
@@ -64,11 +67,41 @@ pub(super) fn select(
     Err(Failure::new(text))
 }
 
-/// Every N-th scenario, from the K-th on.
+/// One part of N, as even as can be. Which scenarios are in it follows from their names and those
+/// of their files, without directories, so that machines agree whatever the order of the paths and
+/// wherever these lie; one scenario more moves few of the others.
 pub(super) fn part(decls: Vec<ScenarioDecl>, shard: Option<Shard>) -> Vec<ScenarioDecl> {
     let Some(Shard { part, of }) = shard else { return decls };
-    let own = |(i, _): &(usize, ScenarioDecl)| i % of == part - 1;
-    decls.into_iter().enumerate().filter(own).map(|(_, decl)| decl).collect()
+    let mut twins = BTreeMap::new();
+    let numbers = decls.iter().map(|decl| {
+        let file = decl.file.file_name().unwrap_or_default().as_encoded_bytes();
+        // Those of the same name count in their order.
+        let twin = twins.entry((file, decl.name.as_str())).or_insert(0_u64);
+        *twin += 1;
+        let key = [file, decl.name.as_bytes(), &twin.to_le_bytes()].join(&0);
+        Sha256::digest(key).iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
+    });
+    let mut order: Vec<(u64, usize)> = numbers.zip(0..).collect();
+    order.sort_unstable();
+    // So many are in every part, and so many parts have one more.
+    let (each, mut more) = (decls.len() / of, decls.len() % of);
+    let mut sizes = BTreeMap::new();
+    let mut own = vec![false; decls.len()];
+    for (number, i) in order {
+        let mut at = usize::try_from(number % of as u64).unwrap_or_default();
+        // The first one from there on that has room.
+        loop {
+            let size = sizes.entry(at).or_insert(0);
+            if *size < each || (*size == each && more > 0) {
+                more -= usize::from(*size == each);
+                *size += 1;
+                break;
+            }
+            at = (at + 1) % of;
+        }
+        own[i] = at == part - 1;
+    }
+    decls.into_iter().zip(own).filter(|(_, own)| *own).map(|(decl, _)| decl).collect()
 }
 
 /// One line per scenario: where it stands, its name, its tags.
@@ -88,10 +121,36 @@ pub(super) fn list(decls: &[ScenarioDecl]) -> String {
     out
 }
 
-/// The scenario with this command line's options in the place of its own.
-pub(super) fn overridden(mut decl: ScenarioDecl, overrides: &Overrides) -> ScenarioDecl {
-    overrides.apply(&mut decl.options);
-    decl
+/// Names as they were declared, by the script and the place in it.
+pub(super) type Declared = BTreeMap<(PathBuf, usize), String>;
+
+/// The scenarios with this command line's options in the place of their own. What a matrix varies
+/// and the command line sets is no longer in their names; of combinations that then are the same
+/// the first is left.
+pub(super) fn overridden(
+    decls: Vec<ScenarioDecl>,
+    overrides: &Overrides,
+) -> (Vec<ScenarioDecl>, Declared) {
+    let set = [("topology", overrides.topology.is_some()), ("kernel", overrides.kernel.is_some())];
+    let (mut out, mut declared) = (Vec::<ScenarioDecl>::new(), Declared::new());
+    for mut decl in decls {
+        let before = decl.name.clone();
+        overrides.apply(&mut decl.options);
+        let axes = std::mem::take(&mut decl.options.axes);
+        if let Some(name) = before.strip_suffix(with_axes("", &axes).as_str()) {
+            let (gone, left): (Vec<_>, Vec<_>) =
+                axes.into_iter().partition(|(axis, _)| set.contains(&(axis.as_str(), true)));
+            decl.name = with_axes(name, &left);
+            decl.options.axes = left;
+            let same = |other: &ScenarioDecl| other.file == decl.file && other.name == decl.name;
+            if !gone.is_empty() && out.iter().any(same) {
+                continue;
+            }
+        }
+        declared.insert((decl.file.clone(), decl.index), before);
+        out.push(decl);
+    }
+    (out, declared)
 }
 
 #[cfg(test)]
@@ -174,9 +233,73 @@ mod tests {
             names.sort();
             assert_eq!(names, ["0", "1", "2", "3", "4", "5", "6"]);
         }
-        let second: Vec<String> =
-            part(all(), Some(Shard { part: 2, of: 3 })).into_iter().map(|d| d.name).collect();
-        assert_eq!(second, ["1", "4"]);
+    }
+
+    #[test]
+    fn what_the_command_line_sets_is_no_part_of_a_name() {
+        let varied = |topology: &str, kernel: &str, index| {
+            let axes = [("topology", topology), ("kernel", kernel)];
+            let axes = axes.map(|(axis, value)| (axis.to_owned(), value.to_owned())).to_vec();
+            let mut decl = decl(&with_axes("x", &axes), &[], false);
+            (decl.index, decl.options.axes) = (index, axes);
+            decl
+        };
+        let all = || {
+            let two = |t, i| [varied(t, "debian:7.2", i), varied(t, "debian:7.3", i + 1)];
+            [two("1n1l1c1t", 0), two("1n1l2c1t", 2), [decl("y", &[], false), decl("z", &[], false)]]
+                .concat()
+        };
+        let told = |overrides: Overrides| {
+            let (decls, declared) = overridden(all(), &overrides);
+            let first = declared[&("a.rhai".into(), 0)].clone();
+            (decls.into_iter().map(|d| d.name).collect::<Vec<_>>(), first)
+        };
+        let none = Overrides::default();
+        assert_eq!(told(none.clone()).0.len(), 6);
+        let kernel = Overrides { kernel: Some("host".into()), ..none.clone() };
+        let (names, _) = told(kernel.clone());
+        assert_eq!(names, ["x[topology=1n1l1c1t]", "x[topology=1n1l2c1t]", "y", "z"]);
+        let both = Overrides { topology: Some("1n1l8c1t".into()), ..kernel };
+        assert_eq!(told(both).0, ["x", "y", "z"]);
+    }
+
+    /// The part of `of` that each name is in.
+    fn parts(decls: &[ScenarioDecl], of: usize) -> BTreeMap<String, usize> {
+        let names = |n| {
+            let own = part(decls.to_vec(), Some(Shard { part: n, of }));
+            own.into_iter().map(move |decl| (decl.name, n))
+        };
+        (1..=of).flat_map(names).collect()
+    }
+
+    fn numbered(count: usize) -> Vec<ScenarioDecl> {
+        (0..count).map(|i| decl(&format!("scenario {i}"), &[], false)).collect()
+    }
+
+    #[test]
+    fn shards_are_even_and_the_same_in_whatever_order_and_place() {
+        for (count, of) in [(1, 2), (4, 2), (7, 3), (40, 7), (3, 5), (2, usize::MAX)] {
+            let few = of.min(9);
+            let size = |n| part(numbered(count), Some(Shard { part: n, of })).len();
+            let sizes: Vec<usize> = (1..=few).map(size).collect();
+            let even = |size: &usize| [count / of, count.div_ceil(of)].contains(size);
+            assert!(sizes.iter().all(even), "{count} in {of}: {sizes:?}");
+        }
+        let forth = numbered(40);
+        let mut back: Vec<_> = forth.iter().rev().cloned().collect();
+        back.iter_mut().for_each(|decl| decl.file = "/elsewhere/a.rhai".into());
+        assert_eq!(parts(&forth, 4), parts(&back, 4));
+    }
+
+    #[test]
+    fn one_scenario_more_moves_few_others_between_shards() {
+        let mut moved = 0;
+        for count in 40..80 {
+            let (before, after) = (parts(&numbered(count), 4), parts(&numbered(count + 1), 4));
+            moved += before.iter().filter(|(name, part)| after[*name] != **part).count();
+        }
+        // Dealing out a sorted list moves all that are behind the new one, 30 on average.
+        assert!(moved <= 40 * 3, "{moved} moved in 40 rounds");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::super::kernel::Kernel;
 use super::super::rhashtable::TableLayout;
 use super::domains::DomainLayout;
 use super::modules::ModuleLayout;
+use super::monitor::MonitorLayout;
 use super::psi::PsiLayout;
 
 /// Structs larger than this are not read whole: nothing of the kernel's is.
@@ -348,6 +349,7 @@ pub(super) struct Layout {
     pub(super) psi: Found<PsiLayout>,
     pub(super) domains: Found<DomainLayout>,
     pub(super) modules: Found<ModuleLayout>,
+    pub(super) monitor: Found<MonitorLayout>,
     /// The byte of `tasklist_lock` that is not zero while somebody writes.
     pub(super) tasks_lock: Option<u64>,
     /// In `struct bpf_ksym`: the link to the next one; and how large it is.
@@ -377,6 +379,7 @@ impl Layout {
             psi: PsiLayout::new(kernel),
             domains: DomainLayout::new(kernel),
             modules: ModuleLayout::new(kernel),
+            monitor: MonitorLayout::new(kernel),
             tasks_lock: lock.map(|(at, within)| at.offset(within).0),
             ksym: ksym.and_then(|ksym| Some((ksym.maybe("lnode")?, ksym.size))),
         })

@@ -5,13 +5,11 @@ use super::{Copy, MAX_TASKS};
 use crate::mem::Kva;
 
 /// User queues of one scheduler.
-const MAX_DSQS: usize = 16 << 10;
+pub(super) const MAX_DSQS: usize = 16 << 10;
 /// Queues of all schedulers and CPUs.
 const MAX_QUEUES: usize = 128 << 10;
-/// NUMA nodes that kernels can be built for.
-const MAX_NODES: u32 = 1024;
 /// `SCX_DSQ_LNODE_ITER_CURSOR`: a place marker of an iterator, no task.
-const CURSOR: u32 = 1;
+pub(super) const CURSOR: u32 = 1;
 
 /// The state of sched_ext.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -115,9 +113,7 @@ impl Copy<'_> {
 
     /// The global queues: an array of pointers, one per NUMA node.
     pub(super) fn node_dsqs(&mut self, layout: &ScxLayout, array: u64, place: usize) {
-        let nr = self.kernel.symbols().get("nr_node_ids");
-        let nr = nr.and_then(|at| self.kernel.read_u32(at).ok()).unwrap_or(1).min(MAX_NODES);
-        for node in 0..nr {
+        for node in 0..self.kernel.nr_node_ids() {
             let Ok(at) = self.kernel.read_u64(Kva(array.wrapping_add(u64::from(node) * 8))) else {
                 return;
             };

@@ -34,6 +34,10 @@ pub(crate) mod at {
     pub(crate) const THREAD_HEAD: u64 = 16;
     pub(crate) const RQ: u64 = 112;
     pub(crate) const SD: u64 = 104;
+    /// Only where a monitor looks.
+    pub(crate) const SWITCHES: u64 = 112;
+    pub(crate) const ONLINE: u64 = 120;
+    pub(crate) const MONITORED_RQ: u64 = 128;
     pub(crate) const LOCAL: u64 = 40;
     pub(crate) const DSQ: u64 = 64;
     pub(crate) const LIST: u64 = 8;
@@ -64,7 +68,7 @@ pub(crate) struct Machine {
 }
 
 /// Types of the kernel's scheduling structs.
-fn types(guest: &mut Guest, with_scx: bool) {
+fn types(guest: &mut Guest, with_scx: bool, monitored: bool) {
     let t = &mut guest.types;
     let bit = |byte: u64| byte as u32 * 8;
     let u32_ = t.int("unsigned int", 4, false);
@@ -147,7 +151,13 @@ fn types(guest: &mut Guest, with_scx: bool) {
     if with_scx {
         rq.push(("scx", scx_rq, bit(at::LOCAL)));
     }
-    t.structure("rq", at::RQ as u32, &rq);
+    let mut size = at::RQ;
+    if monitored {
+        size = at::MONITORED_RQ;
+        rq.push(("nr_switches", u64_, bit(at::SWITCHES)));
+        rq.push(("online", s32, bit(at::ONLINE)));
+    }
+    t.structure("rq", size as u32, &rq);
     let times = t.array(u64_, 2);
     t.structure("kernel_cpustat", 16, &[("cpustat", times, 0)]);
     let usage = [("CPUTIME_USER", 0), ("CPUTIME_IDLE", 1)];
@@ -226,8 +236,17 @@ fn scx_types(guest: &mut Guest, ids: [TypeId; 9]) {
 impl Machine {
     /// The machine; without `scx` its kernel was built without sched_ext.
     pub(crate) fn new(scx: bool) -> Machine {
+        Machine::build(scx, false)
+    }
+
+    /// The same with what a monitor looks at.
+    pub(crate) fn monitored(scx: bool) -> Machine {
+        Machine::build(scx, true)
+    }
+
+    fn build(scx: bool, monitored: bool) -> Machine {
         let mut guest = Guest::new();
-        types(&mut guest, scx);
+        types(&mut guest, scx, monitored);
         let init = guest.variable("init_task", &[0; at::TASK as usize]);
         for class in ["fair", "ext", "idle"] {
             guest.variable(&format!("{class}_sched_class"), &[0; 16]);
@@ -246,7 +265,7 @@ impl Machine {
         };
         machine.cgroups();
         machine.all_tasks();
-        machine.cpus();
+        machine.cpus(monitored);
         machine.module = machine.module();
         machine.guest.variable("jiffies_64", &4_294_892_296u64.to_le_bytes());
         if scx {
@@ -362,16 +381,21 @@ impl Machine {
         self.tasks.insert(u32::MAX, idle);
     }
 
-    fn cpus(&mut self) {
+    fn cpus(&mut self, monitored: bool) {
         let (curr, idle) = ([50, u32::MAX], [0, u32::MAX]);
         let domains = self.domains();
-        let mut raw = [[0u8; at::RQ as usize]; 2];
+        let size = if monitored { at::MONITORED_RQ } else { at::RQ };
+        let mut raw = [vec![0u8; size as usize], vec![0u8; size as usize]];
         for (cpu, rq) in raw.iter_mut().enumerate() {
             let words = [2 - cpu as u64, self.tasks[&curr[cpu]].0, self.tasks[&idle[cpu]].0, 1_000];
             for (i, word) in words.into_iter().enumerate() {
                 rq[8 * i..8 * i + 8].copy_from_slice(&word.to_le_bytes());
             }
-            rq[at::SD as usize..].copy_from_slice(&domains[cpu].0.to_le_bytes());
+            rq[at::SD as usize..at::RQ as usize].copy_from_slice(&domains[cpu].0.to_le_bytes());
+            if monitored {
+                rq[at::SWITCHES as usize] = 70 + cpu as u8;
+                rq[at::ONLINE as usize] = 1;
+            }
         }
         let base = self.guest.percpu_struct("runqueues", &[&raw[0], &raw[1]]);
         self.rqs = [0, 1].map(|cpu| base.offset(Guest::cpu_offset(cpu)));

@@ -1,5 +1,7 @@
 //! The scheduling state of a made-up machine, whole and damaged.
 
+mod monitor;
+
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -355,22 +357,35 @@ fn symbols_of_modules_are_charged_and_bounded_in_all() {
     }
 }
 
+/// A place, a word in it, what is written there, and whether that leads anywhere.
+type Write = (usize, u64, u64, bool);
+
+/// What a guest may write at any time.
+fn writes() -> impl Strategy<Value = Vec<Write>> {
+    prop::collection::vec((0usize..9, 0u64..24, any::<u64>(), any::<bool>()), 1..12)
+}
+
+/// Writes that into tasks, queues and runqueues.
+fn write_anything(machine: &mut Machine, words: Vec<Write>) {
+    let mut places: Vec<Kva> = machine.tasks.values().copied().collect();
+    places.extend([machine.sched, machine.table, machine.user_dsq, machine.rqs[0]]);
+    for (place, word, value, wild) in words {
+        let at = places[place % places.len()].offset(word * 8 % at::DSQ);
+        let value = if wild { value } else { places[value as usize % places.len()].0 };
+        machine.guest.write_u64(at, value);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     /// Wherever a guest writes whatever it likes, a copy ends and is bounded.
     #[test]
     fn no_guest_makes_a_copy_panic_or_hang(
-        words in prop::collection::vec((0usize..9, 0u64..24, any::<u64>(), any::<bool>()), 1..12)
+        words in writes()
     ) {
         let mut machine = Machine::new(true);
-        let mut places: Vec<Kva> = machine.tasks.values().copied().collect();
-        places.extend([machine.sched, machine.table, machine.user_dsq, machine.rqs[0]]);
-        for (place, word, value, wild) in words {
-            let at = places[place % places.len()].offset(word * 8 % at::DSQ);
-            let value = if wild { value } else { places[value as usize % places.len()].0 };
-            machine.guest.write_u64(at, value);
-        }
+        write_anything(&mut machine, words);
         let raw = copy(machine);
         prop_assert!(raw.tasks.len() <= MAX_TASKS);
         prop_assert!(raw.memory.len() < 1 << 20);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::beside::no_thread;
 use super::kept::Kept;
 use super::real::Real;
 use super::schedulers::{Current, Preparer};
@@ -101,10 +102,11 @@ impl Lab {
                 options.memory,
             )
         };
+        let born = Instant::now();
         let up = bring_up(&spec, &needs, setup)?;
         let machine: Arc<dyn Machine> = Arc::new(up.machine);
         attach(&machine, &scheduler, setup)?;
-        if options.samples.is_some() {
+        if options.samples.is_some() || options.monitor.is_some() {
             // The kernel is read once, which takes long; the first boundaries must not wait for it.
             let _ = machine.prepare(&CaptureRequest::default());
         }
@@ -138,11 +140,15 @@ impl Lab {
             attempt: setup.attempt,
         };
         let mut lab = Lab::new(machine, parts);
+        lab.born = born;
         if lab.state().under_test {
             lab.expect_exits();
         }
         if let Some(samples) = &options.samples {
             lab.start_sampling(samples)?;
+        }
+        if let Some(monitor) = &options.monitor {
+            lab.start_monitor(monitor)?;
         }
         Ok(lab)
     }
@@ -229,8 +235,7 @@ fn bring_up(spec: &VmSpec, needs: &[Capability], setup: &Setup) -> Result<Up, Bo
         engine.stop();
         failed(error, fault, &console.text(), "", setup)
     })?;
-    let bridge = Bridge::start(engine, still, RENDEZVOUS)
-        .map_err(|e| LabError::Machine(format!("cannot start a thread: {e}")))?;
+    let bridge = Bridge::start(engine, still, RENDEZVOUS).map_err(no_thread)?;
     let machine = Real { channel, bridge };
     Ok(Up { machine, engine: name, hello })
 }

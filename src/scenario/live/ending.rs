@@ -1,16 +1,22 @@
 //! The end of a laboratory: what is judged last, what is kept, what is told of it.
 
+use std::sync::Arc;
+
 use super::kept::Kept;
 use super::{LOG_END, Lab};
-use crate::scenario::event::{Logs, Stage};
+use crate::scenario::event::{Logs, RunEvent, Stage};
 use crate::scenario::lab::{LabError, LabOps, LabResult};
 use crate::scenario::text::tail;
+
+/// Bytes of a snapshot's tree that are sent.
+const TREE: usize = 64 << 10;
 
 impl Lab {
     /// The last things to judge, the logs, and the end of the machine. Gives the ends of the logs
     /// for the report, and the fault of the engine if that is what ended the machine.
     pub fn finish(&self) -> (Logs, Option<String>) {
         self.end_sampling();
+        self.end_monitor();
         self.parts.events.stage(Stage::Stop, "");
         // What is left paused cannot tell how it ends.
         if self.machine.is_paused() && self.machine.exited().is_none() {
@@ -25,6 +31,7 @@ impl Lab {
         let logs = self.logs(&log);
         let fault = self.fault();
         self.machine.stop();
+        self.show_trees();
         if let Some(dir) = &self.parts.keep {
             let death = self.death().map(|death| death.snapshot);
             let kept = Kept {
@@ -36,6 +43,28 @@ impl Lab {
             kept.write(dir, self.parts.attempt, &self.parts.recorder);
         }
         (logs, fault)
+    }
+
+    /// Sends the snapshots that may explain why it did not succeed: of the scheduler's death, and
+    /// the last one that was taken.
+    fn show_trees(&self) {
+        let counts = self.parts.recorder.counts();
+        if counts.fail == 0 && counts.error == 0 && counts.inconclusive == 0 {
+            return;
+        }
+        let death = self.death().map(|death| death.snapshot);
+        let last = self.snapshots().into_iter().rev().find(|snapshot| !snapshot.is_placeholder());
+        let same = death.as_ref().zip(last.as_ref()).is_some_and(|(a, b)| Arc::ptr_eq(a, b));
+        for snapshot in death.into_iter().chain(last.filter(|_| !same)) {
+            let mut text = snapshot.dump();
+            if text.len() > TREE {
+                let end = (0..=TREE).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+                text.truncate(text[..end].rfind('\n').map_or(end, |at| at + 1));
+                text.push_str(".. the rest is left out; t.freeze(..).save(FILE) keeps all of it\n");
+            }
+            let (cell, tag) = (self.parts.events.cell(), snapshot.tag().to_owned());
+            self.parts.events.send(&RunEvent::Tree { cell, tag, text });
+        }
     }
 
     /// Records what went wrong in the end, unless something has before, which then is likely to

@@ -4,9 +4,12 @@
 use std::collections::BTreeSet;
 
 use super::{Lab, unexpected};
-use crate::scenario::lab::{GroupOptions, LabError, LabResult, WorkOptions};
-use crate::wire::{Answer, CgroupSet, Op, Work};
+use crate::scenario::lab::{GroupOptions, LabError, LabResult, WorkOptions, WorkerReport};
+use crate::wire::{Answer, CgroupSet, MAX_REPORTS, Op, Work};
 use crate::words::nearest;
+
+/// Workers whose pids are remembered: as many as can be at one time, and some that were before.
+const MAX_KNOWN: usize = 4096;
 
 impl Lab {
     pub(super) fn make_group(&self, name: &str, set: &GroupOptions) -> LabResult<()> {
@@ -78,8 +81,44 @@ impl Lab {
             period_us: work.period.map(|p| u64::try_from(p.as_micros()).unwrap_or(u64::MAX)),
         });
         match self.call(op)? {
-            Answer::Workers(pids) => Ok(pids),
+            Answer::Workers(pids) => {
+                let known = &mut self.state().workers;
+                known.retain(|pid| !pids.contains(pid));
+                known.extend(pids.iter().take(MAX_KNOWN));
+                let old = known.len().saturating_sub(MAX_KNOWN);
+                known.drain(..old);
+                Ok(pids)
+            }
             other => Err(unexpected(&other)),
         }
+    }
+
+    pub(super) fn reports_of(&self, pids: &[u32]) -> LabResult<Vec<WorkerReport>> {
+        let known: BTreeSet<u32> = self.state().workers.iter().copied().collect();
+        if let Some(pid) = pids.iter().find(|pid| !known.contains(pid)) {
+            let mut text = format!("no worker with the pid {pid} was started");
+            match known.len() {
+                0 => text.push_str("; t.start(..) starts workers and gives their pids"),
+                n => text.push_str(&format!("; the pids of all {n} are in t.reports()")),
+            }
+            return Err(LabError::Argument(text));
+        }
+        let mut reports = Vec::new();
+        for some in pids.chunks(MAX_REPORTS) {
+            match self.call(Op::WorkerReports { pids: some.to_vec() })? {
+                Answer::Reports(found) => {
+                    let mut asked = some.iter();
+                    // In the order that was asked for, each once.
+                    let fits = |r: &WorkerReport| r.is_whole() && asked.any(|pid| *pid == r.pid);
+                    if !found.iter().all(fits) {
+                        let text = "the guest's agent gave reports of workers that make no sense";
+                        return Err(LabError::Machine(text.into()));
+                    }
+                    reports.extend(found);
+                }
+                other => return Err(unexpected(&other)),
+            }
+        }
+        Ok(reports)
     }
 }

@@ -8,7 +8,7 @@ use crate::freeze::{ExitOrder, ExitWay, WatchCount, WatchId, WatchOrder};
 use crate::scenario::lab::LabError;
 use crate::scenario::text::tail;
 use crate::snapshot::{
-    CaptureRequest, Meta, Place, Scalar, Snapshot, SnapshotError, WatchPlace, WatchTarget,
+    CaptureRequest, Meta, Place, Reading, Scalar, Snapshot, SnapshotError, WatchPlace, WatchTarget,
 };
 use crate::vm::{ExitInfo, Standstill};
 use crate::wire::{Answer, Event, Op, Refusal, RefusalKind};
@@ -43,6 +43,11 @@ pub(super) trait Machine: Send + Sync {
         request: &CaptureRequest,
         meta: MakeMeta,
     ) -> Result<(Arc<Snapshot>, Instant), CallError>;
+
+    /// Reads what a monitor wants to know while the CPUs run; when that began, too.
+    fn monitor(&self) -> Result<(Reading, Instant), CallError> {
+        Err(CallError::Lacks("this machine cannot be monitored".to_owned()))
+    }
 
     /// Does beforehand what makes a freeze or a look short.
     fn prepare(&self, request: &CaptureRequest) -> Result<(), CallError>;

@@ -12,6 +12,7 @@
 //! Before every call the events that came in meanwhile are taken: a scheduler that has left
 //! unasked ends the scenario at the next call, unless it was meant to leave.
 
+mod beside;
 mod boot;
 mod caught;
 mod clock;
@@ -20,6 +21,7 @@ mod exits;
 mod groups;
 mod kept;
 mod machine;
+mod monitoring;
 mod real;
 mod sampled;
 mod sampling;
@@ -31,7 +33,7 @@ mod stats;
 mod tests;
 mod watching;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -42,8 +44,8 @@ pub use boot::{BootFailed, Setup};
 use super::cell::{Cancel, Events};
 use super::event::{Logs, RunEvent};
 use super::lab::{
-    ExecOutcome, GroupOptions, LabError, LabFacts, LabOps, LabResult, SampleOps, SchedulerState,
-    Span, WatchOps, WorkOptions,
+    ExecOutcome, GroupOptions, LabError, LabFacts, LabOps, LabResult, MonitorOps, SampleOps,
+    SchedulerState, Span, WatchOps, WorkOptions, WorkerReport,
 };
 use super::verdict::Recorder;
 use super::{ExpectExit, SchedulerExit, SchedulerOptions};
@@ -53,6 +55,7 @@ use crate::wire::{Answer, Event, Op};
 use caught::{Death, Inbox, Phase, Watches};
 use clock::Clock;
 use machine::{CallError, Machine};
+use monitoring::{Latest, Monitor};
 use sampling::Sampler;
 use schedulers::{Current, Preparer};
 use stats::Stats;
@@ -72,6 +75,11 @@ pub struct Lab {
     state: Mutex<State>,
     stats: Stats,
     sampler: Sampler,
+    monitor: Monitor,
+    /// What the monitor has seen last.
+    latest: Latest,
+    /// When the machine was young.
+    born: Instant,
     /// Whether the unasked exit has already ended the scenario, and so is recorded.
     exit_told: AtomicBool,
 }
@@ -105,6 +113,8 @@ struct State {
     full: bool,
     snapshots: Vec<Arc<Snapshot>>,
     groups: Vec<String>,
+    /// Workers that were started, the last [`MAX_KNOWN`] of them.
+    workers: VecDeque<u32>,
     exit: Option<SchedulerExit>,
     scheduler: Current,
     staged: Vec<StagedFile>,
@@ -128,6 +138,7 @@ impl Lab {
             full: false,
             snapshots: Vec::new(),
             groups: Vec::new(),
+            workers: VecDeque::new(),
             exit: None,
             scheduler,
             staged: std::mem::take(&mut parts.staged),
@@ -137,7 +148,9 @@ impl Lab {
         let stats = Stats::new(machine.clone(), parts.cancel.clone());
         stats.changed(state.scheduler.serves());
         let (state, sampler) = (Mutex::new(state), Sampler::default());
-        Lab { machine, parts, state, stats, sampler, exit_told: AtomicBool::new(false) }
+        let (monitor, latest) = (Monitor::default(), Latest::default());
+        let (born, exit_told) = (Instant::now(), AtomicBool::new(false));
+        Lab { machine, parts, state, stats, sampler, monitor, latest, born, exit_told }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -281,7 +294,7 @@ fn call_while_wanted(
     let spawned = std::thread::Builder::new().name("call".into()).spawn(move || {
         let _ = say.send(caller.call(op, within));
     });
-    spawned.map_err(|e| LabError::Machine(format!("cannot start a thread: {e}")))?;
+    spawned.map_err(beside::no_thread)?;
     loop {
         match said.recv_timeout(GLANCE) {
             Ok(answer) => return Ok(answer),
@@ -446,6 +459,14 @@ impl LabOps for Lab {
         self.start_workers(cgroup, work)
     }
 
+    fn workers(&self) -> Vec<u32> {
+        self.state().workers.iter().copied().collect()
+    }
+
+    fn worker_reports(&self, pids: &[u32]) -> LabResult<Vec<WorkerReport>> {
+        self.reports_of(pids)
+    }
+
     fn exec(&self, argv: &[String], timeout: Duration) -> LabResult<ExecOutcome> {
         if argv.is_empty() {
             let text =
@@ -521,6 +542,10 @@ impl LabOps for Lab {
     }
 
     fn sampling(&self) -> &dyn SampleOps {
+        self
+    }
+
+    fn monitoring(&self) -> &dyn MonitorOps {
         self
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::machine::{CallError, Machine, MakeMeta};
 use crate::freeze::{Bridge, ExitOrder, ExitWay, FreezeError, WatchCount, WatchId, WatchOrder};
-use crate::snapshot::{CaptureRequest, Place, Scalar, Snapshot, WatchPlace, WatchTarget};
+use crate::snapshot::{CaptureRequest, Place, Reading, Scalar, Snapshot, WatchPlace, WatchTarget};
 use crate::vm::channel::{Channel, ChannelError};
 use crate::vm::{ExitInfo, Standstill};
 use crate::wire::{Answer, Event, Op};
@@ -39,6 +39,14 @@ impl Machine for Real {
         meta: MakeMeta,
     ) -> Result<(Arc<Snapshot>, Instant), CallError> {
         Ok(self.bridge.look(request, meta)?)
+    }
+
+    fn monitor(&self) -> Result<(Reading, Instant), CallError> {
+        let read = self.bridge.with_kernel(false, |opened| {
+            let begun = Instant::now();
+            opened.capturer.monitor().map(|reading| (reading, begun))
+        })?;
+        read.map_err(|error| CallError::Invalid(error.to_string()))
     }
 
     fn prepare(&self, request: &CaptureRequest) -> Result<(), CallError> {

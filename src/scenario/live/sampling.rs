@@ -12,14 +12,14 @@
 //! boundary comes.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::beside::{Beside, GLANCE, Shared, no_thread};
 use super::caught::Phase;
 use super::clock::Clock;
 use super::machine::{CallError, Machine};
+use super::monitoring::Latest;
 use super::sampled::Store;
 use super::stats::Stats;
 use super::{Events, Lab};
@@ -31,8 +31,6 @@ use crate::scenario::verdict::Recorder;
 use crate::series::Sample;
 use crate::snapshot::{CaptureRequest, Meta, MissingStatsReason, Snapshot, Trigger};
 
-/// The longest that is waited in one go, since a pause shifts what is left.
-const GLANCE: Duration = Duration::from_millis(20);
 /// The least time before a boundary at which getting ready begins.
 const LEAD: Duration = Duration::from_millis(2);
 
@@ -44,38 +42,11 @@ const MARGIN: u32 = 4;
 
 /// The samples of a laboratory, and what takes them.
 #[derive(Default)]
-pub(super) struct Sampler {
-    shared: Option<Arc<Shared>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-    told: AtomicBool,
-}
-
-struct Shared {
-    state: Mutex<State>,
-    bell: Condvar,
-}
+pub(super) struct Sampler(Beside<State>);
 
 struct State {
     store: Store,
     report: SampleReport,
-    /// No more are to be taken.
-    over: bool,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits at most this long; whether samples are still wanted.
-    fn wait(&self, time: Duration) -> bool {
-        let state = self.lock();
-        if state.over {
-            return false;
-        }
-        let waited = self.bell.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner);
-        !waited.0.over
-    }
 }
 
 /// What taking samples needs.
@@ -84,6 +55,7 @@ pub(super) struct Order {
     pub(super) clock: Clock,
     pub(super) phase: Phase,
     pub(super) stats: Stats,
+    pub(super) latest: Latest,
     pub(super) events: Events,
     pub(super) recorder: Recorder,
     pub(super) options: SampleOptions,
@@ -99,31 +71,20 @@ impl Sampler {
         let report =
             SampleReport { planned: order.boundaries.planned(), ..SampleReport::default() };
         let store = Store::new(order.options.memory, std::env::temp_dir());
-        let state = Mutex::new(State { store, report, over: false });
-        let shared = Arc::new(Shared { state, bell: Condvar::new() });
-        let taker = Taker { shared: shared.clone(), request: order.options.request(), order };
-        let thread =
-            std::thread::Builder::new().name("samples".into()).spawn(move || taker.run())?;
-        let thread = Mutex::new(Some(thread));
-        Ok(Sampler { shared: Some(shared), thread, told: AtomicBool::new(false) })
+        let taker = Beside::start("samples", State { store, report }, move |shared| {
+            Taker { shared, request: order.options.request(), order }.run();
+        });
+        taker.map(Sampler)
     }
 
     /// Takes no more; what came of it all, when there was anything to take.
     pub(super) fn end(&self) -> Option<SampleReport> {
-        let shared = self.shared.as_ref()?;
-        shared.lock().over = true;
-        shared.bell.notify_all();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            let _ = thread.join();
-        }
-        Some(self.report())
+        self.0.end().then(|| self.report())
     }
 
     /// What came of it so far.
     pub(super) fn report(&self) -> SampleReport {
-        let Some(shared) = &self.shared else { return SampleReport::default() };
-        let state = shared.lock();
+        let Some(state) = self.0.state() else { return SampleReport::default() };
         let mut report = state.report.clone();
         report.spilled = state.store.spilled();
         let served = report.fired + report.missed;
@@ -132,17 +93,11 @@ impl Sampler {
     }
 
     fn sample(&self, index: usize) -> Option<Sample> {
-        self.shared.as_ref()?.lock().store.get(index)
+        self.0.state()?.store.get(index)
     }
 
     fn all(&self) -> Vec<Sample> {
-        self.shared.as_ref().map(|shared| shared.lock().store.all()).unwrap_or_default()
-    }
-}
-
-impl Drop for Sampler {
-    fn drop(&mut self) {
-        self.end();
+        self.0.state().map(|state| state.store.all()).unwrap_or_default()
     }
 }
 
@@ -151,7 +106,7 @@ type Said = Result<serde_json::Value, MissingStatsReason>;
 
 /// What runs in the thread.
 struct Taker {
-    shared: Arc<Shared>,
+    shared: Arc<Shared<State>>,
     request: CaptureRequest,
     order: Order,
 }
@@ -194,7 +149,7 @@ impl Taker {
         loop {
             let left = due.saturating_sub(self.elapsed());
             if left.is_zero() {
-                return !self.shared.lock().over;
+                return !self.shared.is_over();
             }
             // One that stands just before a boundary is no reason to be busy.
             let shortest = Duration::from_millis(u64::from(self.order.machine.is_paused()));
@@ -252,7 +207,8 @@ impl Taker {
     fn meta(&self, i: u64, due: Duration, stats: Said) -> impl FnOnce() -> Meta + Send + 'static {
         let (clock, phase) = (self.order.clock.clone(), self.order.phase.clone());
         let (trigger, stats) = (periodic(due), Some(Box::new(stats)));
-        move || Meta { trigger, stats, ..phase.get().meta(tag(i), &clock) }
+        let latest = self.order.latest.clone();
+        move || Meta { trigger, stats, ..latest.with(phase.get().meta(tag(i), &clock)) }
     }
 
     fn freeze(&self, i: u64, due: Duration, stats: Said) -> Result<Arc<Snapshot>, CallError> {
@@ -340,20 +296,20 @@ impl Lab {
             clock,
             phase,
             stats: self.stats.clone(),
+            latest: self.latest.clone(),
             events: self.parts.events.clone(),
             recorder: self.parts.recorder.clone(),
             options: options.clone(),
             boundaries,
         });
-        self.sampler =
-            sampler.map_err(|e| LabError::Machine(format!("cannot start a thread: {e}")))?;
+        self.sampler = sampler.map_err(no_thread)?;
         Ok(())
     }
 
     /// Takes no more samples, and says what came of them.
     pub(super) fn end_sampling(&self) {
         let Some(report) = self.sampler.end() else { return };
-        if !self.sampler.told.swap(true, Ordering::Relaxed) {
+        if self.sampler.0.tell() {
             let cell = self.parts.events.cell();
             self.parts.events.send(&RunEvent::Sampled { cell, report });
         }

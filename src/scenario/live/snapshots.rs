@@ -45,7 +45,8 @@ impl Lab {
     pub(super) fn meta(&self, tag: &str) -> MakeMeta {
         let state = self.state();
         let (tag, phase, clock) = (tag.to_owned(), state.phase.get(), state.clock.clone());
-        Box::new(move || phase.meta(tag, &clock))
+        let latest = self.latest.clone();
+        Box::new(move || latest.with(phase.meta(tag, &clock)))
     }
 
     /// Refuses to hold more than this process can.

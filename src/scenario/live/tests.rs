@@ -1,5 +1,6 @@
 //! The laboratory against a machine that only pretends.
 
+mod monitoring;
 mod sampling;
 mod stats;
 
@@ -14,14 +15,18 @@ use crate::scenario::lab::WatchOptions;
 use crate::scenario::lab::WorkKind;
 use crate::scenario::verdict::{Check, Outcome, Rules};
 use crate::snapshot::{
-    Meta, Pause, Place, Scalar, SnapshotError, Trigger, WatchPlace, WatchTarget,
+    Meta, Pause, Place, Reading, Scalar, SnapshotError, Trigger, WatchPlace, WatchTarget,
 };
 use crate::vm::topology::Topology;
 use crate::vm::{ExitInfo, ExitKind, Standstill};
+use crate::wire::testing::made_up;
 use crate::wire::{Refusal, RefusalKind};
 
 /// Something that happens to it.
 type Happening = Box<dyn FnOnce(&Fake) + Send>;
+
+/// A reading by its number.
+type Reads = Box<dyn Fn(u64) -> Result<Reading, CallError> + Send>;
 
 /// A machine that answers from a list, and by rote where the list says nothing.
 #[derive(Default)]
@@ -43,6 +48,10 @@ struct Fake {
     takes: AtomicU64,
     /// Freezes do not come about.
     late: AtomicBool,
+    /// What a monitor reads: made of how many readings there were.
+    reads: Mutex<Option<Reads>>,
+    /// How many readings there were.
+    readings: AtomicU64,
     /// What happens during the next call.
     happens: Mutex<Option<Happening>>,
 }
@@ -169,6 +178,13 @@ impl Machine for Fake {
         meta: MakeMeta,
     ) -> Result<(Arc<Snapshot>, Instant), CallError> {
         Ok((Snapshot::new(meta(), vec![], vec![]), Instant::now()))
+    }
+
+    fn monitor(&self) -> Result<(Reading, Instant), CallError> {
+        let number = self.readings.fetch_add(1, Ordering::Relaxed);
+        let reads = self.reads.lock().unwrap();
+        let Some(read) = &*reads else { return Err(CallError::Lacks("nothing is there".into())) };
+        read(number).map(|reading| (reading, Instant::now()))
     }
 
     fn prepare(&self, _: &CaptureRequest) -> Result<(), CallError> {
@@ -536,6 +552,46 @@ fn workers_are_bound_to_the_cpus_that_are_meant() {
     assert_eq!(lab.start(None, &bound).unwrap(), [100, 101]);
     let Some(Op::Start(work)) = fake.asked().pop() else { panic!() };
     assert_eq!(work.affinity, Some(vec![2, 3]));
+}
+
+#[test]
+fn reports_of_workers_are_asked_for_in_parts_and_checked() {
+    let Bench { lab, fake, .. } = bench(ExpectExit::None);
+    let text = |error: LabResult<Vec<WorkerReport>>| format!("{:?}", error.unwrap_err());
+    let none =
+        "no worker with the pid 7 was started; t.start(..) starts workers and gives their pids";
+    assert!(text(lab.worker_reports(&[7])).contains(none));
+    let many = WorkOptions { count: 70, ..WorkOptions::new(WorkKind::Spin) };
+    let pids = lab.start(None, &many).unwrap();
+    assert_eq!(lab.workers(), pids);
+    let some = "no worker with the pid 7 was started; the pids of all 70 are in t.reports()";
+    assert!(text(lab.worker_reports(&[100, 7])).contains(some));
+    fake.asked();
+
+    // One of them has ended long ago.
+    let reports: Vec<_> = pids.iter().skip(1).map(|pid| made_up(*pid, 3)).collect();
+    fake.answer(Ok(Answer::Reports(reports[..63].to_vec())));
+    fake.answer(Ok(Answer::Reports(reports[63..].to_vec())));
+    assert_eq!(lab.worker_reports(&pids).unwrap(), reports);
+    let parts = fake.asked().into_iter().map(|op| match op {
+        Op::WorkerReports { pids } => pids.len(),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(parts.collect::<Vec<_>>(), [64, 6]);
+
+    let spoilt = WorkerReport { units: u64::MAX, ..made_up(101, 3) };
+    let bad: [Vec<WorkerReport>; 4] = [
+        vec![spoilt],
+        vec![made_up(102, 3), made_up(101, 3)],
+        vec![made_up(101, 3), made_up(101, 3)],
+        vec![made_up(1, 3)],
+    ];
+    for reports in bad {
+        fake.answer(Ok(Answer::Reports(reports)));
+        let said = text(lab.worker_reports(&[101, 102]));
+        assert!(said.contains("gave reports of workers that make no sense"), "{said}");
+    }
+    assert!(text(lab.worker_reports(&[101])).contains("an answer that does not fit"));
 }
 
 #[test]

@@ -65,6 +65,7 @@ impl Cell {
                 plot.text().iter().for_each(|line| self.say(line));
             }
             RunEvent::Sampled { report, .. } => self.say(&report.to_string()),
+            RunEvent::Monitored { report, .. } => self.say(&report.to_string()),
             RunEvent::CellRetried { attempt, reason, .. } => {
                 // What the attempt recorded is void.
                 self.checks.clear();

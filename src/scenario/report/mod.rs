@@ -3,8 +3,10 @@
 mod failure;
 mod files;
 mod github;
+mod grid;
 mod html;
 mod junit;
+mod matrix;
 mod terminal;
 
 pub use files::{JsonLines, Keep, Trouble, cell_dir};

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Instant;
 
 use super::failure::{block, check, colour_of, indented, logs, one_line, place};
-use super::{Colour, Style};
+use super::{Colour, Style, grid};
 use crate::scenario::event::{CellFinished, CellInfo, CellState, RunEvent, RunModel, Stage};
 use crate::scenario::runner::Sink;
 use crate::scenario::text::{clean, fit, seconds};
@@ -49,7 +49,8 @@ enum Said {
     Note(String, Option<ScriptPos>),
     Check(Check),
     Retry(u32, String, Option<Outcome>),
-    Sampled(String),
+    /// What came of samples, or of the monitor.
+    Came(String),
 }
 
 impl<W: Write> Terminal<W> {
@@ -121,7 +122,8 @@ impl<W: Write> Terminal<W> {
                 cell.detail = one_line(detail);
             }
             RunEvent::Phase { name, .. } => cell.detail = one_line(name),
-            RunEvent::Sampled { report, .. } => cell.said.push(Said::Sampled(report.to_string())),
+            RunEvent::Sampled { report, .. } => cell.said.push(Said::Came(report.to_string())),
+            RunEvent::Monitored { report, .. } => cell.said.push(Said::Came(report.to_string())),
             RunEvent::Recorded { record, .. } => cell.said.extend(said(record)),
             RunEvent::CellRetried { attempt, reason, outcome, .. } => {
                 // What that attempt recorded is void.
@@ -189,6 +191,14 @@ impl<W: Write> Terminal<W> {
                 let (file, line) = (cell.info.file.to_string_lossy(), one_line(&cell.info.name));
                 out.push(format!("{word}  {}: {line}", one_line(&file)));
             }
+        }
+        let judged: Vec<_> = self.cells.iter().map(|cell| (&cell.info, cell.outcome)).collect();
+        for line in grid::grids(&judged, self.style.width) {
+            let painted = line.into_iter().map(|(word, outcome)| match outcome {
+                Some(outcome) => self.style.paint(colour_of(outcome), &word),
+                None => word,
+            });
+            out.push(painted.collect());
         }
         let interrupted = if *interrupted { "interrupted: " } else { "" };
         let parts = if parts.is_empty() { "nothing ran".to_string() } else { parts.join(", ") };
@@ -289,7 +299,7 @@ fn body(said: &[Said], verdict: &Verdict, style: Style) -> Vec<String> {
                 part(&note);
             }
             Said::Check(failed) => part(&check(failed, style)),
-            Said::Sampled(text) => part(std::slice::from_ref(text)),
+            Said::Came(text) => part(std::slice::from_ref(text)),
             Said::Retry(attempt, reason, outcome) => {
                 let ended = match outcome {
                     None => "ended in a fault of the engine",
@@ -319,6 +329,7 @@ fn millis(since: Instant) -> u64 {
 mod tests {
     use super::*;
     use crate::scenario::event::Logs;
+    use crate::scenario::monitor::MonitorReport;
     use crate::scenario::samples::SampleReport;
     use crate::scenario::verdict::Counts;
     use std::collections::BTreeMap;
@@ -533,12 +544,18 @@ cryoscope 0.1.0: 3 scenarios
         let mut terminal = Terminal::new(&mut out, Style::plain());
         let model = RunModel::default();
         let run = RunEvent::RunStarted { cryoscope: "0.1.0".into(), cells, jobs: 1 };
-        for event in [run, report(3), retried, report(8), end(0, Outcome::Pass, None)] {
+        let monitored = RunEvent::Monitored {
+            cell: 0,
+            report: MonitorReport { readings: 7, ..MonitorReport::default() },
+        };
+        let finished = end(0, Outcome::Pass, None);
+        for event in [run, report(3), retried, report(8), monitored, finished] {
             terminal.event(&event, &model);
         }
         drop(terminal);
         let text = String::from_utf8(out).unwrap();
         assert!(text.contains("\n    8 of 8 samples taken, at most 0.00 s late\n"), "{text}");
+        assert!(text.contains("\n    monitor: 7 readings\n"), "{text}");
         assert!(!text.contains("3 of 8"), "{text}");
     }
 }

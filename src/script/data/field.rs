@@ -177,7 +177,7 @@ fn origin(field: &Field) -> Map {
     let from = field.origin();
     let text = from.to_string();
     let cpu = from.cpu.map_or(Dynamic::UNIT, |cpu| int(cpu).into());
-    let elapsed = INT::try_from(from.elapsed_ms).unwrap_or(INT::MAX);
+    let elapsed = int(from.elapsed_ms);
     Map::from([
         ("map".into(), from.map.into()),
         ("key".into(), from.key.into()),

@@ -8,7 +8,7 @@ use rhai::{Array, Dynamic, INT, Map};
 use crate::script::fault::{Fault, Native};
 use crate::script::options::Options;
 use crate::script::register::Package;
-use crate::script::values::{described, from_scalar, incomparable, to_scalar};
+use crate::script::values::{described, from_scalar, incomparable, int, to_scalar};
 use crate::script::vm::thrown;
 use crate::snapshot::{Change, Scalar, Snapshot, SnapshotResult, StoreError, Trigger, Value};
 use crate::vm::contain;
@@ -28,11 +28,6 @@ pub(super) fn register(pkg: &mut Package<'_>) {
     kernel(pkg);
     live(pkg);
     incomparable::<Snap>(pkg, "Snapshot");
-}
-
-/// Time as a script's integer.
-fn int(n: u64) -> INT {
-    INT::try_from(n).unwrap_or(INT::MAX)
 }
 
 /// The same, of what is not known everywhere.

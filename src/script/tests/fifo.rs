@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::btf::testing::Builder;
 use crate::snapshot::testing::{Object, Rows, beside_waiting_tasks, bytes, comm};
-use crate::snapshot::{Meta, MissingStatsReason, Pause, Snapshot, Trigger};
+use crate::snapshot::{Meta, MissingStatsReason, Observation, Pause, Snapshot, Trigger};
 
 /// A freeze of a machine with these workers and CPUs.
 pub(super) struct Instant<'a> {
@@ -19,6 +19,8 @@ pub(super) struct Instant<'a> {
     pub(super) slice_ns: u64,
     /// Whether there is the kernel's state, too: that of the made-up machine.
     pub(super) kernel: bool,
+    /// What a monitor saw last.
+    pub(super) monitor: Option<Box<Observation>>,
     /// What the scheduler told of itself.
     pub(super) told: Option<Result<serde_json::Value, MissingStatsReason>>,
 }
@@ -29,9 +31,18 @@ pub(super) fn snapshot_because(at: &Instant<'_>, trigger: Trigger) -> Arc<Snapsh
         Pause { total_us: 900, stop_us: 600, copy_us: 100, resume_us: 200, ..Pause::default() };
     let (tag, phase, step_index) = (at.tag.to_owned(), at.phase.clone(), at.step_index);
     let elapsed_ms = at.elapsed_ms;
-    let stats = at.told.clone().map(Box::new);
-    let meta =
-        Meta { tag, elapsed_ms, pause, phase, step_index, trigger, stats, ..Meta::default() };
+    let (stats, monitor) = (at.told.clone().map(Box::new), at.monitor.clone());
+    let meta = Meta {
+        tag,
+        elapsed_ms,
+        pause,
+        phase,
+        step_index,
+        trigger,
+        stats,
+        monitor,
+        ..Meta::default()
+    };
     match at.kernel {
         true => beside_waiting_tasks(meta, maps(at)),
         false => Snapshot::new(meta, maps(at), Vec::new()),

@@ -7,6 +7,26 @@
 use std::fs;
 use std::path::PathBuf;
 
+fn blesses() -> bool {
+    std::env::var_os("CRYOSCOPE_BLESS").is_some()
+}
+
+/// Compares a page of the book that the program makes with the one that is kept; `tests` names those
+/// that write it anew.
+pub(crate) fn page(at: &str, made: &str, tests: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(at);
+    if blesses() {
+        fs::write(&path, made).unwrap();
+    }
+    let kept = fs::read_to_string(&path).unwrap_or_default();
+    let differs = made.lines().zip(kept.lines()).find(|(made, kept)| made != kept);
+    assert!(
+        made == kept,
+        "{at} is not what the program makes (first: {differs:?}); CRYOSCOPE_BLESS=1 cargo test --lib \
+         {tests} writes it anew"
+    );
+}
+
 /// Runs every case of a file and compares.
 pub(super) fn check(name: &str, run: impl Fn(&str) -> String) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/script/tests").join(name);
@@ -25,7 +45,7 @@ pub(super) fn check(name: &str, run: impl Fn(&str) -> String) {
         }
         blessed.push_str(&format!("{script}\n----\n{got}\n====\n"));
     }
-    if std::env::var_os("CRYOSCOPE_BLESS").is_some() {
+    if blesses() {
         fs::write(&path, blessed).unwrap();
     } else {
         assert!(wrong.is_empty(), "{} of {name}:\n{}", wrong.len(), wrong.join("\n"));

@@ -7,12 +7,15 @@ use std::time::{Duration, Instant};
 
 use super::fifo;
 use crate::scenario::lab::*;
+use crate::scenario::monitor::{Course, MonitorOptions, MonitorReport};
 use crate::scenario::samples::{Boundaries, SampleOptions, SampleReport};
 use crate::scenario::{ExpectExit, ScenarioDecl, SchedulerExit, SchedulerOptions};
 use crate::series::Sample;
 use crate::snapshot::MissingStatsReason;
+use crate::snapshot::monitor_tests::observation;
 use crate::snapshot::{CaptureRequest, Meta, Place, Scalar, Snapshot, Trigger};
 use crate::vm::topology::Topology;
+use crate::wire::testing::made_up;
 
 /// A scheduler that is a program.
 const PROGRAM: &str = "scx_bpfland";
@@ -45,6 +48,8 @@ pub(crate) struct FakeLab {
     leaves: bool,
     /// Samples that are taken.
     samples: Option<SampleOptions>,
+    /// What is read while it runs.
+    monitor: Option<MonitorOptions>,
     /// The scheduler as the scenario has it.
     src: String,
 }
@@ -78,6 +83,7 @@ impl FakeLab {
             leaves: false,
             src: String::new(),
             samples: None,
+            monitor: None,
         }
     }
 
@@ -88,6 +94,7 @@ impl FakeLab {
         lab.facts.duration = decl.options.duration;
         lab.facts.scheduler = if decl.options.scheduler.is_none() { "none" } else { "fifo" }.into();
         lab.samples.clone_from(&decl.options.samples);
+        lab.monitor.clone_from(&decl.options.monitor);
         lab.src.clone_from(&decl.options.scheduler.src);
         lab.leaves = decl.options.expect_exit != ExpectExit::None;
         // What leaves leaves the same behind.
@@ -126,6 +133,9 @@ impl FakeLab {
 
     fn instant_at(&self, tag: &str, trigger: Trigger, elapsed_ms: u64) -> Arc<Snapshot> {
         let pids: Vec<u32> = self.workers.lock().unwrap().iter().map(|(pid, _)| *pid).collect();
+        let every = self.monitor.as_ref().map(|monitor| monitor.every.as_millis() as u64);
+        let seen = every.map(|every| elapsed_ms / every * every).filter(|at| *at > 0);
+        let monitor = seen.and_then(|at| self.read_at("", at).monitor);
         let steps = self.steps.lock().unwrap();
         let step = steps.iter().rposition(|(_, since)| *since < elapsed_ms.max(1));
         let phase = step.map(|i| steps[i].0.clone());
@@ -143,6 +153,7 @@ impl FakeLab {
                     spread: self.spread.load(Ordering::Relaxed),
                     slice_ns: self.slice_ns,
                     kernel: self.kernel,
+                    monitor,
                     told: matches!(trigger, Trigger::Periodic { .. })
                         .then(|| self.told(elapsed_ms))
                         .filter(|_| self.src == PROGRAM),
@@ -335,6 +346,26 @@ impl LabOps for FakeLab {
         Ok(pids)
     }
 
+    fn workers(&self) -> Vec<u32> {
+        self.workers.lock().unwrap().iter().map(|(pid, _)| *pid).collect()
+    }
+
+    /// Each has done a unit in a millisecond, and had half of a CPU.
+    fn worker_reports(&self, pids: &[u32]) -> LabResult<Vec<WorkerReport>> {
+        let known = self.workers();
+        if let Some(pid) = pids.iter().find(|pid| !known.contains(pid)) {
+            return Err(LabError::Argument(format!("no worker with the pid {pid} was started")));
+        }
+        let elapsed = self.elapsed_ms();
+        let so_far = |pid: &u32| WorkerReport {
+            working_us: elapsed * 1_000,
+            run_us: Some(elapsed * 500),
+            queued_us: Some(elapsed * 250),
+            ..made_up(*pid, elapsed)
+        };
+        Ok(pids.iter().map(so_far).collect())
+    }
+
     fn exec(&self, argv: &[String], timeout: Duration) -> LabResult<ExecOutcome> {
         self.ask(format!("exec {argv:?} {timeout:?}"));
         let topology = &self.facts.topology;
@@ -436,6 +467,10 @@ impl LabOps for FakeLab {
         self
     }
 
+    fn monitoring(&self) -> &dyn MonitorOps {
+        self
+    }
+
     fn scheduler_exit(&self) -> Option<SchedulerExit> {
         let message = "had enough of pid 100 after 1000 ms";
         (self.leaves && self.elapsed_ms() >= 1000).then(|| SchedulerExit {
@@ -516,5 +551,46 @@ impl SampleOps for FakeLab {
         let planned = boundaries.planned();
         let not_fired = planned.map_or(0, |planned| planned - fired);
         SampleReport { planned, fired, not_fired, ..SampleReport::default() }
+    }
+}
+
+/// A machine whose workers are all on CPU 0 until they may run everywhere.
+impl MonitorOps for FakeLab {
+    fn readings(&self) -> Option<Vec<Arc<Meta>>> {
+        let every = self.monitor.as_ref()?.every.as_millis() as u64;
+        let times = (1..).map(|i| every * i).take_while(|at| *at <= self.elapsed_ms());
+        let read = |(i, at)| Arc::new(self.read_at(&format!("reading_{i:04}"), at));
+        Some((0..).zip(times).map(read).collect())
+    }
+
+    fn monitored(&self) -> MonitorReport {
+        let Some(options) = &self.monitor else { return MonitorReport::default() };
+        let mut course = Course::new(options);
+        for reading in self.readings().unwrap_or_default() {
+            course.take(reading.monitor.as_ref().unwrap(), 70);
+        }
+        course.report()
+    }
+}
+
+impl FakeLab {
+    /// What a monitor reads at a time.
+    fn read_at(&self, tag: &str, elapsed_ms: u64) -> Meta {
+        let cpus = self.facts.topology.cpus();
+        let mut running = vec![0; cpus as usize];
+        for (i, _) in self.workers.lock().unwrap().iter().enumerate() {
+            let cpu = if self.spread.load(Ordering::Relaxed) { i % running.len() } else { 0 };
+            running[cpu] += 1;
+        }
+        let steps = self.steps.lock().unwrap();
+        let step = steps.iter().rposition(|(_, since)| *since < elapsed_ms.max(1));
+        Meta {
+            tag: tag.to_owned(),
+            elapsed_ms,
+            phase: step.map(|i| steps[i].0.clone()),
+            step_index: step.map_or(0, |i| i as u64 + 1),
+            monitor: Some(Box::new(observation(elapsed_ms, &running))),
+            ..Meta::default()
+        }
     }
 }

@@ -3,10 +3,11 @@
 mod engine;
 mod errors;
 mod fifo;
-mod golden;
+pub(crate) mod golden;
 pub(crate) mod lab;
 mod matrix;
 mod modules;
+mod monitor;
 mod reference;
 mod repl;
 mod seeds;
@@ -14,6 +15,7 @@ mod series;
 mod shipped;
 mod stdlib;
 mod triggers;
+mod workers;
 
 use std::fs;
 use std::path::{Path, PathBuf};

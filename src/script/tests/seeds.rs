@@ -23,7 +23,7 @@ fn guests() -> [(&'static str, Arc<dyn GuestMem>); 4] {
     [
         ("maps", made_up_guest().mem()),
         ("kinds", made_up_kinds().mem()),
-        ("sched", Machine::new(true).guest.mem()),
+        ("sched", Machine::monitored(true).guest.mem()),
         ("no-sched-ext", Machine::new(false).guest.mem()),
     ]
 }

@@ -282,6 +282,16 @@ fn a_member_of_statistics_that_is_not_there_names_the_nearest() {
         helped("t.hold(\"100%\"); t.series()[1].stats.nr_runing;"),
         "help: did you mean nr_running?"
     );
+    let cases = [
+        ("t.new_cgroup(\"a\").stats[\"cpu.stat\"].usage_usecs;", "usage_usecs", "usage_usec"),
+        ("t.new_cgroup(\"a\").stats[\"cpu.stats\"];", "cpu.stats", "cpu.stat"),
+        ("t.exec([\"true\"]).std_out;", "std_out", "stdout"),
+    ];
+    for (body, asked, meant) in cases {
+        let ran = run_with("samples: 3", body);
+        let want = format!("the map has no property \"{asked}\"\nhelp: did you mean {meant}?");
+        assert!(ran.one().ends_with(&want), "{}", ran.one());
+    }
     let no_idea = helped("let m = #{ a: 1 }; m.nr_runing;");
     assert!(no_idea.starts_with("help: ask with `\"nr_runing\" in map` before"), "{no_idea}");
     let ran = run_with(

@@ -114,7 +114,16 @@ fn the_scripts_of_the_book_run() {
 
 #[test]
 fn the_scripts_about_samples_series_statistics_and_ci_run() {
-    for page in ["docs/sampling.md", "docs/series.md", "docs/stats.md", "docs/ci.md"] {
+    let pages = [
+        "scenarios.md",
+        "sampling.md",
+        "series.md",
+        "monitor.md",
+        "stats.md",
+        "ci.md",
+        "workers.md",
+    ];
+    for page in pages.map(|page| format!("docs/{page}")) {
         let page = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
         let page = fs::read_to_string(page).unwrap();
         let scripts: Vec<&str> =

@@ -18,7 +18,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::super::{Meta, Snapshot, Symbols};
-use super::format::{Blob, FIXED, LEVEL, StoredBtf};
+use super::format::{Blob, FIXED, StoredBtf};
+use super::pack::pack;
 use super::read::{Beside, Stored};
 use super::write::{Blobs, replace};
 use super::{Shelved, StoreError};
@@ -92,7 +93,7 @@ pub fn save_all(
             end += (packed.header.len() + packed.blobs.len()) as u64;
             let machine = shared.machine(&snapshot, &packed.types)?;
             // Statistics may be large, and are in the snapshot itself.
-            let meta = Meta { stats: None, ..snapshot.meta().clone() };
+            let meta = Meta { stats: None, monitor: None, ..snapshot.meta().clone() };
             places.push(Place { meta, from, to: end, machine });
         }
         out.write_all(&shared.blobs.bytes)?;
@@ -108,7 +109,7 @@ pub fn save_all(
         if json.len() as u64 > MAX_FOOTER {
             return Err(io::Error::other("there are too many snapshots for one file"));
         }
-        let packed = zstd::bulk::compress(&json, LEVEL)?;
+        let packed = pack(&json)?;
         out.write_all(&packed)?;
         let at = end + shared.blobs.bytes.len() as u64;
         out.seek(SeekFrom::Start(0))?;

@@ -16,6 +16,7 @@
 mod bundle;
 mod core;
 mod format;
+mod pack;
 mod ram;
 mod read;
 mod shelf;

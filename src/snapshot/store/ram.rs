@@ -18,7 +18,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::super::ram::{About, Kept, MAX_RAM, Ram, Run};
-use super::format::{Blob, LEVEL};
+use super::format::Blob;
+use super::pack::{pack, unpack};
 use super::read::Stored;
 
 /// Bytes of memory in a chunk.
@@ -37,13 +38,12 @@ const END: usize = 8 + 3 * 8 + 2 * 4;
 /// Writes memory behind the blobs, which end at `at`.
 pub(super) fn write(out: &mut impl Write, at: u64, ram: &Ram) -> io::Result<()> {
     let total = ram.kept();
-    let mut packer = zstd::bulk::Compressor::new(LEVEL)?;
     let mut chunks = Vec::new();
     let (mut end, mut offset) = (at, 0);
     while offset < total {
         let mut bytes = vec![0; CHUNK.min(total - offset) as usize];
         ram.read_kept(offset, &mut bytes).map_err(io::Error::other)?;
-        let packed = packer.compress(&bytes)?;
+        let packed = pack(&bytes)?;
         out.write_all(&packed)?;
         chunks.push((packed.len() as u32, crc32fast::hash(&packed)));
         end += packed.len() as u64;
@@ -60,7 +60,7 @@ pub(super) fn write(out: &mut impl Write, at: u64, ram: &Ram) -> io::Result<()> 
         index.extend(len.to_le_bytes());
         index.extend(crc.to_le_bytes());
     }
-    let packed = packer.compress(&index)?;
+    let packed = pack(&index)?;
     out.write_all(&packed)?;
     let mut last = MARK.to_vec();
     let numbers = [end, packed.len() as u64, index.len() as u64];
@@ -197,7 +197,7 @@ impl Chunks {
         }
         let want = self.size.min(self.total - i as u64 * self.size) as usize;
         // One that would unpack to more is cut off by this.
-        match zstd::bulk::decompress(&packed, want) {
+        match unpack(&packed, want) {
             Ok(bytes) if bytes.len() == want => Ok(bytes),
             _ => Err(damaged("do not unpack to what they should")),
         }

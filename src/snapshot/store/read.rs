@@ -14,6 +14,7 @@ use super::format::{
     Blob, FIXED, Header, MAGIC, MAX_BLOB, MAX_BLOBS, MAX_BTF, MAX_DETAILS, MAX_HEADER, MAX_SYMBOLS,
     StoredBtf, StoredKernel, StoredMap, VERSION,
 };
+use super::pack::unpack;
 use crate::btf::Btf;
 use crate::words::plain;
 
@@ -163,7 +164,7 @@ impl Stored {
                     })?),
                 };
             let len = raw.unpacked as usize;
-            let load = move || zstd::bulk::decompress(&packed, len).unwrap_or_default();
+            let load = move || unpack(&packed, len).unwrap_or_default();
             out.push(Btf::deferred(load, base));
         }
         Ok(out)
@@ -173,7 +174,7 @@ impl Stored {
     pub(super) fn unpack(&self, from: u64, blob: Blob, most: u64) -> Result<Vec<u8>, String> {
         let packed = self.packed(from, blob, most)?;
         // As it was written by anybody, it may unpack to more than it says: that is cut off.
-        match zstd::bulk::decompress(&packed, blob.unpacked as usize) {
+        match unpack(&packed, blob.unpacked as usize) {
             Ok(bytes) if bytes.len() as u64 == blob.unpacked => Ok(bytes),
             _ => Err(format!("{} bytes do not unpack to what they should", blob.len)),
         }
@@ -205,7 +206,7 @@ impl Stored {
     pub(super) fn table(&self, blob: Blob) -> Result<Symbols, StoreError> {
         let packed = self.packed(self.blobs, blob, MAX_SYMBOLS).map_err(|e| self.damaged(e))?;
         let len = blob.unpacked as usize;
-        let load = move || zstd::bulk::decompress(&packed, len).unwrap_or_default();
+        let load = move || unpack(&packed, len).unwrap_or_default();
         Ok(Symbols::deferred(load))
     }
 

@@ -10,8 +10,9 @@ use super::super::map::rows_by_key;
 use super::super::{KernelState, Ram, Snapshot, SnapshotError, State, Symbols};
 use super::StoreError;
 use super::format::{
-    Blob, Header, LEVEL, MAGIC, MAX_BLOB, MAX_SYMBOLS, StoredBtf, StoredKernel, StoredMap, VERSION,
+    Blob, Header, MAGIC, MAX_BLOB, MAX_SYMBOLS, StoredBtf, StoredKernel, StoredMap, VERSION,
 };
+use super::pack::pack;
 use crate::btf::Btf;
 
 /// What a file without memory says of it when the freeze had kept it.
@@ -82,7 +83,7 @@ impl Snapshot {
             kernel: kernel.flatten(),
         };
         let json = serde_json::to_vec(&header).map_err(io::Error::other)?;
-        let packed = zstd::bulk::compress(&json, LEVEL)?;
+        let packed = pack(&json)?;
         let mut out = MAGIC.to_vec();
         let numbers = [packed.len(), json.len()].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         for number in [VERSION, numbers[0], numbers[1], crc32fast::hash(&packed)] {
@@ -142,7 +143,7 @@ impl Blobs {
         if bytes.len() as u64 > MAX_BLOB {
             return Err(too_large());
         }
-        let packed = zstd::bulk::compress(bytes, LEVEL)?;
+        let packed = pack(bytes)?;
         let blob = Blob {
             at: self.bytes.len() as u64,
             len: packed.len() as u64,

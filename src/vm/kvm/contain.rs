@@ -82,21 +82,40 @@ pub(super) fn refused() -> Option<Refused> {
     (call != NONE).then(|| Refused { thread: name(), call })
 }
 
+/// What a thread that works the devices needs.
+#[derive(Clone, Debug)]
+pub(super) struct Doors {
+    /// The events that it rings.
+    pub(super) events: Vec<RawFd>,
+    /// The machine, to which it sends interrupts.
+    pub(super) messages: RawFd,
+}
+
+impl Doors {
+    fn message(&self) -> Rule {
+        /// `_IOW(KVMIO, 0xa5, struct kvm_msi)`
+        const KVM_SIGNAL_MSI: u64 = 0x4020_aea5;
+        Rule(vec![is(0, self.messages), condition(1, SeccompCmpOp::Eq, KVM_SIGNAL_MSI)])
+    }
+}
+
 /// The thread that runs a CPU: it may tell KVM to, and ring the events.
 ///
 /// Where the host refuses filters, it goes on without; whether that happened.
-pub(super) fn cpu(vcpu: RawFd, events: &[RawFd]) -> bool {
+pub(super) fn cpu(vcpu: RawFd, doors: &Doors) -> bool {
     const KVM: u64 = 0xae << 8;
-    let mut rules = common(events);
-    rules.insert(libc::SYS_ioctl, vec![Rule(vec![is(0, vcpu), masked(1, 0xff00, KVM)])]);
+    let mut rules = common(&doors.events);
+    let own = Rule(vec![is(0, vcpu), masked(1, 0xff00, KVM)]);
+    rules.insert(libc::SYS_ioctl, vec![own, doors.message()]);
     filter(rules)
 }
 
 /// The thread that carries frames: it may also read and write the stream, and wait for both.
-pub(super) fn carrier(stream: RawFd, wake: RawFd, events: &[RawFd]) -> bool {
-    let mut writes = events.to_vec();
+pub(super) fn carrier(stream: RawFd, wake: RawFd, doors: &Doors) -> bool {
+    let mut writes = doors.events.clone();
     writes.push(stream);
     let mut rules = common(&writes);
+    rules.insert(libc::SYS_ioctl, vec![doors.message()]);
     let from = |fds: &[RawFd]| fds.iter().map(|fd| Rule(vec![is(0, *fd)])).collect::<Vec<_>>();
     for call in [libc::SYS_read, libc::SYS_recvfrom] {
         rules.insert(call, from(&[stream, wake]));
@@ -295,7 +314,7 @@ mod tests {
         theirs.write_all(b"ab").unwrap();
         let done = filtered(
             "kvm-test",
-            move || carrier(stream, stream, &[]),
+            move || carrier(stream, stream, &Doors { events: Vec::new(), messages: -1 }),
             move || {
                 // What it is there for.
                 let mut piece = [0; 2];
@@ -333,7 +352,7 @@ mod tests {
         let allowed = ours.as_raw_fd();
         let done = filtered(
             "kvm-cpu-7",
-            move || cpu(-1, &[allowed]),
+            move || cpu(-1, &Doors { events: vec![allowed], messages: -1 }),
             move || {
                 assert!(rustix::io::write(&ours, b"x").is_ok());
                 assert!(super::refused().is_none());
@@ -380,11 +399,12 @@ mod tests {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let irq = || Irq(EventFd::new(libc::EFD_NONBLOCK).unwrap());
         let console = crate::vm::Console::new(0);
-        let devices = Devices::new(console, ours, [irq(), irq()]).unwrap();
+        let virtio = crate::vm::kvm::virtio::Virtio::alone(1 << 20).unwrap();
+        let devices = Devices::new(console, ours, [irq(), irq()], virtio).unwrap();
         let traps = crate::vm::kvm::debug::Traps::default();
         let mut vcpus = Vcpus::start(vec![cpu], &devices, &traps, None).unwrap();
         vcpus.go();
-        let end = vcpus.gate().wait_for_end();
+        let end = vcpus.gate().wait_for_end(|| {});
         vcpus.end();
         devices.end();
         drop(mem);

@@ -1,20 +1,26 @@
-//! The machine's devices: two serial ports, the registers that switch it off and reset it, and
-//! nothing else. What is written to any other port goes nowhere; reads of it give ones.
+//! The machine's devices: two serial ports, a virtio port ([`super::virtio`]), the registers that
+//! switch the machine off and reset it, and nothing else. What is written to any other port goes
+//! nowhere; reads of it give ones.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
+use kvm_ioctls::{VcpuFd, VmFd};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use vm_superio::serial::{NoEvents, SerialEvents};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::contain::{self, Refused};
+use super::contain::{self, Doors, Refused};
+use super::gather::Gathered;
+use super::pci;
 use super::tables::{OFF, RESET, RESET_VALUE, SERIAL, SLEEP_CONTROL, SLEEP_STATUS};
+use super::virtio::{Virtio, Work};
 use crate::vm::Console;
 
 /// Bytes from the guest that wait for the host to take them; a guest that sends more without being
@@ -104,7 +110,7 @@ impl Write for ToHost {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut waiting = self.0.lock();
         // While something waits, the carrier waits for the host to take it.
-        let idle = waiting.bytes.is_empty();
+        let idle = waiting.bytes.is_empty() && !bytes.is_empty();
         if waiting.bytes.len() + bytes.len() > BACKLOG {
             waiting.overrun = true;
         } else {
@@ -137,13 +143,38 @@ impl SerialEvents for Taken {
 
 type Frames = Serial<Irq, Taken, ToHost>;
 
+/// How often the guest has touched what: each time costs it an exit.
+#[derive(Default)]
+struct Touched {
+    /// By serial port, register, and whether it was written.
+    serial: [[[AtomicU64; 2]; SERIAL_PORTS as usize]; SERIAL.len()],
+    ports: AtomicU64,
+    bus: AtomicU64,
+    virtio: AtomicU64,
+    memory: AtomicU64,
+}
+
+impl Touched {
+    fn port(&self, port: u16, written: bool) {
+        let count = match serial(port) {
+            Some((line, register)) => &self.serial[line][register as usize][usize::from(written)],
+            None if on_bus(port) => &self.bus,
+            None => &self.ports,
+        };
+        count.fetch_add(1, Relaxed);
+    }
+}
+
 /// All devices.
 pub(super) struct Devices {
     console: Mutex<Serial<Irq, NoEvents, ToConsole>>,
     frames: Arc<Mutex<Frames>>,
+    virtio: Arc<Mutex<Virtio>>,
     queue: Arc<Queue>,
-    /// What whoever works the devices writes to.
-    events: Vec<RawFd>,
+    touched: Touched,
+    gathered: OnceLock<Gathered>,
+    /// What whoever works the devices needs.
+    doors: Doors,
     carrier: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -156,19 +187,26 @@ impl Devices {
     ///
     /// # Errors
     /// The host's, of threads and descriptors.
-    pub(super) fn new(console: Console, host: UnixStream, irqs: [Irq; 2]) -> io::Result<Arc<Self>> {
+    pub(super) fn new(
+        console: Console,
+        host: UnixStream,
+        irqs: [Irq; 2],
+        virtio: Virtio,
+    ) -> io::Result<Arc<Self>> {
         let [console_irq, frames_irq] = irqs;
         let queue = Queue::new()?;
         let wake = queue.wake.as_raw_fd();
         let events = vec![console_irq.0.as_raw_fd(), frames_irq.0.as_raw_fd(), wake];
+        let doors = Doors { events, messages: virtio.post() };
         let frames = Serial::with_events(frames_irq, Taken(queue.clone()), ToHost(queue.clone()));
-        let frames = Arc::new(Mutex::new(frames));
+        let (frames, virtio) = (Arc::new(Mutex::new(frames)), Arc::new(Mutex::new(virtio)));
         host.set_nonblocking(true)?;
         let carrier = {
-            let (queue, frames, events) = (queue.clone(), frames.clone(), events.clone());
+            let (queue, doors) = (queue.clone(), doors.clone());
+            let ports = Ports { serial: frames.clone(), virtio: virtio.clone() };
             std::thread::Builder::new().name("kvm-frames".to_owned()).spawn(move || {
-                contain::carrier(host.as_raw_fd(), wake, &events);
-                carry(&queue, &frames, host);
+                contain::carrier(host.as_raw_fd(), wake, &doors);
+                carry(&queue, &ports, host);
                 if let (Some(refused), Some(tell)) = (contain::refused(), queue.refused.get()) {
                     tell(refused);
                 }
@@ -177,15 +215,18 @@ impl Devices {
         Ok(Arc::new(Devices {
             console: Mutex::new(Serial::new(console_irq, ToConsole(console))),
             frames,
+            virtio,
             queue,
-            events,
+            touched: Touched::default(),
+            gathered: OnceLock::new(),
+            doors,
             carrier: Mutex::new(Some(carrier)),
         }))
     }
 
-    /// The descriptors that a thread which works the devices writes to.
-    pub(super) fn events(&self) -> Vec<RawFd> {
-        self.events.clone()
+    /// The descriptors that a thread which works the devices needs.
+    pub(super) fn doors(&self) -> &Doors {
+        &self.doors
     }
 
     /// Says who is told when the thread that carries frames tries what it may not.
@@ -196,7 +237,11 @@ impl Devices {
 
     /// A read of `data.len()` bytes from a port.
     pub(super) fn read(&self, port: u16, data: &mut [u8]) {
+        self.touched.port(port, false);
         data.fill(0xff);
+        if on_bus(port) {
+            return locked(&self.virtio).read_port(port, data);
+        }
         let [byte] = data else { return };
         match serial(port) {
             Some((0, register)) => *byte = locked(&self.console).read(register),
@@ -209,21 +254,112 @@ impl Devices {
     /// A write to a port; what it does to the machine.
     pub(super) fn write(&self, port: u16, data: &[u8]) -> Option<Ending> {
         const SLEEP_ENABLE: u8 = 1 << 5;
+        self.touched.port(port, true);
+        if on_bus(port) {
+            locked(&self.virtio).write_port(port, data);
+            return None;
+        }
         let [byte] = *data else { return None };
-        match serial(port) {
-            // An interrupt that cannot be raised is one that the guest does not get.
-            Some((0, register)) => drop(locked(&self.console).write(register, byte)),
-            Some((_, register)) => drop(locked(&self.frames).write(register, byte)),
+        match port {
             #[cfg(test)]
-            None if port == ESCAPE => drop(std::net::UdpSocket::bind("127.0.0.1:0")),
-            None if port == SLEEP_CONTROL && byte & SLEEP_ENABLE != 0 => {
+            ESCAPE => drop(std::net::UdpSocket::bind("127.0.0.1:0")),
+            SLEEP_CONTROL if byte & SLEEP_ENABLE != 0 => {
                 return (byte >> 2 & 7 == OFF).then_some(Ending::Off);
             }
-            None if port == RESET && byte == RESET_VALUE => return Some(Ending::Reset),
-            None if port == KEYBOARD && byte == KEYBOARD_RESET => return Some(Ending::Reset),
-            None => {}
+            RESET if byte == RESET_VALUE => return Some(Ending::Reset),
+            KEYBOARD if byte == KEYBOARD_RESET => return Some(Ending::Reset),
+            _ => self.put(port, byte),
         }
         None
+    }
+
+    /// Lets KVM gather what the guest prints and sends, where it can: it then leaves once for a
+    /// port's whole FIFO, or for every other byte of its early console, which asks after each.
+    pub(super) fn gather(&self, vm: &VmFd, cpu: &VcpuFd) {
+        if let Some(gathered) = Gathered::new(vm, cpu, &SERIAL.map(|(port, _)| port)) {
+            let _ = self.gathered.set(gathered);
+        }
+    }
+
+    /// Has the ports take what was gathered. Comes before anything else that a CPU has left the
+    /// guest for, so that registers are written in the order in which the guest wrote them; and
+    /// now and then, lest a guest waits for an interrupt that nobody has been left for.
+    pub(super) fn catch_up(&self) {
+        let Some(gathered) = self.gathered.get() else { return };
+        gathered.take(|port, byte| self.put(port, byte));
+    }
+
+    /// A byte that the guest wrote to a serial port. An interrupt that cannot be raised is one that
+    /// the guest does not get.
+    fn put(&self, port: u16, byte: u8) {
+        match serial(port) {
+            Some((0, register)) => drop(locked(&self.console).write(register, byte)),
+            Some((_, register)) => drop(locked(&self.frames).write(register, byte)),
+            None => {}
+        }
+    }
+
+    /// A read of memory that is no RAM.
+    pub(super) fn read_memory(&self, at: u64, data: &mut [u8]) {
+        let mut virtio = locked(&self.virtio);
+        match virtio.offset(at, data.len()) {
+            Some(offset) => {
+                self.touched.virtio.fetch_add(1, Relaxed);
+                virtio.read(offset, data);
+            }
+            None => {
+                self.touched.memory.fetch_add(1, Relaxed);
+                data.fill(0xff);
+            }
+        }
+    }
+
+    /// A write of memory that is no RAM.
+    pub(super) fn write_memory(&self, at: u64, data: &[u8]) {
+        let mut virtio = locked(&self.virtio);
+        let Some(offset) = virtio.offset(at, data.len()) else {
+            self.touched.memory.fetch_add(1, Relaxed);
+            return;
+        };
+        self.touched.virtio.fetch_add(1, Relaxed);
+        let Work { sent, broken, room } = virtio.write(offset, data);
+        drop(virtio);
+        if broken {
+            self.queue.lock().overrun = true;
+        }
+        // Never fails.
+        let _ = ToHost(self.queue.clone()).write(&sent);
+        if broken || room {
+            self.queue.wake();
+        }
+    }
+
+    /// Keeps the guest's memory as it is while the machine stands.
+    pub(super) fn stand(&self, stands: bool) {
+        if locked(&self.virtio).stand(stands) {
+            self.queue.wake();
+        }
+    }
+
+    /// How often the guest has touched what, the most first.
+    pub(super) fn touched(&self) -> Vec<(String, u64)> {
+        let mut all = vec![
+            ("other ports".to_owned(), self.touched.ports.load(Relaxed)),
+            ("ports of the PCI bus".to_owned(), self.touched.bus.load(Relaxed)),
+            ("registers of the virtio port".to_owned(), self.touched.virtio.load(Relaxed)),
+            ("memory".to_owned(), self.touched.memory.load(Relaxed)),
+        ];
+        for (line, registers) in ["console", "frames"].iter().zip(&self.touched.serial) {
+            for (register, counts) in registers.iter().enumerate() {
+                let named = ["reads", "writes"].iter().zip(counts);
+                all.extend(named.map(|(how, count)| {
+                    (format!("{how} of the {line}'s register {register}"), count.load(Relaxed))
+                }));
+            }
+        }
+        all.retain(|(_, count)| *count > 0);
+        all.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        all
     }
 
     /// Ends the stream of frames, after what the guest has sent before.
@@ -236,6 +372,11 @@ impl Devices {
     }
 }
 
+/// Whether a port is one of the PCI bus's.
+fn on_bus(port: u16) -> bool {
+    (pci::ADDRESS..pci::DATA + 4).contains(&port)
+}
+
 /// Which serial port, and which of its registers.
 fn serial(port: u16) -> Option<(usize, u8)> {
     let offset = |(first, _): &(u16, u32)| {
@@ -244,8 +385,23 @@ fn serial(port: u16) -> Option<(usize, u8)> {
     SERIAL.iter().enumerate().find_map(|(i, line)| Some((i, offset(line)?)))
 }
 
-/// Carries frames between the guest's serial port and the host's stream until either ends.
-fn carry(queue: &Queue, frames: &Mutex<Frames>, mut host: UnixStream) {
+/// What frames go to the guest by.
+struct Ports {
+    serial: Arc<Mutex<Frames>>,
+    virtio: Arc<Mutex<Virtio>>,
+}
+
+impl Ports {
+    /// Gives the guest what it takes: by the virtio port if it has opened that.
+    fn give(&self, bytes: &mut VecDeque<u8>) {
+        if !locked(&self.virtio).give(bytes) {
+            give(&self.serial, bytes);
+        }
+    }
+}
+
+/// Carries frames between the guest's ports and the host's stream until either ends.
+fn carry(queue: &Queue, ports: &Ports, mut host: UnixStream) {
     let mut from_host: VecDeque<u8> = VecDeque::new();
     let mut piece = [0; 4096];
     loop {
@@ -265,7 +421,7 @@ fn carry(queue: &Queue, frames: &Mutex<Frames>, mut host: UnixStream) {
                 Err(_) => return,
             }
         }
-        give(frames, &mut from_host);
+        ports.give(&mut from_host);
         let mut flags = PollFlags::empty();
         if from_host.is_empty() {
             flags |= PollFlags::IN;
@@ -322,7 +478,8 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let console = Console::new(1 << 16);
         let irq = || Irq(EventFd::new(libc::EFD_NONBLOCK).unwrap());
-        let devices = Devices::new(console.clone(), ours, [irq(), irq()]).unwrap();
+        let virtio = Virtio::alone(1 << 20).unwrap();
+        let devices = Devices::new(console.clone(), ours, [irq(), irq()], virtio).unwrap();
         theirs.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         (devices, console, theirs)
     }
@@ -372,7 +529,9 @@ mod tests {
         queue.lock().over = true;
         let irq = Irq(EventFd::new(libc::EFD_NONBLOCK).unwrap());
         let frames = Serial::with_events(irq, Taken(queue.clone()), ToHost(queue.clone()));
-        let carrier = std::thread::spawn(move || carry(&queue, &Mutex::new(frames), ours));
+        let (serial, virtio) = (Mutex::new(frames), Mutex::new(Virtio::alone(1 << 20).unwrap()));
+        let ports = Ports { serial: serial.into(), virtio: virtio.into() };
+        let carrier = std::thread::spawn(move || carry(&queue, &ports, ours));
         let mut said = String::new();
         host.read_to_string(&mut said).expect("the stream ends");
         assert_eq!(said, "last words");
@@ -390,15 +549,23 @@ mod tests {
             (RESET, &[RESET_VALUE], Some(Ending::Reset)),
             (RESET, &[RESET_VALUE, 0], None),
             (KEYBOARD, &[KEYBOARD_RESET], Some(Ending::Reset)),
-            (0xcf8, &[0, 0, 0, 0x80], None),
+            (0x5658, &[0, 0, 0, 0x80], None),
             (0xffff, &[1], None),
         ];
         for (port, data, ending) in cases {
             assert_eq!(devices.write(port, data), ending, "{port:#x} {data:?}");
         }
         let mut data = [0; 4];
-        devices.read(0xcfc, &mut data);
-        assert_eq!(data, [0xff; 4], "there is no PCI");
+        devices.read(0x5658, &mut data);
+        assert_eq!(data, [0xff; 4]);
+        devices.read_memory(0x1234_5678, &mut data);
+        assert_eq!(data, [0xff; 4]);
+        devices.write(SERIAL[0].0 + 1, &[1]);
+        let touched = devices.touched();
+        let touched: Vec<(&str, u64)> =
+            touched.iter().map(|(what, n)| (what.as_str(), *n)).collect();
+        let writes = "writes of the console's register 1";
+        assert_eq!(touched, [("other ports", 9), ("memory", 1), (writes, 1)]);
     }
 
     #[test]

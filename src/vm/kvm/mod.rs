@@ -1,8 +1,9 @@
 //! Our own machine on KVM: a kernel, its CPUs, two serial ports, and nothing that takes time.
 //!
-//! There is no firmware, no PCI and no disk. The kernel is entered directly ([`boot`]), finds its
-//! CPUs and nodes in our ACPI tables ([`tables`]) and in CPUID ([`cpuid`]), prints on the first
-//! serial port and sends frames over the second ([`devices`]). RAM is a memfd for each node.
+//! There is no firmware and no disk. The kernel is entered directly ([`boot`]), finds its CPUs and
+//! nodes in our ACPI tables ([`tables`]) and in CPUID ([`cpuid`]), prints on a serial port and sends
+//! frames over a virtio port ([`virtio`]), or a second serial one ([`devices`]). RAM is this
+//! process's own.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -11,8 +12,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{
-    CpuId, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED,
-    KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_clock_data, kvm_pit_config, kvm_userspace_memory_region,
+    CpuId, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY,
+    Msrs, kvm_clock_data, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
@@ -24,15 +25,15 @@ use super::{
     Registers, Stillness, Trap, TrapWake, Trapped, VmError, VmSpec, ending, limits,
 };
 use crate::mem::{GuestMem, MappedMem};
-use crate::wire::TTY_ARG;
 use cpuid::Cpuid;
 use debug::Traps;
 use devices::{Devices, Ending, Irq};
 use vcpu::{End, Stand, Vcpus};
+use virtio::{Post, Virtio};
 
 pub use contain::offered as seccomp_offered;
 pub use exercise::exercise_devices;
-pub use probe::{KvmSpeed, KvmTraps, kvm_speed, kvm_traps};
+pub use probe::{Breakpoints, KvmSpeed, KvmTraps, kvm_speed, kvm_traps};
 
 mod apic;
 mod boot;
@@ -41,12 +42,16 @@ mod cpuid;
 mod debug;
 mod devices;
 mod exercise;
+mod gather;
 mod internal;
 mod layout;
+mod pci;
 mod probe;
+mod registers;
 mod tables;
 mod tsc;
 mod vcpu;
+mod virtio;
 
 /// The most CPUs.
 const MOST_CPUS: u32 = 128;
@@ -60,7 +65,7 @@ pub(super) struct KvmMachine {
     // The order matters: threads first, then what they use.
     vcpus: Vcpus,
     watcher: Option<JoinHandle<()>>,
-    vm: VmFd,
+    vm: Arc<VmFd>,
     devices: Arc<Devices>,
     memory: Arc<MappedMem>,
     console: Console,
@@ -114,10 +119,10 @@ pub(super) fn start(spec: &VmSpec) -> Result<KvmMachine, VmError> {
     limits::check(spec, "kvm", MOST_CPUS)?;
     let pins = super::host::pins(spec)?;
     let kvm = Kvm::new().map_err(host("open /dev/kvm"))?;
-    let vm = kvm.create_vm().map_err(host("make a virtual machine"))?;
+    let vm = Arc::new(kvm.create_vm().map_err(host("make a virtual machine"))?);
     let node_mib = share_out(spec.memory, &spec.topology);
     let Ram { parts, mem: memory, .. } =
-        Ram::new(&node_mib, layout::LOW_END >> 20, spec.huge_pages, MappedMem::writable)?;
+        Ram::own(&node_mib, layout::LOW_END >> 20, spec.huge_pages)?;
     attach(&vm, &memory)?;
     interrupts(&vm)?;
     let cpuid = cpuid(&kvm, spec)?;
@@ -130,7 +135,10 @@ pub(super) fn start(spec: &VmSpec) -> Result<KvmMachine, VmError> {
     let console = Console::new(spec.console_limit);
     let (ours, theirs) = UnixStream::pair().map_err(host("make a stream for frames"))?;
     let irqs = irqs(&vm)?;
-    let devices = Devices::new(console.clone(), ours, irqs).map_err(host("make devices"))?;
+    let virtio = Virtio::new(memory.clone(), Post::by(vm.clone()));
+    let devices =
+        Devices::new(console.clone(), ours, irqs, virtio).map_err(host("make devices"))?;
+    devices.gather(&vm, &fds[0]);
     let traps = Traps::default();
     let vcpus = Vcpus::start(fds, &devices, &traps, pins.as_deref())
         .map_err(host("start a CPU's thread"))?;
@@ -243,9 +251,7 @@ fn fill(
     parts: &[Part],
     cpuid: &Cpuid,
 ) -> Result<boot::Entry, VmError> {
-    let mut asked = vec![format!("{TTY_ARG}=ttyS1")];
-    asked.extend(spec.kargs.iter().cloned());
-    let line = super::kargs::line(&asked);
+    let line = super::kargs::line(&spec.kargs);
     if line.len() > limits::COMMAND_LINE {
         return Err(VmError::KernelArgs { length: line.len(), most: limits::COMMAND_LINE });
     }
@@ -291,9 +297,10 @@ fn watcher(
     let (console, watch) = (console.clone(), watch.clone());
     let thread = std::thread::Builder::new().name("kvm-end".to_owned());
     let wait = move || {
-        let end = gate.wait_for_end();
+        let end = gate.wait_for_end(|| devices.catch_up());
         // No CPU goes on in a machine that has ended.
         gate.call_until_all_have_left();
+        devices.catch_up();
         devices.end();
         console.close();
         let text = console.text();
@@ -326,6 +333,11 @@ impl KvmMachine {
             Some(info) => VmError::Exited(Box::new(info)),
             None => VmError::Timeout { what: "the end of the machine".into(), waited: RENDEZVOUS },
         }
+    }
+
+    fn go(&self) {
+        self.devices.stand(false);
+        self.vcpus.go();
     }
 
     /// Takes away the traps that were hit and count once.
@@ -417,9 +429,7 @@ impl Engine for KvmMachine {
         let traps = kvm_traps();
         let can = |capability: &Capability| match capability {
             Watchpoints => traps.watchpoints,
-            // They fire in an emulated host, too; but one in an interrupt handler, as the one for
-            // schedulers' exits is, has been seen to leave all of that host stuck.
-            Breakpoints => traps.breakpoints && !cpuid::host_is_emulated(),
+            Breakpoints => traps.breakpoints == probe::Breakpoints::Fire,
             _ => true,
         };
         Capability::ALL.into_iter().filter(can).collect()
@@ -427,6 +437,10 @@ impl Engine for KvmMachine {
 
     fn memory(&self) -> Arc<dyn GuestMem> {
         self.memory.clone()
+    }
+
+    fn exits(&self) -> Vec<(String, u64)> {
+        self.devices.touched()
     }
 
     fn pause_within(&mut self, patience: Duration) -> Result<Duration, VmError> {
@@ -440,7 +454,8 @@ impl Engine for KvmMachine {
                 Stand::Late(late) => return Err(VmError::Late { late, waited: patience }),
             }
             // Whatever fails now must not leave it standing.
-            self.paused = Some(self.clocks().inspect_err(|_| self.vcpus.go())?);
+            self.devices.stand(true);
+            self.paused = Some(self.clocks().inspect_err(|_| self.go())?);
         }
         Ok(start.elapsed())
     }
@@ -453,7 +468,7 @@ impl Engine for KvmMachine {
         }
         if let Some(clocks) = self.paused.take() {
             let wound = self.wind(&clocks);
-            self.vcpus.go();
+            self.go();
             self.stillness.hidden = Some(wound?);
         }
         Ok(start.elapsed())
@@ -481,43 +496,8 @@ impl Engine for KvmMachine {
             let reason = "the machine runs: pause it first".to_owned();
             return Err(VmError::Refused { command: "registers".to_owned(), reason });
         }
-        let read = self.vcpus.with(cpu, |fd| {
-            let what = "read a CPU's registers";
-            let regs = fd.get_regs().map_err(host(what))?;
-            let sregs = fd.get_sregs().map_err(host(what))?;
-            let state = fd.get_mp_state().map_err(host(what))?;
-            Ok((regs, sregs, state.mp_state == KVM_MP_STATE_HALTED))
-        });
-        let (r, s, halted) = read.unwrap_or_else(|| Err(self.ended()))?;
-        let values = [
-            ("rax", r.rax),
-            ("rbx", r.rbx),
-            ("rcx", r.rcx),
-            ("rdx", r.rdx),
-            ("rsi", r.rsi),
-            ("rdi", r.rdi),
-            ("rsp", r.rsp),
-            ("rbp", r.rbp),
-            ("r8", r.r8),
-            ("r9", r.r9),
-            ("r10", r.r10),
-            ("r11", r.r11),
-            ("r12", r.r12),
-            ("r13", r.r13),
-            ("r14", r.r14),
-            ("r15", r.r15),
-            ("rip", r.rip),
-            ("rflags", r.rflags),
-            ("cr0", s.cr0),
-            ("cr2", s.cr2),
-            ("cr3", s.cr3),
-            ("cr4", s.cr4),
-            ("efer", s.efer),
-            ("fs_base", s.fs.base),
-            ("gs_base", s.gs.base),
-            ("cs", s.cs.selector.into()),
-            ("ss", s.ss.selector.into()),
-        ];
+        let read = self.vcpus.with(cpu, registers::read).unwrap_or_else(|| Err(self.ended()));
+        let (values, halted) = read?;
         let tsc = self.paused.as_ref().and_then(|clocks| clocks.tsc(cpu));
         let values = values.into_iter().chain(tsc.map(|tsc| ("tsc", tsc)));
         let values = values.map(|(name, value)| (name.to_owned(), value)).collect();
@@ -530,7 +510,7 @@ impl Engine for KvmMachine {
         }
         let can = kvm_traps();
         let lacks = |trap: &&Trap| match trap {
-            Trap::Execute { .. } => !can.breakpoints,
+            Trap::Execute { .. } => !can.breakpoints.stop_guests(),
             Trap::Write { .. } => !can.watchpoints,
         };
         if let Some(&trap) = traps.iter().find(lacks) {

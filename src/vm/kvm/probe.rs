@@ -9,7 +9,7 @@ use kvm_bindings::{kvm_segment, kvm_sregs, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use super::debug;
+use super::{cpuid, debug};
 use crate::vm::Trap;
 
 /// Rounds of the loop, two instructions each.
@@ -51,15 +51,45 @@ pub struct KvmTraps {
     /// A guest that writes to a watched place stands still.
     pub watchpoints: bool,
     /// A guest that comes to a breakpoint stands still.
-    pub breakpoints: bool,
+    pub breakpoints: Breakpoints,
+}
+
+/// What comes of breakpoints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Breakpoints {
+    /// Guests run over them.
+    #[default]
+    Missed,
+    /// Guests stop there.
+    Fire,
+    /// Guests stop there, but the host is itself emulated: there, one in an interrupt handler, as
+    /// that for schedulers' exits is, has been seen to leave all of the host stuck. None is set
+    /// unless somebody asks for it by its address.
+    NotTrusted,
+}
+
+impl Breakpoints {
+    /// Whether a guest stops at one at all.
+    #[must_use]
+    pub fn stop_guests(self) -> bool {
+        self != Breakpoints::Missed
+    }
 }
 
 impl fmt::Display for KvmTraps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (fire, not) = ("fire", "do not fire");
-        let told = |works| if works { fire } else { not };
-        write!(f, "watchpoints {}, ", told(self.watchpoints))?;
-        write!(f, "breakpoints {}", told(self.breakpoints))
+        f.write_str(if self.watchpoints {
+            "watchpoints fire, "
+        } else {
+            "watchpoints do not fire, "
+        })?;
+        f.write_str(match self.breakpoints {
+            Breakpoints::Missed => "breakpoints do not fire",
+            Breakpoints::Fire => "breakpoints fire",
+            Breakpoints::NotTrusted => {
+                "breakpoints fire, but not safely in an emulated host: exits are polled"
+            }
+        })
     }
 }
 
@@ -108,7 +138,11 @@ pub fn kvm_traps() -> KvmTraps {
     const WRITE: [u8; 7] = [0xa2, 0, 0x20, 0, 0, 0xe6, 0x10];
     *FOUND.get_or_init(|| KvmTraps {
         watchpoints: fires(&WRITE, Trap::Write { address: DATA, len: 1 }),
-        breakpoints: tiny(&STOP, true, stops_and_goes_on).unwrap_or(false),
+        breakpoints: match tiny(&STOP, true, stops_and_goes_on) {
+            Ok(true) if cpuid::host_is_emulated() => Breakpoints::NotTrusted,
+            Ok(true) => Breakpoints::Fire,
+            _ => Breakpoints::Missed,
+        },
     })
 }
 
@@ -227,13 +261,28 @@ mod tests {
 
     #[test]
     fn traps_say_whether_they_fire() {
-        let traps = KvmTraps { watchpoints: false, breakpoints: true };
-        assert_eq!(traps.to_string(), "watchpoints do not fire, breakpoints fire");
+        let cases = [
+            (true, Breakpoints::Fire, "watchpoints fire, breakpoints fire"),
+            (false, Breakpoints::Missed, "watchpoints do not fire, breakpoints do not fire"),
+            (
+                false,
+                Breakpoints::NotTrusted,
+                "watchpoints do not fire, breakpoints fire, but not safely in an emulated host: \
+                 exits are polled",
+            ),
+        ];
+        for (watchpoints, breakpoints, says) in cases {
+            assert_eq!(KvmTraps { watchpoints, breakpoints }.to_string(), says);
+        }
         if !std::path::Path::new("/dev/kvm").exists() {
             assert_eq!(kvm_traps(), KvmTraps::default(), "nothing fires without KVM");
         }
         let found = kvm_traps();
-        assert_eq!(found.breakpoints, kvm_speed().is_ok(), "wherever a guest runs: {found}");
+        assert_eq!(
+            found.breakpoints.stop_guests(),
+            kvm_speed().is_ok(),
+            "wherever a guest runs: {found}"
+        );
     }
 
     #[test]

@@ -3,11 +3,14 @@
 //! The machine is a "hardware-reduced" one (ACPI 6.5, chapter 4.1): no PM timer, no SCI, and one
 //! register each for sleeping and for a reset.
 
+use std::ops::Range;
+
 use acpi_tables::aml::{
-    self, Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate,
+    self, AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Name, Package,
+    Path, ResourceTemplate,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
-use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::gas::{self, AccessSize, GAS};
 use acpi_tables::madt::{
     EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
 };
@@ -17,6 +20,7 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 
 use super::apic::ApicBits;
+use super::pci;
 use crate::mem::Region;
 use crate::vm::topology::{Topology, bandwidth_mib, latency_ns};
 
@@ -90,7 +94,7 @@ pub(super) fn tables(topology: &Topology, apic: ApicBits, ram: &NodeRam) -> Vec<
 }
 
 fn register(port: u16) -> GAS {
-    GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port.into())
+    GAS::new(gas::AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port.into())
 }
 
 fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
@@ -211,9 +215,29 @@ fn hmat(topology: &Topology) -> Sdt {
     hmat
 }
 
-/// The serial ports and the way off.
+/// The bridge to the PCI bus: its ports, its one bus, and where its devices' memory may be.
+fn pci() -> Vec<u8> {
+    let hid = EISAName::new("PNP0A03");
+    let bus = AddressSpace::new_bus_number(0u16, 0u16);
+    let ports = IO::new(pci::ADDRESS, pci::ADDRESS, 1, 8);
+    let Range { start, end } = pci::WINDOW;
+    let cache = AddressSpaceCacheable::NotCacheable;
+    let memory = AddressSpace::new_memory(cache, true, start, end - 1, None);
+    let resources = ResourceTemplate::new(vec![&bus, &ports, &memory]);
+    let zero = aml::ZERO;
+    let device = [
+        Name::new(Path::new("_HID"), &hid),
+        Name::new(Path::new("_UID"), &zero),
+        Name::new(Path::new("_BBN"), &zero),
+        Name::new(Path::new("_CRS"), &resources),
+    ];
+    let device = device.iter().map(|name| name as &dyn Aml).collect();
+    bytes(&Device::new(Path::new("_SB_.PCI0"), device))
+}
+
+/// The PCI bus, the serial ports and the way off.
 fn dsdt() -> Vec<u8> {
-    let mut body = Vec::new();
+    let mut body = pci();
     for (uid, (port, interrupt)) in (0u8..).zip(SERIAL) {
         let path = format!("_SB_.COM{}", uid + 1);
         let (io, irq) =

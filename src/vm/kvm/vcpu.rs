@@ -32,6 +32,8 @@ use crate::vm::{LateCpu, Trapped};
 
 /// How long a call may go unheard before it is repeated.
 const REPEAT: Duration = Duration::from_millis(2);
+/// How often the devices are looked after, whatever the guest does.
+const NOW_AND_THEN: Duration = Duration::from_millis(100);
 
 thread_local! {
     /// The page that this thread shares with KVM.
@@ -276,11 +278,14 @@ impl Gate {
         }
     }
 
-    /// Waits until the machine is to end; why, unless it was told to.
-    pub(super) fn wait_for_end(&self) -> Option<End> {
+    /// Waits until the machine is to end; why, unless it was told to. Does something `meanwhile`,
+    /// every now and then.
+    pub(super) fn wait_for_end(&self, meanwhile: impl Fn()) -> Option<End> {
         let mut state = self.lock();
         while state.order != Order::End {
-            state = self.wait(state, Duration::from_secs(3600));
+            drop(self.wait(state, NOW_AND_THEN));
+            meanwhile();
+            state = self.lock();
         }
         state.end.clone()
     }
@@ -453,7 +458,7 @@ impl Runner {
             self.gate.end(Some(End::Failed(why)));
         }
         let vcpu = self.fd.lock().unwrap_or_else(PoisonError::into_inner).as_raw_fd();
-        contain::cpu(vcpu, &self.devices.events());
+        contain::cpu(vcpu, self.devices.doors());
         while self.gate.pass(self.cpu) {
             let mut fd = self.fd.lock().unwrap_or_else(PoisonError::into_inner);
             RUN.set(fd.get_kvm_run());
@@ -479,7 +484,9 @@ impl Runner {
             if let Some(refused) = contain::refused() {
                 return Left::End(End::Refused(refused));
             }
-            match fd.run() {
+            let left = fd.run();
+            self.devices.catch_up();
+            match left {
                 Ok(VcpuExit::IoOut(debug::PORT, data)) => {
                     let data = data.to_vec();
                     match self.traps.at_instruction(self.cpu as u32, fd) {
@@ -498,8 +505,9 @@ impl Runner {
                     }
                 }
                 Ok(VcpuExit::IoIn(port, data)) => self.devices.read(port, data),
-                Ok(VcpuExit::MmioRead(_, data)) => data.fill(0xff),
-                Ok(VcpuExit::MmioWrite(..) | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
+                Ok(VcpuExit::MmioRead(at, data)) => self.devices.read_memory(at, data),
+                Ok(VcpuExit::MmioWrite(at, data)) => self.devices.write_memory(at, data),
+                Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
                 Ok(VcpuExit::Debug(exit)) => match self.traps.judge(self.cpu as u32, &exit) {
                     (Next::Inject, _) => {
                         if let Err(why) = self.traps.inject(fd, &exit) {

@@ -246,7 +246,7 @@ max-ram-below-4g=2048M,memory-backend=ram0
 -object memory-backend-file,id=ram0,size=512M,mem-path=/proc/self/fd/20,share=on
 -kernel /k/vmlinux
 -initrd /proc/self/fd/3
--append console=ttyS0 panic=-1 oops=panic cryptomgr.notests mitigations=off tsc=reliable \
+-append console=ttyS0 panic=-1 oops=panic cryptomgr.notests mitigations=off no_timer_check tsc=reliable \
 loglevel=4 a=b
 -chardev socket,id=qmp,fd=4
 -chardev socket,id=console,fd=5

@@ -89,7 +89,7 @@ fn a_topology_has_one_spelling() {
 
 #[test]
 fn the_topologies_of_the_book_are_topologies() {
-    let book = include_str!("../../../docs/tutorial.md");
+    let book = include_str!("../../../docs/scenarios.md");
     let table = book.split("| topology | machine |").nth(1).expect("the table");
     let rows = table.lines().skip(2).take_while(|line| line.starts_with("| `"));
     let asked: Vec<&str> = rows.map(|row| row.split('`').nth(1).unwrap()).collect();

@@ -10,7 +10,7 @@ pub(super) fn ms(ms: u64) -> Duration {
 
 /// What a cell said.
 #[derive(Clone, Default)]
-struct Told(Arc<Mutex<Vec<u8>>>);
+pub(super) struct Told(Arc<Mutex<Vec<u8>>>);
 
 impl std::io::Write for Told {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -24,7 +24,7 @@ impl std::io::Write for Told {
 }
 
 impl Told {
-    fn events(&self) -> Vec<RunEvent> {
+    pub(super) fn events(&self) -> Vec<RunEvent> {
         let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
         text.lines().map(|line| RunEvent::from_line(line).unwrap()).collect()
     }
@@ -194,6 +194,29 @@ fn samples_beyond_the_budget_are_in_a_file_and_read_the_same() {
         for sample in all(&bench.lab) {
             assert_eq!((sample.bytes(), sample.trigger().to_string()), (100, "periodic".into()));
             assert!(sample.boundary_offset_ms().is_some() && sample.maps().unwrap().is_empty());
+        }
+    }
+}
+
+#[test]
+fn the_last_snapshot_of_what_failed_is_sent_as_a_tree() {
+    for (failed, trees) in [(true, 1), (false, 0)] {
+        let mut bench = bench(ExpectExit::None);
+        let told = Told::default();
+        bench.lab.parts.events = Events::new(3, told.clone());
+        bench.lab.freeze("first", &CaptureRequest::default()).unwrap();
+        bench.lab.freeze("last", &CaptureRequest::default()).unwrap();
+        let check = if failed { Check::fail("x", "no") } else { Check::pass("x") };
+        bench.recorder.record(check);
+        bench.lab.finish();
+        let sent = told.events().into_iter().filter_map(|event| match event {
+            RunEvent::Tree { tag, text, .. } => Some((tag, text)),
+            _ => None,
+        });
+        let sent: Vec<(String, String)> = sent.collect();
+        assert_eq!(sent.len(), trees);
+        for (tag, text) in sent {
+            assert!(tag == "last" && text.starts_with("snapshot \"last\""), "{tag}: {text}");
         }
     }
 }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 
 use super::page::text;
+use super::timeline::clipped;
 use crate::scenario::plot::{Plot, PlotLine, short};
 
 const WIDTH: f64 = 640.0;
@@ -103,16 +104,12 @@ fn marks(
     out: &mut String,
 ) {
     let bottom = HEIGHT - EDGE;
-    for (at, name) in phases.iter().filter(|(at, _)| shown.contains(at)).take(PHASES) {
-        let _ = writeln!(
-            out,
-            "<path class=\"phase\" d=\"M{:.1} {EDGE}V{bottom}\"/><text class=\"phase\" x=\"{:.1}\" \
-             y=\"{}\">{}</text>",
-            x(*at),
-            x(*at) + 3.0,
-            EDGE - 8.0,
-            text(name)
-        );
+    let phases: Vec<_> = phases.iter().filter(|(at, _)| shown.contains(at)).take(PHASES).collect();
+    for (i, (at, name)) in phases.iter().enumerate() {
+        let left = x(*at);
+        let right = phases.get(i + 1).map_or(WIDTH, |(next, _)| x(*next));
+        let _ = writeln!(out, "<path class=\"phase\" d=\"M{left:.1} {EDGE}V{bottom}\"/>");
+        clipped("phase", name, (left + 3.0, 0.0), (right - left - 3.0, EDGE - 2.0), out);
     }
     let mut ticks = String::new();
     for at in freezes.iter().filter(|at| shown.contains(at)).take(1000) {

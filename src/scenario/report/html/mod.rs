@@ -2,6 +2,8 @@
 
 mod chart;
 mod page;
+mod timeline;
+mod tree;
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -18,6 +20,8 @@ use crate::words::plain;
 const KEPT_RECORDS: usize = 1000;
 /// Moments of one cell that its timeline has; further ones are only counted.
 const KEPT_MOMENTS: usize = 1000;
+/// Snapshots of one cell that it has.
+const KEPT_TREES: usize = 4;
 /// While cells run, the page is written no more often than this.
 const PAUSE: Duration = Duration::from_secs(2);
 /// What a page of ours has in its first kilobyte.
@@ -43,6 +47,8 @@ struct Cell {
     stages: Vec<(Stage, String)>,
     moments: Vec<Moment>,
     records: Vec<Record>,
+    /// Snapshots as trees, by their tags.
+    trees: Vec<(String, String)>,
     left_out: u64,
     end: Option<CellFinished>,
 }
@@ -87,6 +93,7 @@ impl Cell {
             stages: Vec::new(),
             moments: Vec::new(),
             records: Vec::new(),
+            trees: Vec::new(),
             left_out: 0,
             end: None,
         }
@@ -122,6 +129,13 @@ impl Cell {
             RunEvent::Sampled { report, .. } => {
                 let (text, at) = (report.to_string(), None);
                 self.records.push(Record::Note { text, at });
+            }
+            RunEvent::Monitored { report, .. } => {
+                let (text, at) = (report.to_string(), None);
+                self.records.push(Record::Note { text, at });
+            }
+            RunEvent::Tree { tag, text, .. } if self.trees.len() < KEPT_TREES => {
+                self.trees.push((tag.clone(), text.clone()));
             }
             RunEvent::CellFinished(end) => self.end = Some(end.clone()),
             _ => self.left_out += 1,

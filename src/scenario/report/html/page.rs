@@ -3,7 +3,10 @@
 
 use std::fmt::Write as _;
 
+use super::super::matrix::{Matrix, matrices};
 use super::chart::chart;
+use super::timeline::timeline;
+use super::tree::tree;
 use super::{Cell, Known, MARK, What};
 use crate::scenario::event::RunEvent;
 use crate::scenario::text::clean;
@@ -59,7 +62,7 @@ fn badge(outcome: Outcome) -> String {
 }
 
 #[allow(clippy::cast_precision_loss)]
-fn seconds(ms: u64) -> String {
+pub(super) fn seconds(ms: u64) -> String {
     format!("{:.2} s", ms as f64 / 1000.0)
 }
 
@@ -158,60 +161,27 @@ fn table(known: &Known, out: &mut String) {
     out.push_str("</tbody>\n</table>\n</div>\n</section>\n");
 }
 
-/// A grid for each declaration with a matrix: the last axis across, all others down.
+/// A grid for each declaration with a matrix of several axes: the last one across, all others down.
 fn grids(known: &Known, out: &mut String) {
-    let base = |cell: &Cell| {
-        let name = cell.info.name.split('[').next().unwrap_or_default();
-        (cell.info.file.clone(), name.to_owned())
-    };
-    let mut seen: Vec<(std::path::PathBuf, String)> = Vec::new();
-    for cell in known.cells.iter().filter(|cell| cell.info.axes.len() > 1) {
-        if seen.contains(&base(cell)) {
-            continue;
-        }
-        seen.push(base(cell));
-        let own = |other: &&(usize, &Cell)| {
-            base(other.1) == base(cell) && other.1.info.axes.len() == cell.info.axes.len()
-        };
-        let all: Vec<(usize, &Cell)> = known.cells.iter().enumerate().collect();
-        let cells: Vec<(usize, &Cell)> = all.iter().filter(own).copied().collect();
-        grid(&base(cell).1, &cells, out);
-    }
+    let cells = known.cells.iter().enumerate().map(|(id, cell)| (&cell.info, (id, cell)));
+    matrices(cells).iter().filter(|matrix| matrix.axes() > 1).for_each(|matrix| grid(matrix, out));
 }
 
-fn grid(name: &str, cells: &[(usize, &Cell)], out: &mut String) {
-    let values = |axes: &[(String, String)]| {
-        axes.iter().map(|(_, value)| value.clone()).collect::<Vec<_>>().join(", ")
-    };
-    let (mut rows, mut columns): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
-    for (_, cell) in cells {
-        let Some((last, others)) = cell.info.axes.split_last() else { continue };
-        let (row, column) = (values(others), last.1.clone());
-        if !rows.contains(&row) {
-            rows.push(row);
-        }
-        if !columns.contains(&column) {
-            columns.push(column);
-        }
-    }
-    let name = text(name);
+fn grid(matrix: &Matrix<'_, (usize, &Cell)>, out: &mut String) {
+    let name = text(matrix.name);
     let _ = write!(
         out,
         "<section>\n<h2>{name}: the matrix</h2>\n<div class=\"wide\" tabindex=\"0\" role=\"region\" \
          aria-label=\"{name}: the matrix\">\n<table>\n<thead><tr><td></td>"
     );
-    for column in &columns {
+    for column in matrix.columns() {
         let _ = write!(out, "<th scope=\"col\">{}</th>", text(column));
     }
     out.push_str("</tr></thead>\n<tbody>\n");
-    for row in &rows {
-        let _ = write!(out, "<tr><th scope=\"row\">{}</th>", text(row));
-        for column in &columns {
-            let there = cells.iter().find(|(_, cell)| {
-                let Some((last, others)) = cell.info.axes.split_last() else { return false };
-                values(others) == *row && last.1 == *column
-            });
-            match there {
+    for (row, cells) in matrix.rows() {
+        let _ = write!(out, "<tr><th scope=\"row\">{}</th>", text(&row));
+        for cell in cells {
+            match cell {
                 Some((id, cell)) => {
                     let _ = write!(out, "<td><a href=\"#cell-{id}\">{}</a></td>", outcome(cell));
                 }
@@ -250,7 +220,11 @@ fn scenario(id: usize, cell: &Cell, out: &mut String) {
     if cell.left_out > 0 {
         let _ = writeln!(out, "<p>{} further entries are left out here.</p>", cell.left_out);
     }
-    timeline(cell, out);
+    timeline(id, cell, out);
+    if !cell.trees.is_empty() {
+        out.push_str("<h3>Snapshots</h3>\n");
+        cell.trees.iter().for_each(|(tag, dump)| tree(tag, dump, out));
+    }
     if let Some(end) = &cell.end {
         log("Scheduler's log, its end", &end.logs.scheduler, out);
         log("Console, its end", &end.logs.console, out);
@@ -312,35 +286,6 @@ fn check(check: &Check, out: &mut String) {
         let _ = write!(out, "<pre>{}\n{}</pre>", text(&at.to_string()), text(&at.text));
     }
     out.push_str("</li>\n");
-}
-
-fn timeline(cell: &Cell, out: &mut String) {
-    if cell.stages.is_empty() && cell.moments.is_empty() {
-        return;
-    }
-    out.push_str("<h3>Timeline</h3>\n<ol class=\"stages\">");
-    for (stage, detail) in &cell.stages {
-        let _ = write!(out, "<li>{} {}</li>", stage.word(), text(detail));
-    }
-    out.push_str("</ol>\n");
-    if cell.moments.is_empty() {
-        return;
-    }
-    out.push_str(
-        "<table>\n<thead><tr><th scope=\"col\">Workload clock</th>\
-                  <th scope=\"col\">What</th></tr></thead>\n<tbody>\n",
-    );
-    for moment in &cell.moments {
-        let what = match &moment.what {
-            What::Phase(name) => format!("phase {}", text(name)),
-            What::Frozen { tag, pause_us, copy_us } => {
-                format!("frozen {}: stood {pause_us} µs, {copy_us} µs of it to copy", text(tag))
-            }
-            What::Exited(reason) => format!("the scheduler left: {}", text(reason)),
-        };
-        let _ = writeln!(out, "<tr><td>{}</td><td>{what}</td></tr>", seconds(moment.elapsed_ms));
-    }
-    out.push_str("</tbody>\n</table>\n");
 }
 
 fn log(name: &str, log: &str, out: &mut String) {

@@ -71,8 +71,8 @@ fn whatever_a_guest_or_a_script_says_is_text_and_cut() {
     assert!(!page.contains("<script"), "{page}");
     assert!(!page.contains('\u{202e}'));
     let escaped = "&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt;&amp;&#39;·";
-    // Name twice, reason, stage, phase, tag, label, message, found, origin, log.
-    assert_eq!(page.matches(escaped).count(), 11, "{page}");
+    // Name twice, reason, stage, phase in the drawing and the table, tag, label, message, found, origin, log.
+    assert_eq!(page.matches(escaped).count(), 12, "{page}");
     assert!(page.contains(&format!("{} … (cut)", "p".repeat(4000))));
     assert!(page.contains(&"x".repeat(64_000)) && !page.contains(&"x".repeat(64_001)));
 }
@@ -132,6 +132,25 @@ fn only_reports_of_ours_are_replaced() {
     assert_eq!(Html::create(&root, &trouble).unwrap_err(), says);
     assert_eq!(fs::read_to_string(root.join("index.html")).unwrap(), "<html>mine</html>");
     assert_eq!(Html::create(Path::new("/dev/null"), &trouble).unwrap_err(), "File exists");
+}
+
+#[test]
+fn a_drawing_that_leaves_something_out_says_so() {
+    let freeze = |n: u64| RunEvent::Frozen {
+        cell: 0,
+        tag: format!("{n}"),
+        elapsed_ms: n,
+        pause_us: 1,
+        copy_us: 1,
+    };
+    for (count, says) in [(199, false), (200, true)] {
+        let mut known = known(&events()[..5]);
+        (0..count).for_each(|n| known.take(&freeze(n)));
+        let page = page::page(&known);
+        let text = "<p>The drawing has the first 200 phases and freezes.</p>";
+        assert_eq!(page.contains(text), says, "{count}");
+        assert_eq!(page.matches("<td>frozen ").count(), count as usize + 1);
+    }
 }
 
 #[test]

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::introspect::made_up_sched::Machine;
+use crate::script::tests::golden;
 use crate::snapshot::testing::changed;
-use crate::snapshot::{Field, KeyArg, SnapshotResult};
+use crate::snapshot::{Field, KeyArg, MissingStatsReason, SnapshotResult};
 
 /// What was captured, saved, and opened again.
 fn stored(snap: &Arc<Snapshot>) -> Arc<Snapshot> {
@@ -398,4 +399,68 @@ fn every_error_is_met_by_scripts_and_by_rust_alike() {
         assert!(lacks.starts_with(&format!("a {} has no \"no_such_thing\"", case.kind)), "{lacks}");
     }
     assert_eq!(kinds.len(), 16, "each of `is_of_snapshots`: {kinds:?}");
+}
+
+/// Kinds that need samples or statistics, as they may be; each has tests where it comes from.
+fn of_series() -> [SnapshotError; 5] {
+    use SnapshotError as E;
+    let tag = || "periodic_007".to_owned();
+    [
+        E::PlaceholderSample { tag: tag(), reason: "the vCPUs did not stop".to_owned() },
+        E::MissingStats { tag: tag(), reason: MissingStatsReason::NoSchedulerBinary },
+        E::HostFieldUnavailable { tag: tag(), cpu: 9 },
+        E::WalkerDriftedWithinPhase {
+            phase: "warm".to_owned(),
+            pinned_kvas: vec![0xffff_c900_0000_3000],
+            sample_kvas: vec![0xffff_c900_0000_b000],
+            requested: "nr_dispatched".to_owned(),
+        },
+        E::ProjectionFailed { reason: "Division by zero".to_owned() },
+    ]
+}
+
+/// `docs/errors.md`.
+fn page() -> String {
+    let mut out = String::from(
+        "# Errors\n\nWhat reading a snapshot can throw, each as a script provokes it and as it is told. The test that keeps \
+         this page\nalso provokes them. A script catches them:\n\n```text\ntry { snap.map(\"task_ctxx\"); }\ncatch (e) { \
+         print(`${e.kind}: ${e.available[0]} may be meant`); }\n```\n\nEvery error has `e.kind`, `e.message`, and the \
+         properties that are listed with it; `e.fields` has them as a map.\nCaught or not, the message is the same.\n",
+    );
+    let mut last = "";
+    let cases = [about_names(), about_values(), about_keys(), about_captures()];
+    let mut cases: Vec<Case> = cases.into_iter().flatten().collect();
+    cases.sort_by_key(|case| case.kind);
+    for case in &cases {
+        if case.kind != last {
+            let names = case.fields.as_object().unwrap().keys();
+            let names: Vec<String> = names.map(|name| format!("`{name}`")).collect();
+            out.push_str(&format!("\n## {}\n\n", case.kind));
+            match names.is_empty() {
+                true => out.push_str("It has no properties of its own.\n"),
+                false => out.push_str(&format!("Properties: {}.\n", names.join(", "))),
+            }
+            last = case.kind;
+        }
+        out.push_str(&format!("\n```text\n{}\n\n{}\n```\n", case.script, case.message));
+    }
+    out.push_str(
+        "\n# Errors of samples\n\nThese stand in a [series](series.md) in the place of a sample's value, or are thrown for \
+         want of [statistics](stats.md).\n",
+    );
+    for error in of_series() {
+        let fields = error.fields();
+        let names: Vec<String> = fields.keys().map(|name| format!("`{name}`")).collect();
+        out.push_str(&format!("\n## {}\n\n", error.kind()));
+        out.push_str(&format!("Properties: {}.\n\n```text\n{error}\n```\n", names.join(", ")));
+    }
+    out
+}
+
+#[test]
+fn the_page_of_the_book_has_every_error() {
+    let page = page();
+    golden::page("docs/errors.md", &page, "catalogue");
+    assert!(of_series().iter().all(|error| !is_of_snapshots(error)));
+    assert_eq!(page.matches("\n## ").count(), 16 + of_series().len());
 }

@@ -117,6 +117,40 @@ fn every_script_of_the_book_is_run() {
     assert!(scripts >= 25, "{scripts} scripts");
 }
 
+/// Tests that compare blocks of output with what is printed. Of the tutorial all are.
+const PRINTED_BY: [(&str, &[&str]); 6] = [
+    ("src/scenario/report/grid.rs", &["shown(\"ci.md\", 0)"]),
+    ("src/scenario/monitor/mod.rs", &["shown(\"monitor.md\", 0)"]),
+    ("tests/repl.rs", &["docs/repl.md"]),
+    ("src/scenario/samples.rs", &["shown(\"sampling.md\", 0)"]),
+    ("src/script/tests/series.rs", &["shown(\"series.md\", 0)", "shown(\"series.md\", 1)"]),
+    ("tests/tutorial.rs", &["docs/tutorial.md"]),
+];
+
+/// Pages whose block is a drawing, which no program prints.
+const DRAWN: [&str; 1] = ["how-it-works.md"];
+
+#[test]
+fn every_output_of_the_book_is_printed() {
+    for (path, calls) in PRINTED_BY {
+        let test = read(&project(path));
+        for call in calls {
+            assert!(test.contains(call), "{path} does not compare {call}");
+        }
+    }
+    for (name, page) in pages() {
+        let blocks = match name.as_str() {
+            // All of them are compared in one go.
+            "tutorial.md" => 1,
+            name if DRAWN.contains(&name) || MADE.contains(&name) => 0,
+            _ => page.matches("```text").count(),
+        };
+        let calls = PRINTED_BY.iter().flat_map(|(_, calls)| *calls);
+        let compared = calls.filter(|call| call.contains(name.as_str())).count();
+        assert_eq!(compared, blocks, "blocks of output in docs/{name}: see PRINTED_BY");
+    }
+}
+
 #[test]
 fn pages_are_plain() {
     for (name, page) in pages() {

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use place::shown::{is_shown, masked};
 use place::{Place, Said, alone, project};
 
 mod place;
@@ -114,6 +115,26 @@ fn a_script_works_with_a_machine() {
     );
     assert_eq!(said.code, Some(1), "{said:?}");
     assert!(said.out.contains("expected: 64") && said.out.ends_with("on\n"), "{said:?}");
+}
+
+#[test]
+fn the_book_shows_a_session() {
+    let _alone = alone();
+    let page = fs::read_to_string(project("docs/repl.md")).unwrap();
+    let block = |of: &str| page.split(of).nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let (inputs, outputs): (Vec<&str>, Vec<&str>) =
+        block("```text\n").lines().partition(|line| line.starts_with("> "));
+    let input: String = inputs.iter().map(|line| format!("{}\n", &line[2..])).collect();
+    let place = Place::new();
+    let args: Vec<&str> = block("```sh\ncryoscope ").split_whitespace().collect();
+    let mut command = place.command(&args);
+    command.current_dir(project(""));
+    let said = given(command, &input);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let lines = |all: &[&str]| all.iter().map(|line| masked(line)).collect::<Vec<_>>();
+    let found: Vec<&str> = said.out.lines().collect();
+    assert!(is_shown(&lines(&outputs), &lines(&found)), "shown: {outputs:#?}\nprinted: {said:?}");
+    assert_eq!(outputs.len(), 4);
 }
 
 #[test]

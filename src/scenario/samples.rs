@@ -289,6 +289,18 @@ mod tests {
         );
     }
 
+    #[test]
+    fn the_book_shows_what_came_of_samples() {
+        let report = SampleReport {
+            planned: Some(8),
+            fired: 6,
+            not_fired: 2,
+            latest_ms: 10,
+            ..SampleReport::default()
+        };
+        assert_eq!([report.to_string()], *crate::script::tests::golden::shown("sampling.md", 0));
+    }
+
     /// The same by looking at each.
     fn slow_next(boundaries: &Boundaries, i: u64, now: Duration) -> u64 {
         let mut next = i;

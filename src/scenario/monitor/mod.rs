@@ -282,4 +282,17 @@ mod tests {
         let json = serde_json::to_string(&report).unwrap();
         assert_eq!(serde_json::from_str::<MonitorReport>(&json).unwrap(), report);
     }
+
+    #[test]
+    fn the_book_shows_a_report() {
+        let report = MonitorReport {
+            readings: 39,
+            imbalance: Some(2.0),
+            depth: Some(("local:1".into(), 5)),
+            stuck_ms: Some((1, 100)),
+            events: [("SCX_EV_DISPATCH_KEEP_LAST".to_owned(), 31.4)].into(),
+            ..MonitorReport::default()
+        };
+        assert_eq!([report.to_string()], *crate::script::tests::golden::shown("monitor.md", 0));
+    }
 }

@@ -97,6 +97,7 @@ fn lines(
 mod tests {
     use super::super::matrix::tests::info;
     use super::*;
+    use crate::script::tests::golden::shown;
 
     fn told(cells: &[(CellInfo, Option<Outcome>)], width: usize) -> Vec<String> {
         let cells: Vec<Judged<'_>> = cells.iter().map(|(info, o)| (info, *o)).collect();
@@ -126,6 +127,15 @@ mod tests {
                 "  1n2l2c1t  inconclusive  -",
             ]
         );
+    }
+
+    #[test]
+    fn the_book_shows_a_grid() {
+        let mut cells = matrix();
+        cells.remove(0);
+        cells[2].1 = Some(Outcome::Pass);
+        cells[3].1 = Some(Outcome::Pass);
+        assert_eq!(told(&cells, 80), shown("ci.md", 0));
     }
 
     #[test]

@@ -91,3 +91,9 @@ impl Sink for Fan {
         self.sinks.iter_mut().for_each(|sink| sink.tick(model));
     }
 }
+
+/// A check as the report has it.
+#[cfg(test)]
+pub(crate) fn told(check: &Check) -> Vec<String> {
+    failure::check(check, Style::plain())
+}

@@ -27,6 +27,14 @@ pub(crate) fn page(at: &str, made: &str, tests: &str) {
     );
 }
 
+/// The lines of a block of output on a page of the book, the first of which is block 0.
+pub(crate) fn shown(page: &str, block: usize) -> Vec<String> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs").join(page);
+    let text = fs::read_to_string(&path).unwrap();
+    let blocks = text.split("```text\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    blocks.map(|block| block.lines().map(str::to_owned).collect()).nth(block).unwrap()
+}
+
 /// Runs every case of a file and compares.
 pub(super) fn check(name: &str, run: impl Fn(&str) -> String) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/script/tests").join(name);

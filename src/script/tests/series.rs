@@ -1,5 +1,6 @@
 //! Series and patterns as scripts use them, on a machine whose counters grow with its time.
 
+use super::golden::shown;
 use super::*;
 
 /// The fifo scheduler's machine; a scenario of 4 s with samples each 500 ms.
@@ -342,4 +343,23 @@ fn fields_are_drawn() {
     let two =
         ["nr_running      ▁▃▆█  1021 to 4021 over 0.50 s to 2.0 s", "nothing at all  no values"];
     assert_eq!(plots[2], two);
+}
+
+#[test]
+fn the_book_shows_a_pattern_that_fails_and_a_field_that_is_drawn() {
+    let ran = run_with(
+        "samples: 40, duration: \"4s\"",
+        "t.hold(\"4s\");\n\
+         let s = t.series();\n\
+         s.bpf(\"nr_running\").plot();\n\
+         let stalls = |snap| { let n = snap.global(\"nr_running\"); if n < 6000 { n } else { 6000 } };\n\
+         s.bpf(\"nr_dispatched\", stalls).strictly_increasing();",
+    );
+    let told = crate::scenario::report::told(ran.checks()[0]);
+    assert_eq!(told[..3], shown("series.md", 0), "{ran:#?}");
+    let drawn = ran.records.iter().find_map(|record| match record {
+        Record::Plot(plot) => Some(plot.text()),
+        _ => None,
+    });
+    assert_eq!(drawn.unwrap(), shown("series.md", 1));
 }

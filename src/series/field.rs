@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::PhaseNames;
-use crate::snapshot::{Meta, Scalar, SnapshotError, SnapshotResult};
+use crate::snapshot::{DELTA, Meta, Scalar, SnapshotError, SnapshotResult};
 
 /// When a sample was taken, and in which phase.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,11 +147,19 @@ impl SeriesField {
     /// How much more the last value is than the first.
     ///
     /// # Errors
-    /// As [`SeriesField::min`]; [`SnapshotError::TypeMismatch`] when it needs more than 64 bits.
+    /// As [`SeriesField::min`]; [`SnapshotError::NoMatch`] too when one sample alone has a value,
+    /// of which nobody knows whether it changes; [`SnapshotError::TypeMismatch`] when it needs more
+    /// than 64 bits.
     pub fn delta(&self) -> SnapshotResult<Scalar> {
-        let numbers = self.numbers("delta")?;
-        let (Some(first), Some(last)) = (numbers.first(), numbers.last()) else {
-            return Err(self.nothing("delta"));
+        let numbers = self.numbers(DELTA)?;
+        let [first, .., last] = numbers.as_slice() else {
+            let alone = self.usable().map(|(stamp, _)| stamp.tag.to_string());
+            return Err(SnapshotError::NoMatch {
+                map: self.label.to_string(),
+                op: DELTA.to_owned(),
+                len: numbers.len(),
+                available_keys: alone.collect(),
+            });
         };
         last.minus(*first).ok_or_else(|| SnapshotError::TypeMismatch {
             expected: "a difference that fits 64 bits".to_owned(),

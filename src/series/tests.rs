@@ -226,6 +226,8 @@ fn reductions_over_nothing_say_so() {
     for error in [none.first().err(), none.last().err(), none.mean().err(), none.delta().err()] {
         assert_eq!(error.unwrap().kind(), "NoMatch");
     }
+    let lost = ints(&[3]).delta().unwrap_err();
+    assert_eq!(lost.to_string(), "delta needs two samples with a value, and \"x\" has one: s0");
     let some = ints(&[3, 1, 8]);
     assert_eq!((some.min(), some.max()), (Ok(Scalar::Int(1)), Ok(Scalar::Int(8))));
     assert_eq!((some.mean(), some.delta()), (Ok(4.0), Ok(Scalar::Int(5))));

@@ -12,6 +12,9 @@ use serde_json::{Map, Value};
 
 use super::reason::MissingStatsReason;
 
+/// The call of a [`SnapshotError::NoMatch`] that found one sample where it needs two.
+pub(crate) const DELTA: &str = "delta";
+
 /// What reading a snapshot answers.
 pub type SnapshotResult<T> = Result<T, SnapshotError>;
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::error::{ExcludedMap, SnapshotError};
+use super::error::{DELTA, ExcludedMap, SnapshotError};
 use crate::words::nearest;
 
 /// Names that a message lists before it says how many more there are.
@@ -246,6 +246,9 @@ fn no_match(
     keys: &[String],
 ) -> fmt::Result {
     let map = quoted(map);
+    if let (DELTA, [alone]) = (op, keys) {
+        return write!(f, "{op} needs two samples with a value, and {map} has one: {}", cut(alone));
+    }
     match len {
         0 => return write!(f, "{op} found nothing in {map}: it is empty"),
         1 => write!(f, "{op} found nothing in {map}, which has one entry")?,
@@ -571,6 +574,10 @@ mod tests {
                 "find found nothing in \"task_ctx\", which has one entry; keys there: 0x07000000 \
                  (bytes, because the map's key has no BTF type: give raw bytes, or declare the \
                  map with __type(key, ..))",
+            ),
+            (
+                no_match("delta", 1, &["periodic_003"]),
+                "delta needs two samples with a value, and \"task_ctx\" has one: periodic_003",
             ),
             (no_match("max_by", 0, &[]), "max_by found nothing in \"task_ctx\": it is empty"),
             (

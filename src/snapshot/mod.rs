@@ -57,6 +57,7 @@ pub use contents::{CapturedMap, Cast, Contents, Decode, Detail, Details, MapAttr
 pub use diff::{Change, Diff, Value};
 pub use edit::Place;
 pub use entry::{Entry, Reduce};
+pub(crate) use error::DELTA;
 pub use error::{ExcludedMap, SnapshotError, SnapshotResult};
 pub use json::to_json;
 pub use kernel::{

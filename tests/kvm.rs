@@ -38,22 +38,37 @@ fn the_shape_is_what_was_asked(machine: &mut Machine) {
     }
 }
 
-/// What KVM gathers of it comes whole and in order.
-fn the_console_has_all_that_the_kernel_says(machine: &mut Machine) {
-    let Answer::Text(log) = machine.call(Op::Dmesg) else { panic!("no log") };
-    let console = machine.freezer.engine().console().text();
+/// How many lines a log has, all of which are on the console, in this order.
+fn lines_in_common(log: &str, console: &str) -> Result<usize, String> {
     let words = |line: &str| line.split_once("] ").map(|(_, words)| words.trim().to_owned());
     let said: Vec<String> = console.lines().filter_map(words).collect();
     // What is said before there is a console comes again when there is one.
-    let mut at = said.iter().rposition(|line| line.starts_with("Linux version")).expect("a start");
+    let mut at =
+        said.iter().rposition(|line| line.starts_with("Linux version")).ok_or("no start")?;
     let mut nr = 0;
     for line in log.lines().filter_map(words).filter(|line| !line.is_empty()) {
         match said[at..].iter().position(|other| *other == line) {
             Some(more) => at += more,
-            None => panic!("the console lacks {line:?} after {:?}:\n{console}", said[at]),
+            None => return Err(format!("the console lacks {line:?} after {:?}", said[at])),
         }
         nr += 1;
     }
+    Ok(nr)
+}
+
+/// What KVM gathers of it comes whole and in order.
+fn the_console_has_all_that_the_kernel_says(machine: &mut Machine) {
+    let Answer::Text(log) = machine.call(Op::Dmesg) else { panic!("no log") };
+    // A CPU may still be at a line that the log has already.
+    let until = Instant::now() + Duration::from_secs(30);
+    let (console, nr) = loop {
+        let console = machine.freezer.engine().console().text();
+        match lines_in_common(&log, &console) {
+            Ok(nr) => break (console, nr),
+            Err(why) if Instant::now() > until => panic!("{why}:\n{console}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    };
     assert!(nr > 100, "{nr} lines");
     let exits = machine.freezer.engine().exits();
     println!("{nr} lines in {} bytes; exits: {exits:?}", console.len());

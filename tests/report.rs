@@ -71,7 +71,18 @@ fn of_cell(cell: usize, word: &str) -> Vec<RunEvent> {
     for i in 0..20 {
         let tag = format!("periodic_{i:03}");
         let elapsed_ms = 150 * i;
-        out.push(RunEvent::Frozen { cell, tag, elapsed_ms, pause_us: 2_500, copy_us: 800 });
+        let placeholder = (i == 7).then(|| word.to_owned());
+        out.push(RunEvent::Frozen {
+            cell,
+            tag,
+            elapsed_ms,
+            pause_us: 2_500,
+            copy_us: 800,
+            placeholder,
+        });
+    }
+    for (attached, elapsed_ms) in [(None, 1_200), (Some(word.to_owned()), 1_350)] {
+        out.push(RunEvent::Scheduler { cell, attached, elapsed_ms });
     }
     out.push(RunEvent::SchedulerExited { cell, reason: word.into(), elapsed_ms: 3_300 });
     let line = |label: &str, factor: f64| PlotLine {
@@ -110,7 +121,8 @@ impl Bench {
         Bench { dir, page }
     }
 
-    /// Starts the browser and gives what it prints; it has a minute.
+    /// Starts the browser and gives what it prints; it has minutes, since machines are emulated
+    /// beside it.
     fn browse(&self, page: &Path, more: &[&str]) -> String {
         let out = self.dir.path().join("out");
         let err = self.dir.path().join("err");
@@ -118,13 +130,16 @@ impl Bench {
         let mut command = Command::new("chromium");
         command.args(["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]);
         command.args(["--disable-dev-shm-usage", "--no-first-run", "--disable-extensions"]);
+        // It has nothing to ask of any network.
+        command.args(["--disable-background-networking", "--disable-component-update"]);
+        command.args(["--disable-sync", "--disable-quic", "--no-default-browser-check"]);
         command.arg(format!("--user-data-dir={}", self.dir.path().join("profile").display()));
         command.args(more).arg(format!("file://{}", page.display()));
         let mut browser =
             command.stdout(file(&out)).stderr(file(&err)).spawn().unwrap_or_else(|e| {
                 panic!("chromium cannot be started, `make browser` installs it: {e}")
             });
-        let until = Instant::now() + Duration::from_secs(60);
+        let until = Instant::now() + Duration::from_secs(240);
         let read = |path: &Path| String::from_utf8_lossy(&fs::read(path).expect("it")).into_owned();
         loop {
             if let Some(status) = browser.try_wait().expect("a child") {
@@ -134,7 +149,7 @@ impl Bench {
             if Instant::now() > until {
                 let _ = browser.kill();
                 let _ = browser.wait();
-                panic!("chromium {more:?} did not end in a minute\n{}", read(&err));
+                panic!("chromium {more:?} did not end in time\n{}", read(&err));
             }
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -83,6 +83,16 @@ pub enum RunEvent {
         /// When it began.
         elapsed_ms: u64,
     },
+    /// A scheduler was attached, or let go on demand, while the workload runs.
+    Scheduler {
+        /// Which cell.
+        cell: usize,
+        /// The one that was attached; none when it was let go.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        attached: Option<String>,
+        /// When.
+        elapsed_ms: u64,
+    },
     /// The machine was frozen, copied, and runs on.
     Frozen {
         /// Which cell.
@@ -95,6 +105,9 @@ pub enum RunEvent {
         pause_us: u64,
         /// Microseconds of that which our own copying took.
         copy_us: u64,
+        /// Why nothing was copied, when the snapshot is a placeholder.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        placeholder: Option<String>,
     },
     /// No more samples are taken; at most once in an attempt.
     Sampled {
@@ -280,6 +293,7 @@ impl RunEvent {
             RunEvent::CellStarted { cell, .. }
             | RunEvent::Stage { cell, .. }
             | RunEvent::Phase { cell, .. }
+            | RunEvent::Scheduler { cell, .. }
             | RunEvent::Frozen { cell, .. }
             | RunEvent::Sampled { cell, .. }
             | RunEvent::Monitored { cell, .. }

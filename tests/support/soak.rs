@@ -10,10 +10,10 @@ use cryoscope::vm::{self, EngineChoice, ExitKind, RENDEZVOUS, Standstill, VmSpec
 use cryoscope::wire::{Answer, Exec, Op, Work, WorkKind};
 
 /// How long the machine is paused by hand, once.
-const BY_HAND: Duration = Duration::from_secs(4);
+const BY_HAND: Duration = Duration::from_secs(8);
 /// The longest time for which a busy host may keep a program of the guest from running. A machine
 /// that did not hide [`BY_HAND`] would show more.
-const STARVED: Duration = Duration::from_millis(2500);
+const STARVED: Duration = Duration::from_secs(6);
 /// How long one look at the clocks takes.
 const LOOK: &str = "2";
 

@@ -246,6 +246,7 @@ impl Taker {
             elapsed_ms: snapshot.elapsed_ms(),
             pause_us: pause.total_us,
             copy_us: pause.copy_us,
+            placeholder: snapshot.placeholder_reason().map(str::to_owned),
         });
         let late = snapshot.elapsed_ms().saturating_sub(ms(due));
         let placeholder = snapshot.is_placeholder();

@@ -7,12 +7,14 @@
 //! ```
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use super::boot::ATTACH;
 use super::stage;
 use super::{CALL, Lab, unexpected};
 use crate::kernel::{CacheDir, KernelImage};
 use crate::scenario::SchedulerOptions;
+use crate::scenario::event::RunEvent;
 use crate::scenario::lab::{LabError, LabResult};
 use crate::scenario::stats;
 use crate::scenario::verdict::Recorder;
@@ -128,6 +130,7 @@ impl Lab {
             Answer::Detached { .. } => {
                 self.state().scheduler.attached = false;
                 self.stats.changed(None);
+                self.tell_scheduler(None);
                 Ok(())
             }
             other => Err(unexpected(&other)),
@@ -179,6 +182,13 @@ impl Lab {
         Ok(())
     }
 
+    /// Says that one was attached, or let go.
+    fn tell_scheduler(&self, attached: Option<String>) {
+        let elapsed_ms = self.state().clock.elapsed_ms(Instant::now());
+        let cell = self.parts.events.cell();
+        self.parts.events.send(&RunEvent::Scheduler { cell, attached, elapsed_ms });
+    }
+
     fn bring_up(&self, prepared: &Prepared, asked: &SchedulerOptions) -> LabResult<()> {
         self.load(Current::of(prepared, asked))
     }
@@ -198,8 +208,10 @@ impl Lab {
         state.scheduler = Current { attached: true, left: false, ..scheduler };
         state.under_test = true;
         self.stats.changed(state.scheduler.serves());
+        let name = state.scheduler.name.clone();
         drop(state);
         self.expect_exits();
+        self.tell_scheduler(Some(name));
         Ok(())
     }
 }

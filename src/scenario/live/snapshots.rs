@@ -38,6 +38,7 @@ impl Lab {
             elapsed_ms: snapshot.elapsed_ms(),
             pause_us: pause.total_us,
             copy_us: pause.copy_us,
+            placeholder: snapshot.placeholder_reason().map(str::to_owned),
         });
     }
 

@@ -63,7 +63,18 @@ struct Moment {
 #[derive(Debug)]
 enum What {
     Phase(String),
-    Frozen { tag: String, pause_us: u64, copy_us: u64 },
+    /// Attached, or let go.
+    Scheduler(Option<String>),
+    Frozen {
+        tag: String,
+        pause_us: u64,
+        copy_us: u64,
+    },
+    /// Why there is nothing in a snapshot.
+    Placeholder {
+        tag: String,
+        why: String,
+    },
     Exited(String),
 }
 
@@ -107,6 +118,13 @@ impl Cell {
             }
             RunEvent::Phase { name, elapsed_ms, .. } => {
                 self.moment(*elapsed_ms, What::Phase(name.clone()));
+            }
+            RunEvent::Scheduler { attached, elapsed_ms, .. } => {
+                self.moment(*elapsed_ms, What::Scheduler(attached.clone()));
+            }
+            RunEvent::Frozen { tag, elapsed_ms, placeholder: Some(why), .. } => {
+                let (tag, why) = (tag.clone(), why.clone());
+                self.moment(*elapsed_ms, What::Placeholder { tag, why });
             }
             RunEvent::Frozen { tag, elapsed_ms, pause_us, copy_us, .. } => {
                 let (tag, pause_us, copy_us) = (tag.clone(), *pause_us, *copy_us);

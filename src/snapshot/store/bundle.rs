@@ -25,7 +25,7 @@ use super::write::{Blobs, replace};
 use super::{Shelved, StoreError};
 use crate::btf::Btf;
 
-const MAGIC: [u8; 8] = *b"crys\x8f\r\n\x1a";
+pub(super) const MAGIC: [u8; 8] = *b"crys\x8f\r\n\x1a";
 const VERSION: u32 = 1;
 /// Bytes before the first snapshot.
 const START: u64 = FIXED as u64 + 8;

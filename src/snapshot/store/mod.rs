@@ -68,6 +68,16 @@ pub enum StoreError {
         /// As given.
         path: PathBuf,
     },
+    /// It holds many.
+    #[error(
+        "{0} is a series of many snapshots: open(\"{0}\") gives it to a script, and .at(0) its first \
+         snapshot, which .save(..) writes to a file of its own",
+        path.display()
+    )]
+    Series {
+        /// As given.
+        path: PathBuf,
+    },
     /// It was written by a newer cryoscope.
     #[error(
         "{} is a snapshot of version {version}, and this cryoscope reads versions up to {VERSION}: \

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::super::contents::{CapturedMap, Contents, Detail, Details, MapAttrs};
 use super::super::{KernelState, Snapshot, Symbols};
 use super::StoreError;
+use super::bundle::MAGIC as SERIES;
 use super::format::{
     Blob, FIXED, Header, MAGIC, MAX_BLOB, MAX_BLOBS, MAX_BTF, MAX_DETAILS, MAX_HEADER, MAX_SYMBOLS,
     StoredBtf, StoredKernel, StoredMap, VERSION,
@@ -125,6 +126,9 @@ impl Stored {
         match file.read_exact_at(&mut fixed, base) {
             Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => return Err(read(e)),
             Ok(()) if fixed[..8] == MAGIC => {}
+            Ok(()) if fixed[..8] == SERIES => {
+                return Err(StoreError::Series { path: path.to_owned() });
+            }
             _ => return Err(StoreError::NoSnapshot { path: path.to_owned() }),
         }
         let number = |i: usize| {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::introspect;
 use crate::snapshot::testing::{Object, Rows, made_up, meta, sample};
-use crate::snapshot::{KernelState, KeyArg, ModuleState, Snapshot, StoreError, Symbols};
+use crate::snapshot::{KernelState, KeyArg, ModuleState, Snapshot, StoreError, Symbols, save_all};
 
 /// The snapshot that a file of it gives.
 pub(super) fn stored(snapshot: &Snapshot) -> Arc<Snapshot> {
@@ -212,6 +212,14 @@ fn what_is_no_snapshot_says_what_it_is() {
     assert_eq!(
         Snapshot::open(Path::new("/nowhere.cryo")).unwrap_err().to_string(),
         "cannot open /nowhere.cryo: No such file or directory"
+    );
+    save_all(&path, std::iter::once(sample())).unwrap();
+    assert_eq!(
+        Snapshot::open(&path).unwrap_err().to_string(),
+        format!(
+            "{shown} is a series of many snapshots: open(\"{shown}\") gives it to a script, and \
+             .at(0) its first snapshot, which .save(..) writes to a file of its own"
+        )
     );
     sample().save(&path).unwrap();
     let whole = fs::read(&path).unwrap();

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use cryoscope::snapshot::{CaptureRequest, Meta};
+use cryoscope::freeze::Opened;
+use cryoscope::snapshot::{CaptureRequest, Meta, Place, Scalar};
 use cryoscope::vm::initramfs::Initramfs;
 use cryoscope::vm::{Boot, EngineChoice, VmSpec};
 use cryoscope::wire::{Answer, Op, PORT_NAME, TTY_ARG};
@@ -25,6 +26,7 @@ const BODIES: &[Body] = &[
     ("freezes show the guest", freezes_show_the_guest),
     ("pauses are hidden from it", pauses_are_hidden_from_it),
     ("all CPUs have one TSC", all_cpus_have_one_tsc),
+    ("what is written the guest has", what_is_written_the_guest_has),
     ("traps fire", |machine| traps::fire_on_kvm(machine.freezer.engine_mut(), &machine.channel)),
 ];
 
@@ -130,6 +132,18 @@ fn all_cpus_have_one_tsc(machine: &mut Machine) {
         last = all[0];
         // The guest gets to run.
         machine.uptime();
+    }
+}
+
+/// Hot and frozen, and the value before is the one that was there.
+fn what_is_written_the_guest_has(machine: &mut Machine) {
+    let place = Place::Symbol { path: "panic_timeout".into(), ty: Some("int".into()) };
+    for (frozen, old, new) in [(false, -1, 17), (true, 17, 4), (false, 4, -1)] {
+        let value = Scalar::Int(new);
+        let write = |opened: &mut Opened<'_>| opened.capturer.write_place(&place, &value);
+        let before = machine.freezer.with_kernel(frozen, write).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(before, Ok(Scalar::Int(old)));
+        assert_eq!(machine.file("/proc/sys/kernel/panic"), new.to_string());
     }
 }
 

@@ -171,12 +171,12 @@ fn entry(function: &FunctionDoc) -> String {
 }
 
 fn in_full(function: &FunctionDoc) -> String {
-    let mut out = format!("    {}\n", function.signature());
-    for line in function.doc.lines() {
-        out.push_str(format!("        {line}").trim_end());
-        out.push('\n');
-    }
-    out
+    format!("    {}\n{}", function.signature(), indented(&function.doc, "        "))
+}
+
+/// The lines of a text behind blanks.
+fn indented(text: &str, blanks: &str) -> String {
+    text.lines().fold(String::new(), |out, line| out + format!("{blanks}{line}").trim_end() + "\n")
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use crate::script::ModuleDoc;
 use crate::script::surface::{FunctionDoc, Surface};
 
-use super::{is_offered, members, owners};
+use super::{indented, is_offered, members, owners};
 
 /// The page.
 pub(super) fn markdown(surface: &Surface, modules: &[ModuleDoc]) -> String {
@@ -43,12 +43,7 @@ fn of_type(surface: &Surface, name: &str) -> String {
 
 /// A signature with all that is said of it, as an item of a list.
 fn item(function: &FunctionDoc) -> String {
-    let mut out = format!("- `{}`\n", function.signature());
-    for line in function.doc.trim().lines() {
-        out.push_str(format!("  {line}").trim_end());
-        out.push('\n');
-    }
-    out
+    format!("- `{}`\n{}", function.signature(), indented(function.doc.trim(), "  "))
 }
 
 #[cfg(test)]

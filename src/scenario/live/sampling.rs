@@ -21,6 +21,7 @@ use super::clock::Clock;
 use super::machine::{CallError, Machine};
 use super::monitoring::Latest;
 use super::sampled::Store;
+use super::snapshots::frozen;
 use super::stats::Stats;
 use super::{Events, Lab};
 use crate::scenario::event::RunEvent;
@@ -239,15 +240,7 @@ impl Taker {
     }
 
     fn keep(&self, snapshot: Arc<Snapshot>, due: Duration, troubled: &mut bool) {
-        let pause = snapshot.pause();
-        self.order.events.send(&RunEvent::Frozen {
-            cell: self.order.events.cell(),
-            tag: snapshot.tag().to_owned(),
-            elapsed_ms: snapshot.elapsed_ms(),
-            pause_us: pause.total_us,
-            copy_us: pause.copy_us,
-            placeholder: snapshot.placeholder_reason().map(str::to_owned),
-        });
+        self.order.events.send(&frozen(self.order.events.cell(), &snapshot));
         let late = snapshot.elapsed_ms().saturating_sub(ms(due));
         let placeholder = snapshot.is_placeholder();
         // It is written to the file without the lock, so that nobody waits for that.

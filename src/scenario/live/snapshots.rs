@@ -14,6 +14,19 @@ const HELD: u64 = 2 << 30;
 /// How many snapshots a scenario may hold.
 pub(super) const MOST_SNAPSHOTS: usize = 10_000;
 
+/// What is told of a snapshot that was taken.
+pub(super) fn frozen(cell: usize, snapshot: &Snapshot) -> RunEvent {
+    let pause = snapshot.pause();
+    RunEvent::Frozen {
+        cell,
+        tag: snapshot.tag().to_owned(),
+        elapsed_ms: snapshot.elapsed_ms(),
+        pause_us: pause.total_us,
+        copy_us: pause.copy_us,
+        placeholder: snapshot.placeholder_reason().map(str::to_owned),
+    }
+}
+
 impl Lab {
     /// Freezes; see [`crate::scenario::lab::LabOps::freeze_unkept`].
     pub(super) fn take_snapshot(
@@ -31,15 +44,7 @@ impl Lab {
     /// Keeps a snapshot, and says that there is one.
     pub(super) fn keep_snapshot(&self, snapshot: &Arc<Snapshot>) {
         self.state().snapshots.push(snapshot.clone());
-        let pause = snapshot.pause();
-        self.parts.events.send(&RunEvent::Frozen {
-            cell: self.parts.events.cell(),
-            tag: snapshot.tag().to_string(),
-            elapsed_ms: snapshot.elapsed_ms(),
-            pause_us: pause.total_us,
-            copy_us: pause.copy_us,
-            placeholder: snapshot.placeholder_reason().map(str::to_owned),
-        });
+        self.parts.events.send(&frozen(self.parts.events.cell(), snapshot));
     }
 
     /// What a snapshot that is taken now says of itself.
